@@ -1,0 +1,41 @@
+# `make run` and `make test` set up what they need; `make help` lists the rest.
+DESTDIR ?=
+PREFIX ?= /usr
+SBINDIR ?= /sbin
+LIB = $(PREFIX)/lib/stack
+VENV = .venv
+BASE_PYTHON ?=
+PYTHON ?= $(VENV)/bin/python
+# The Python of the target: whose byte code is compiled, and whose site-packages gets the path to our modules.
+TARGET_PYTHON ?= /usr/bin/python3
+INIT_PYTHON ?= /usr/bin/python3
+SITEDIR ?= $(shell $(TARGET_PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+MODULES = $(filter-out laptop.py,$(wildcard *.py))
+DATA = mosquitto.conf wifi_recording.txt
+SECONDS ?=
+PROFILE ?=
+
+.PHONY: help run test lint bench install setup clean
+
+help:
+	@echo "make run [SECONDS=n] [PROFILE=FILE]   boot the board in namespaces"
+	@echo "make test | lint | bench              tests, ruff and mypy, figures beside the peers"
+	@echo "make install DESTDIR= PREFIX=         what an image needs"
+
+run: setup
+	@$(PYTHON) laptop.py $(if $(SECONDS),--seconds $(SECONDS)) $(if $(PROFILE),--profile $(PROFILE)) $(OPTIONS)
+
+setup:
+	@./setup.sh
+	@$(MAKE) -s install DESTDIR=$(CURDIR)/build/root PREFIX=/stack SBINDIR=/stack/sbin SITEDIR= TARGET_PYTHON=$(PYTHON)
+
+install:
+	install -d $(DESTDIR)$(LIB) $(DESTDIR)$(SBINDIR) $(DESTDIR)$(PREFIX)/bin
+	install -m 644 $(MODULES) $(DATA) $(DESTDIR)$(LIB)
+	printf '#!%s -ESB\n%s\n' "$(INIT_PYTHON)" 'import sys; sys.path.insert(0, "$(LIB)"); import stack; sys.exit(stack.main(sys.argv[1:]))' > $(DESTDIR)$(SBINDIR)/stack.py
+	printf '#!/bin/sh\nexec "$${STACK_PYTHON:-$(INIT_PYTHON)}" $(LIB)/prompt.py "$$@"\n' > $(DESTDIR)$(PREFIX)/bin/sv
+	chmod 755 $(DESTDIR)$(SBINDIR)/stack.py $(DESTDIR)$(PREFIX)/bin/sv
+	if [ -n "$(SITEDIR)" ]; then install -d $(DESTDIR)$(SITEDIR) && echo $(LIB) > $(DESTDIR)$(SITEDIR)/stack.pth; fi
+	rm -rf $(DESTDIR)$(LIB)/__pycache__
+	$(TARGET_PYTHON) -m compileall -q -s "$(DESTDIR)" --invalidation-mode unchecked-hash $(DESTDIR)$(LIB)
+	$(TARGET_PYTHON) -m compileall -q -f -s "$(DESTDIR)" --invalidation-mode checked-hash $(DESTDIR)$(LIB)/settings*.py

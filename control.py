@@ -1,0 +1,157 @@
+"""The control socket: one JSON request, one JSON reply, over Unix SEQPACKET. Server and client side by side.
+
+A request is an object with "op" and what the operation needs; the reply is {"ok": ...} or {"error": "a sentence"}.
+The kernel frames messages and vouches for the peer's uid (SO_PEERCRED, `man 7 unix`): anyone reads, root acts.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import _log
+from lean import TYPE_CHECKING, socket
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from loop import Loop
+
+    Handler = Callable[[dict[str, Any], int, float], Any]
+
+SOCKET = "/run/stack/control"
+MAX_REQUEST = 64 * 1024
+MAX_CLIENTS = 64  # more, and the one that has been silent for longest is dropped
+ACCEPTS_A_TURN = 32
+PATIENCE = 10.0  # seconds for a client that has connected and says nothing
+SEND_BUFFER = 1024 * 1024
+
+
+class SVError(Exception):
+    """What was asked cannot be done; the text is a sentence for people."""
+
+
+class Control:
+    """PID 1's end. It never waits for a client: what cannot be read or sent at once is dropped with its connection."""
+
+    def __init__(self, loop: Loop, path: str, handler: Handler) -> None:
+        self._loop = loop
+        self._handler = handler
+        self._clients: dict[int, tuple[socket.socket, float]] = {}  # by descriptor, the longest silent first
+        if os.path.lexists(path):
+            os.unlink(path)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        kind = socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        self._listener = socket.socket(socket.AF_UNIX, kind, 0)
+        self._listener.bind(path)
+        os.chmod(path, 0o666)
+        self._listener.listen(128)
+        loop.watch(self._listener.fileno(), self._accept)
+        loop.timers.append((self.next_deadline, self.tick))
+
+    def next_deadline(self) -> float | None:
+        return next((deadline for _, deadline in self._clients.values()), None)
+
+    def tick(self, now: float) -> None:
+        """Drop those that connected and stay silent."""
+        while self._clients:
+            fd, (_, deadline) = next(iter(self._clients.items()))
+            if deadline > now:
+                return
+            self._drop(fd)
+
+    def _accept(self, now: float) -> None:
+        for _ in range(ACCEPTS_A_TURN):
+            if len(self._clients) >= MAX_CLIENTS:
+                self._drop(next(iter(self._clients)))
+            try:
+                client = accept(self._listener)
+            except BlockingIOError:
+                return
+            client.setblocking(False)
+            fd = client.fileno()
+            self._clients[fd] = (client, now + PATIENCE)
+            self._loop.watch(fd, lambda now, fd=fd: self._readable(fd, now))
+
+    def _drop(self, fd: int) -> None:
+        client, _ = self._clients.pop(fd)
+        self._loop.unwatch(fd)
+        client.close()
+
+    def _readable(self, fd: int, now: float) -> None:
+        client, _ = self._clients[fd]
+        try:
+            message, _, flags, _ = client.recvmsg(MAX_REQUEST)
+            if message:
+                _send(client, self._answer(client, message, flags, now))
+        except BlockingIOError:
+            return
+        except OSError as error:  # it has vanished, or does not take its reply: its own loss
+            _log.debug(f"control client: {error}")
+        self._drop(fd)
+
+    def _answer(self, client: socket.socket, message: bytes, flags: int, now: float) -> dict[str, Any]:
+        import json  # at the first request: a board that nobody asks does not pay for it
+
+        if flags & socket.MSG_TRUNC:
+            return {"error": f"the request is longer than {MAX_REQUEST} bytes"}
+        try:
+            request = json.loads(message)
+        except (ValueError, RecursionError) as error:
+            return {"error": f"the request is not JSON: {error}"}
+        if not isinstance(request, dict) or not isinstance(request.get("op"), str):
+            return {"error": 'the request is not an object with an "op", such as {"op": "stats"}'}
+        try:
+            return {"ok": self._handler(request, peer_uid(client), now)}
+        except SVError as error:
+            return {"error": str(error)}
+        except Exception as error:  # one request must not touch the others
+            self._loop.errors += 1
+            _log.error(f"control request {str(request)[:100]}: {type(error).__name__}: {error}")
+            return {"error": f"PID 1 failed on this request: {type(error).__name__}: {error}"}
+
+
+def accept(listener: socket.socket) -> socket.socket:
+    """One connection of a non-blocking listener, from the `socket` module or from the C module under it."""
+    fd, _ = listener._accept()  # type: ignore[attr-defined]
+    return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=fd)
+
+
+def peer_uid(client: socket.socket) -> int:
+    """The uid at the other end (struct ucred: pid, uid, gid)."""
+    credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return int.from_bytes(credentials[4:8], sys.byteorder)
+
+
+def _send(client: socket.socket, reply: dict[str, Any]) -> None:
+    import json
+
+    message = json.dumps(reply).encode()
+    if len(message) > 100_000:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+    client.send(message)
+
+
+def ask(path: str, request: dict[str, Any], timeout: float = 10.0) -> Any:
+    """Send one request to PID 1 and return its answer; SVError where it refuses, is not there, or does not answer."""
+    import json
+
+    client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC, 0)
+    client.settimeout(timeout)
+    try:
+        client.connect(path)
+        client.send(json.dumps(request).encode())
+        message = client.recv(4 * SEND_BUFFER)
+    except TimeoutError:
+        raise SVError(f"PID 1 did not answer within {timeout:g} s") from None
+    except OSError as error:
+        raise SVError(f"cannot reach PID 1 at {path}: {error.strerror}; is this the board that stack.py runs?") from None
+    finally:
+        client.close()
+    if not message:
+        raise SVError("PID 1 closed the connection without an answer")
+    reply = json.loads(message)
+    if "error" in reply:
+        raise SVError(reply["error"])
+    return reply["ok"]

@@ -1,0 +1,356 @@
+"""The board on a laptop: boots stack.py as PID 1 of new namespaces, on a terminal or in the background.
+
+The board has a root view of its own: a tmpfs with the host's /usr, /etc and the like bound read-only, its own /dev,
+/proc, /run, /tmp and /var, and our modules under /stack. Nothing on the host changes, also as root.
+An ordinary user gets a user namespace as well (`man 7 user_namespaces`, `man 7 pid_namespaces`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import pty
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import termios
+import time
+import tty
+from fcntl import ioctl
+
+from syscalls import CAPABILITIES, MNT_DETACH, MOUNT_FLAGS, PR_CAPBSET_DROP, PR_SET_PDEATHSIG, check, libc, mount, prctl, umount
+
+CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000  # linux/sched.h
+CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
+MOUNT_SETATTR, AT_RECURSIVE, MOUNT_ATTR_RDONLY = 442, 0x8000, 0x1  # the same number on every architecture
+
+HOST_FOLDERS = "usr bin sbin lib lib32 lib64 libx32 etc opt nix gnu".split()
+NODES = "null zero full random urandom tty".split()
+MASKED = ("/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus")  # the kernel is the host's
+# What root on the board must not have, because there is no namespace for it.
+DROPPED = (
+    "linux_immutable sys_module sys_rawio sys_time mknod audit_control mac_override mac_admin syslog wake_alarm "
+    "block_suspend audit_read perfmon bpf checkpoint_restore"
+).split()
+GRACE = 40.0  # seconds for a teardown that we asked for; its own deadlines are shorter
+
+
+# --- before PID 1: namespaces and a root view ---------------------------------------------------------------------
+def unshare(flags: int) -> None:
+    """man 2 unshare."""
+    check(libc.unshare(flags))
+
+
+def map_ids(pid: int, uid: int, gid: int) -> None:
+    """Make `uid` the root of a new user namespace; with /etc/subuid and newuidmap(1), give it other users too."""
+    user = subprocess.run(["id", "-un", str(uid)], capture_output=True, text=True, check=False).stdout.strip()
+    for tool, own, path in (("newuidmap", uid, "/etc/subuid"), ("newgidmap", gid, "/etc/subgid")):
+        ranges = [line.split(":")[1:] for line in _lines(path) if line.split(":")[0] in (user, str(uid))]
+        if not ranges or not shutil.which(tool):
+            break
+        first, count = ranges[0]
+        subprocess.run([tool, str(pid), "0", str(own), "1", "1", first, count], check=True)
+    else:
+        return
+    for name, text in (("setgroups", "deny"), ("gid_map", f"0 {gid} 1"), ("uid_map", f"0 {uid} 1")):
+        with open(f"/proc/{pid}/{name}", "w", encoding="ascii") as file:
+            file.write(text)
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read().splitlines()
+    except OSError:
+        return []
+
+
+def enter_user_namespace() -> None:
+    """An ordinary user becomes root in a namespace of its own; a helper outside writes the maps."""
+    uid, gid, me = os.getuid(), os.getgid(), os.getpid()
+    go, ready = os.pipe()
+    helper = os.fork()
+    if helper == 0:
+        os.close(ready)
+        os.read(go, 1)
+        try:
+            map_ids(me, uid, gid)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    unshare(CLONE_NEWUSER)
+    os.close(ready)
+    if os.waitpid(helper, 0)[1] != 0:
+        raise SystemExit("cannot map this user into a user namespace (`man 7 user_namespaces`)")
+
+
+def bind(source: str, target: str, *, read_only: bool = True) -> None:
+    """Bind a file or a folder with all that is mounted below it; nothing propagates back."""
+    if os.path.isdir(source):
+        os.makedirs(target, exist_ok=True)
+    elif not os.path.lexists(target):
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
+    mount(source, target, "", MOUNT_FLAGS["bind"] | MOUNT_FLAGS["rec"])
+    if read_only:
+        attributes = (ctypes.c_uint64 * 4)(MOUNT_ATTR_RDONLY, 0, 0, 0)  # struct mount_attr
+        path = ctypes.c_char_p(os.fsencode(target))
+        flags = ctypes.c_uint(AT_RECURSIVE)
+        check(libc.syscall(ctypes.c_long(MOUNT_SETATTR), -100, path, flags, attributes, ctypes.c_size_t(32)), target)
+
+
+def make_root(root: str, installed: str, python: str, profile: str, console: str) -> None:
+    """The board's root file system, on a tmpfs at `root`."""
+    mount("", "/", "", MOUNT_FLAGS["private"] | MOUNT_FLAGS["rec"])
+    mount("board", root, "tmpfs", 0, "mode=755,size=64m")
+    for name in HOST_FOLDERS:
+        if os.path.islink(f"/{name}"):
+            os.symlink(os.readlink(f"/{name}"), f"{root}/{name}")
+        elif os.path.isdir(f"/{name}"):
+            bind(f"/{name}", f"{root}/{name}")
+    bind(installed, f"{root}/stack")
+    make_python(root, python)
+    for name in ("proc", "sys", "run", "tmp", "var", "root"):
+        os.mkdir(f"{root}/{name}", 0o755)
+    if profile:
+        shutil.copyfile(profile, f"{root}/profile.py")
+    make_dev(f"{root}/dev", console)
+    mount("proc", f"{root}/proc", "proc", MOUNT_FLAGS["nosuid"] | MOUNT_FLAGS["nodev"] | MOUNT_FLAGS["noexec"])
+    for path in MASKED:
+        if os.path.exists(root + path):
+            bind(root + path, root + path)
+    os.chdir(root)
+    check(libc.pivot_root(b".", b"."), root)  # the old root ends up on top of the new one...
+    umount(".", MNT_DETACH)  # ...and goes
+    os.chdir("/")
+
+
+def make_python(root: str, python: str) -> None:
+    """/python/bin/python: the virtual environment or interpreter that was asked for, and what it stands on."""
+    folder = os.path.dirname(os.path.dirname(python))
+    base = os.path.realpath(python)
+    prefix = os.path.dirname(os.path.dirname(base))
+    if prefix != "/usr" and not prefix.startswith("/usr/") and not os.path.exists(root + prefix):
+        bind(prefix, root + prefix)
+    if os.path.exists(f"{folder}/pyvenv.cfg"):
+        bind(folder, f"{root}/python")
+    else:
+        os.makedirs(f"{root}/python/bin")
+        os.symlink(base, f"{root}/python/bin/python")
+
+
+def make_dev(dev: str, console: str) -> None:
+    """A /dev with nothing that reaches the host's hardware: no kmsg, no watchdog, no disks."""
+    os.mkdir(dev)
+    mount("dev", dev, "tmpfs", MOUNT_FLAGS["nosuid"] | MOUNT_FLAGS["noexec"], "mode=755,size=1m")
+    for name in NODES:
+        bind(f"/dev/{name}", f"{dev}/{name}", read_only=False)
+    bind(console, f"{dev}/console", read_only=False)
+    os.mkdir(f"{dev}/pts")
+    os.mkdir(f"{dev}/shm")
+    os.symlink("pts/ptmx", f"{dev}/ptmx")
+
+
+def become_init(options: argparse.Namespace, console: str, words: list[str]) -> None:
+    """In the first process of the new PID namespace: make the root view, give up what has no namespace, exec stack.py."""
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    make_root(options.root, options.installed, options.python, options.profile, console)
+    for name in DROPPED:
+        try:
+            prctl(PR_CAPBSET_DROP, CAPABILITIES.index(name))
+        except OSError:
+            pass  # unknown to this kernel
+    fd = os.open("/dev/console", os.O_RDWR | os.O_NOCTTY)
+    for target in (0, 1, 2):
+        os.dup2(fd, target)
+    os.closerange(3, 1024)
+    base = os.path.realpath("/python/bin/python")
+    os.execve(base, [base, *options.flags, *options.init, *words], {"PATH": os.defpath})
+
+
+# --- around PID 1: a console, signals, an end -----------------------------------------------------------------------
+class Board:
+    """One boot: the process between us and PID 1, and the board's console."""
+
+    def __init__(self, options: argparse.Namespace, words: list[str], *, interactive: bool) -> None:
+        self.master, slave = pty.openpty()
+        console = os.ttyname(slave)
+        if interactive:
+            _copy_size(self.master)
+        else:
+            attributes = termios.tcgetattr(slave)
+            attributes[1] &= ~termios.OPOST
+            attributes[3] &= ~termios.ECHO
+            termios.tcsetattr(slave, termios.TCSANOW, attributes)
+        reader, writer = os.pipe()
+        self.keeper = os.fork()
+        if self.keeper == 0:
+            os.close(reader)
+            self._keep(options, console, words, writer)
+        os.close(writer)
+        os.close(slave)
+        self.status: int | None = None
+        self._reader = reader
+        first = os.read(reader, 64).decode()
+        if not first.startswith("pid "):
+            os.waitpid(self.keeper, 0)
+            raise SystemExit(f"the board does not start: {first or 'no reason given'}")
+        self.pid = int(first.split()[1])
+
+    def _keep(self, options: argparse.Namespace, console: str, words: list[str], writer: int) -> None:
+        """The parent of PID 1: tells its pid, waits for it, tells its wait status."""
+        try:
+            os.setsid()  # ^C on the terminal is for the board's prompt, not for us
+            prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
+            unshare(CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWUTS | CLONE_NEWIPC)
+            pid = os.fork()
+            if pid == 0:
+                for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                    signal.signal(number, signal.SIG_DFL)
+                try:
+                    become_init(options, console, words)
+                except BaseException as error:
+                    os.write(2, f"cannot make the board's root view: {error}\n".encode())
+                finally:
+                    os._exit(1)
+            os.write(writer, f"pid {pid}\n".encode())
+            os.write(writer, f"status {os.waitpid(pid, 0)[1]}\n".encode())
+        except BaseException as error:
+            os.write(writer, str(error).encode())
+        finally:
+            os._exit(0)
+
+    def ended(self) -> None:
+        """The keeper has spoken: PID 1's wait status."""
+        last = os.read(self._reader, 64).decode()
+        self.status = int(last.split()[1]) if last.startswith("status ") else 1
+        os.waitpid(self.keeper, 0)
+
+    def signal(self, number: int) -> None:
+        """Send PID 1 a signal, as the parent of its namespace."""
+        os.kill(self.pid, number)
+
+    def attend(self, *, interactive: bool, deadline: float | None, wakeup: int) -> None:
+        """Carry bytes between console and terminal until the board has ended."""
+        poller = select.poll()
+        sources = [self.master, self._reader, wakeup] + ([0] if interactive else [])
+        for fd in sources:
+            poller.register(fd, select.POLLIN)
+        asked: float | None = None
+        while self.status is None:
+            now = time.monotonic()
+            if asked is None and deadline is not None and now >= deadline:
+                asked = self._ask(now)
+            elif asked is not None and now >= asked + GRACE:
+                print(f"the board did not shut down within {GRACE:g} s; killed", file=sys.stderr)
+                self.signal(signal.SIGKILL)
+                asked = now
+            due = asked + GRACE if asked is not None else deadline
+            for fd, _ in poller.poll(None if due is None else max(0.0, due - now) * 1000):
+                if fd == self.master:
+                    _copy(self.master, 1)
+                elif fd == 0 and not _copy(0, self.master):
+                    poller.unregister(0)
+                elif fd == wakeup:
+                    numbers = os.read(wakeup, 64)
+                    if signal.SIGWINCH in numbers:
+                        _copy_size(self.master)
+                    if {signal.SIGTERM, signal.SIGINT, signal.SIGHUP} & set(numbers):
+                        asked = self._ask(now)
+                elif fd == self._reader:
+                    self.ended()
+        while select.select([self.master], [], [], 0)[0] and _copy(self.master, 1):
+            pass
+        os.close(self.master)
+        os.close(self._reader)
+
+    def _ask(self, now: float) -> float:
+        self.signal(signal.SIGUSR2)
+        return now
+
+
+def _copy(source: int, target: int) -> bool:
+    try:
+        block = os.read(source, 65536)
+    except OSError:  # EIO: the last process has closed the console
+        time.sleep(0.01)
+        return False
+    while block:
+        block = block[os.write(target, block) :]
+        if not block:
+            return True
+    return False
+
+
+def _copy_size(master: int) -> None:
+    if sys.stdout.isatty():
+        size = ioctl(1, termios.TIOCGWINSZ, b"\0" * 8)
+        ioctl(master, termios.TIOCSWINSZ, size)
+
+
+def explain(status: int) -> str:
+    """How a board ended that was not a clean shutdown, for people; empty for a clean one."""
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGINT, signal.SIGHUP):
+        return ""
+    return f"PID 1 ended with {'signal' if os.WIFSIGNALED(status) else 'exit status'} {os.waitstatus_to_exitcode(status)}: " \
+        "a real board would have panicked"  # fmt: skip
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    here = os.path.dirname(os.path.abspath(__file__))
+    parser = argparse.ArgumentParser(description="Boot stack.py as PID 1 of new namespaces.")
+    parser.add_argument("--seconds", type=float, help="shut down after so long")
+    parser.add_argument("--profile", default="", help="a file with names of settings.py, on top of the laptop's")
+    parser.add_argument("--python", default=f"{here}/.venv/bin/python", help="the board's interpreter")
+    parser.add_argument("--installed", default=f"{here}/build/root/stack", help="where `make install` has put the modules")
+    parser.add_argument("--root", default=f"{here}/build/newroot", help="an empty folder to mount the board's root on")
+    parser.add_argument("--once", action="store_true", help="end when the board reboots; exit status 3")
+    parser.add_argument("--init", nargs="+", default=["/stack/sbin/stack.py"], help="what to run as PID 1, for tests")
+    parser.add_argument("--flags", default="-ESB", help="Python's flags for PID 1")
+    parser.add_argument("option", nargs="*", help="words of the kernel command line: stack.debug, stack.skip=NAME")
+    options = parser.parse_args(arguments)
+    options.flags = options.flags.split()
+    return options
+
+
+def main(arguments: list[str]) -> int:
+    """Boot, attend, and boot again after a reboot; exit status 0 for a clean shutdown."""
+    options = parse(arguments)
+    interactive = sys.stdin.isatty() and sys.stdout.isatty() and options.seconds is None
+    profile = "laptop,/profile.py" if options.profile else "laptop"
+    words = [f"stack.profile={profile}", f"stack.skip={'observations' if interactive else 'prompt'}", *options.option]
+    os.makedirs(options.root, exist_ok=True)
+    wakeup, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    if os.getuid() != 0:
+        enter_user_namespace()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGWINCH):
+        signal.signal(number, lambda *_: None)
+    signal.set_wakeup_fd(writer)
+    deadline = None if options.seconds is None else time.monotonic() + options.seconds
+    saved = termios.tcgetattr(0) if interactive else None
+    try:
+        if interactive:
+            tty.setraw(0)
+        while True:
+            board = Board(options, words, interactive=interactive)
+            board.attend(interactive=interactive, deadline=deadline, wakeup=wakeup)
+            status = board.status or 0
+            rebooted = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGHUP
+            if options.once or not rebooted:
+                break
+    finally:
+        if saved is not None:
+            termios.tcsetattr(0, termios.TCSADRAIN, saved)
+    if complaint := explain(status):
+        print(complaint, file=sys.stderr)
+        return 1
+    return 3 if rebooted else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,63 @@
+"""Names of the standard library at the price that PID 1 can pay.
+
+`signal`, `socket` and `typing` cost a third of PID 1's start between them (they pull in `enum`, `re` and friends).
+PID 1 uses the C modules underneath, which have the same names, and a `NamedTuple` of twenty lines. Type checkers
+see the real ones. `bench/imports.py` prints what each import costs.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+
+if TYPE_CHECKING:
+    import signal
+    import socket
+    from typing import NamedTuple
+else:
+    import _signal as signal
+    import _socket as socket
+    from _collections import _tuplegetter
+
+    class NamedTuple(tuple):
+        """`typing.NamedTuple` for rows of settings: fields, defaults, equality, repr and `_replace`."""
+
+        __slots__ = ()
+        _fields = ()
+        _defaults = {}
+
+        def __init_subclass__(cls) -> None:
+            cls._fields = tuple(cls.__annotations__)
+            cls._defaults = {name: cls.__dict__[name] for name in cls._fields if name in cls.__dict__}
+            for index, name in enumerate(cls._fields):
+                setattr(cls, name, _tuplegetter(index, name))
+
+        def __new__(cls, *values, **named):
+            fields = cls._fields
+            for name, value in zip(fields, values, strict=False):
+                if name in named:
+                    raise TypeError(f"{cls.__name__}: {name} is given twice")
+                named[name] = value
+            if len(values) > len(fields) or len(named) > len(fields) or not named.keys() <= set(fields):
+                unknown = sorted(named.keys() - set(fields)) or values[len(fields):]
+                raise TypeError(f"{cls.__name__} has no column for {unknown}; it has {', '.join(fields)}")
+            named = cls._defaults | named
+            missing = [name for name in fields if name not in named]
+            if missing:
+                raise TypeError(f"{cls.__name__}: {', '.join(missing)} missing")
+            return tuple.__new__(cls, [named[name] for name in fields])
+
+        def __getnewargs__(self):
+            return tuple(self)
+
+        def _asdict(self):
+            return dict(zip(self._fields, self, strict=True))
+
+        def _replace(self, **changes):
+            return type(self)(**(self._asdict() | changes))
+
+        def __repr__(self) -> str:
+            pairs = zip(self._fields, self, strict=True)
+            return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in pairs)})"
+
+
+__all__ = ["TYPE_CHECKING", "NamedTuple", "signal", "socket"]

@@ -1,0 +1,105 @@
+"""The one place where PID 1 sleeps: descriptors, deadlines, and a turn that no failure can end."""
+
+from __future__ import annotations
+
+import select
+import time
+
+import _log
+from lean import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Callback = Callable[[float], object]
+
+READ, WRITE = select.EPOLLIN, select.EPOLLOUT
+GIVE_UP = 100  # a descriptor whose callback fails so often in a row is no longer watched
+
+
+class Loop:
+    """Calls `callback(now)` for what is readable and `tick(now)` every turn; sleeps until the next deadline."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._callbacks: dict[int, Callback] = {}
+        self._failures: dict[int, int] = {}
+        self.timers: list[tuple[Callable[[], float | None], Callback]] = []  # (next deadline, what to do every turn)
+        self.turns = 0
+        self.wakeups = 0  # turns that slept first
+        self.longest = 0.0  # seconds of work in one turn
+        self.errors = 0
+
+    def watch(self, fd: int, callback: Callback, events: int = READ) -> None:
+        """Call back while `fd` is ready; watching it again replaces callback and events."""
+        if fd in self._callbacks:
+            self._epoll.modify(fd, events)
+        else:
+            self._epoll.register(fd, events)
+        self._callbacks[fd] = callback
+
+    def unwatch(self, fd: int) -> None:
+        """Before the descriptor is closed."""
+        if self._callbacks.pop(fd, None):
+            self._failures.pop(fd, None)
+            self._epoll.unregister(fd)
+
+    def turn(self) -> None:
+        """Sleep until something is due, then do all of it. An exception in one callback does not touch the others."""
+        timeout = self._timeout()
+        try:
+            ready = self._epoll.poll(timeout)
+        except OSError as error:
+            self._failed("epoll", error)
+            time.sleep(0.05)  # cannot happen; if it does, PID 1 must neither die nor spin
+            ready = []
+        now = time.monotonic()
+        self.turns += 1
+        self.wakeups += timeout != 0
+        for fd, _ in ready:
+            callback = self._callbacks.get(fd)
+            if callback and self.guard(f"descriptor {fd}", callback, now):
+                self._failures.pop(fd, None)
+            elif callback:
+                self._failures[fd] = self._failures.get(fd, 0) + 1
+                if self._failures[fd] >= GIVE_UP:
+                    _log.error(f"descriptor {fd} failed {GIVE_UP} times in a row: not watched any more")
+                    self.unwatch(fd)
+        for _, tick in self.timers:
+            self.guard("timer", tick, now)
+        self.longest = max(self.longest, time.monotonic() - now)
+
+    def guard(self, what: str, callback: Callback, now: float) -> bool:
+        """Call back; log and count what it raises. PID 1 lives."""
+        try:
+            callback(now)
+        except Exception as error:
+            self._failed(what, error)
+            return False
+        return True
+
+    def _timeout(self) -> float | None:
+        deadlines: list[float] = []
+        for next_deadline, _ in self.timers:
+            try:
+                deadline = next_deadline()
+            except Exception as error:
+                self._failed("timer", error)
+                deadline = time.monotonic() + 1.0
+            if deadline is not None:
+                deadlines.append(deadline)
+        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+
+    def _failed(self, what: str, error: Exception) -> None:
+        self.errors += 1
+        _log.error(f"{what}: {trace(error)}")
+
+
+def trace(error: BaseException) -> str:
+    """An exception with the places it came through, on one line; `traceback` would cost PID 1 a megabyte."""
+    places, step = [], error.__traceback__
+    while step:
+        code = step.tb_frame.f_code
+        places.append(f"{code.co_filename.rpartition('/')[2]}:{step.tb_lineno} {code.co_name}")
+        step = step.tb_next
+    return f"{type(error).__name__}: {error} ({' > '.join(places[-6:])})"

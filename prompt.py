@@ -1,0 +1,337 @@
+"""The functions of the Python prompt, and the `sv` command: clients of PID 1's control socket.
+
+They return data (lists and dicts that print themselves as a table) and raise `SVError` with a sentence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import select
+import shlex
+import socket
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import control
+import settings
+from control import SVError
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+TICKS = os.sysconf("SC_CLK_TCK")
+COLUMNS = ("name", "state", "ready", "pid", "runtime", "restart", "exit", "memory", "cpu", "user", "cmd")
+Stats = dict[str, Any]
+
+
+class Table(list[Stats]):
+    """A list of dicts that shows itself as a table."""
+
+    def __repr__(self) -> str:
+        return table(self, COLUMNS) if self else "(none)"
+
+
+class Lines(list[str]):
+    """A list of lines that shows itself as lines."""
+
+    def __repr__(self) -> str:
+        return "\n".join(self)
+
+
+class Facts(dict[str, Any]):
+    """A dict that shows one fact a line."""
+
+    def __repr__(self) -> str:
+        width = max(map(len, self), default=0)
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in self.items())
+
+
+def table(rows: list[Stats], columns: tuple[str, ...], width: int = 0) -> str:
+    """Rows as aligned text; the last column is cut at the terminal's width."""
+    width = width or (os.get_terminal_size().columns if sys.stdout.isatty() else 120)
+    cells = [[name.upper() for name in columns]] + [[_cell(name, row[name]) for name in columns] for row in rows]
+    widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
+    return "\n".join("  ".join(map(str.ljust, line, widths))[:width].rstrip() for line in cells)
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if name == "memory":
+        return f"{value / 2**20:.1f}M"
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
+
+
+def _ask(op: str, **arguments: Any) -> Any:
+    return control.ask(os.environ.get("STACK_CONTROL", control.SOCKET), {"op": op, **arguments})
+
+
+# --- services -------------------------------------------------------------------------------------------------------
+def stats_process(name: str | None = None) -> list[Stats]:
+    """What runs: a dict for each service (or for the one of this exact name), the same keys in every state.
+
+    name, cmd, alive, state (stopped, waiting, starting, running, backoff, stopping), pid, runtime (s, this life),
+    total_runtime (s), restart (count), exit ("exit 1", "signal KILL", or why it could not start: the last death),
+    since (s in this state), next_restart (s from now), ready, status (its own words), user, wanted, after,
+    memory (bytes resident, main process), cpu (s, main process).
+    """
+    if name is not None:
+        return Table(map(_with_proc, _ask("stats", name=name)))
+    rows: list[Stats] = []
+    while page := _ask("stats", first=len(rows)):
+        rows += page
+    return Table(map(_with_proc, rows))
+
+
+def _with_proc(row: Stats) -> Stats:
+    row["cmd"] = shlex.join(row["cmd"])
+    row["memory"] = row["cpu"] = None
+    if row["pid"]:
+        try:
+            with open(f"/proc/{row['pid']}/statm", encoding="ascii") as file:
+                row["memory"] = int(file.read().split()[1]) * PAGE
+            with open(f"/proc/{row['pid']}/stat", encoding="utf-8", errors="replace") as file:
+                fields = file.read().rpartition(")")[2].split()
+            row["cpu"] = (int(fields[11]) + int(fields[12])) / TICKS
+        except OSError:  # it has just died
+            pass
+    return row
+
+
+def start_process(name: str) -> Stats:
+    """Start a service, or run a command line ("sleep 60") as a service until it is stopped. Its stats."""
+    try:
+        words = shlex.split(name)
+    except ValueError as error:
+        raise SVError(f"{name!r} is not a command line: {error}") from None
+    known = any(row["name"] == name for row in stats_process())
+    if not known and not words:
+        raise SVError("start what? a service's name or a command line")
+    row: Stats = _ask("start", name=name) if known else _ask("run", argv=words)
+    return Facts(_with_proc(row))
+
+
+def stop_process(name: str, timeout: float = 30.0) -> Stats:
+    """Stop a service and wait until all of it is gone. Its stats; SVError if it is still there after `timeout` seconds."""
+    return _until(_ask("stop", name=name), ("stopped",), timeout)
+
+
+def restart_process(name: str, timeout: float = 30.0) -> Stats:
+    """Stop a service, start it again and wait until it is ready. Its stats."""
+    before = stats_process(name)[0]["pid"]
+    return _until(_ask("restart", name=name), ("running", "backoff"), timeout, before)
+
+
+def _until(row: Stats, states: tuple[str, ...], timeout: float, before: int | None = None) -> Stats:
+    deadline, pause = time.monotonic() + timeout, 0.002
+    while row["state"] not in states or (before and row["pid"] == before):
+        if time.monotonic() > deadline:
+            raise SVError(f"{row['name']} is still {row['state']} after {timeout:g} s")
+        time.sleep(pause)
+        pause = min(2 * pause, 0.1)
+        row = _ask("stats", name=row["name"])[0]
+    return Facts(_with_proc(row))
+
+
+def signal_process(name: str, signum: int | str) -> Stats:
+    """Send a signal (10, "USR1") to a service's main process. Its stats."""
+    return Facts(_with_proc(_ask("signal", name=name, signal=signum)))
+
+
+def top(every: float = 0.0) -> None:
+    """Print a table of all services, the busiest first; again `every` so many seconds until Ctrl-C."""
+    while True:
+        rows = sorted(stats_process(), key=lambda row: -(row["cpu"] or 0))
+        facts = board()
+        if every:
+            print("\033[H\033[2J", end="")
+        print(f"{facts['hostname']}  up {facts['uptime']:.0f} s  {facts['state']}  {len(rows)} services  "
+              f"PID 1: {facts['loop']['wakeups']} wake-ups, longest turn {facts['loop']['longest_turn_ms']} ms")  # fmt: skip
+        print(table(rows, ("name", "state", "pid", "cpu", "memory", "runtime", "restart", "exit", "status")))
+        if not every:
+            return
+        try:
+            time.sleep(every)
+        except KeyboardInterrupt:
+            return
+
+
+# --- the board ------------------------------------------------------------------------------------------------------
+def board() -> Stats:
+    """The board and PID 1: boot id, uptime (s), profile, rejected rows, faults, the load of PID 1's loop."""
+    return Facts(_ask("board"))
+
+
+def reload() -> Stats:
+    """Re-read settings and profile: which services that started, stopped and restarted, and which rows are rejected."""
+    return Facts(_ask("reload"))
+
+
+def reboot() -> str:
+    """Stop everything and restart the machine."""
+    return str(_ask("reboot"))
+
+
+def halt() -> str:
+    """Stop everything and halt."""
+    return str(_ask("halt"))
+
+
+def poweroff() -> str:
+    """Stop everything and switch off."""
+    return str(_ask("poweroff"))
+
+
+# --- logs -----------------------------------------------------------------------------------------------------------
+def logs(name: str | None = None, lines: int = 50, follow: bool = False) -> list[str]:
+    """The last lines that a service (or everything) printed; with `follow`, print new ones until Ctrl-C.
+
+    A line: wall time (UTC), seconds since boot, name, text. PID 1's own log is called "stack".
+    """
+    try:
+        folder = board()["log_folder"]
+    except SVError:
+        folder = settings.LOG  # the log can be read even when nobody answers
+    if name is not None and not os.path.exists(f"{folder}/{name}.log"):
+        there = sorted(entry[:-4] for entry in os.listdir(folder) if entry.endswith(".log")) if os.path.isdir(folder) else []
+        raise SVError(f"there is no log of {name!r}; there are {', '.join(there) or 'none'}")
+    found = Lines(line for _, line in sorted(_read_logs(folder, name, lines))[-lines:])
+    if not follow:
+        return found
+    print(repr(found), flush=True)
+    _follow(folder, name)
+    return Lines()
+
+
+def _log_names(folder: str, name: str | None) -> list[str]:
+    if name is not None:
+        return [name]
+    return [entry[:-4] for entry in os.listdir(folder) if entry.endswith(".log")] if os.path.isdir(folder) else []
+
+
+def _read_logs(folder: str, name: str | None, most: int) -> list[tuple[float, str]]:
+    found: list[tuple[float, str]] = []
+    for one in _log_names(folder, name):
+        texts: list[str] = []
+        for path in (f"{folder}/{one}.log", f"{folder}/{one}.log.1"):
+            if len(texts) < most and os.path.exists(path):
+                with open(path, encoding="utf-8", errors="replace") as file:
+                    texts = file.read().splitlines() + texts
+        found += [_parsed(one, text) for text in texts[-most:]]
+    return found
+
+
+def _parsed(name: str, text: str) -> tuple[float, str]:
+    wall, _, rest = text.partition(" ")
+    since, _, words = rest.partition(" ")
+    try:
+        return float(since), f"{wall} {since:>12} {name}: {words}"
+    except ValueError:
+        return 0.0, f"{name}: {text}"
+
+
+def _follow(folder: str, name: str | None) -> None:
+    offsets = {one: os.path.getsize(f"{folder}/{one}.log") for one in _log_names(folder, name)}
+    try:
+        while True:
+            for one in _log_names(folder, name):
+                path = f"{folder}/{one}.log"
+                start = offsets.get(one, 0)
+                if os.path.getsize(path) < start:
+                    start = 0  # rotated
+                with open(path, "rb") as file:
+                    file.seek(start)
+                    block = file.read()
+                whole = block.rpartition(b"\n")[0]
+                offsets[one] = start + len(whole) + bool(whole)
+                for text in whole.decode(errors="replace").splitlines():
+                    print(_parsed(one, text)[1], flush=True)
+            time.sleep(0.2)
+    except KeyboardInterrupt:
+        pass
+
+
+# --- on a console ---------------------------------------------------------------------------------------------------
+def rescue() -> None:
+    """The last resort on the console: wait for a key, tell PID 1 that somebody is there, become a Python prompt."""
+    print("\nrescue: press Enter for a Python prompt on this board", flush=True)
+    select.select([sys.stdin], [], [])
+    notify("READY=1\nSTATUS=somebody is typing")
+    sys.stdin.readline()
+    folder = os.path.dirname(os.path.abspath(__file__))
+    argv = interactive()
+    os.execve(argv[0], argv, {**os.environ, "PYTHONPATH": folder})
+
+
+def interactive() -> list[str]:
+    """The command of the prompt."""
+    hello = "from sv import *; import sv; print('functions: ' + ', '.join(sv.__all__))"
+    return [sys.executable, "-q", "-i", "-c", hello]
+
+
+def console(after: Callable[[], object]) -> None:
+    """The Python prompt on this terminal, and `after` it."""
+    folder = os.path.dirname(os.path.abspath(__file__))
+    argv = interactive()
+    os.spawnve(os.P_WAIT, argv[0], argv, {**os.environ, "PYTHONPATH": folder})
+    after()
+    select.select([], [], [])  # until PID 1 stops us: ending by ourselves would start the prompt again
+
+
+def notify(message: str) -> None:
+    """sd_notify(3) for a service in Python; nothing happens where nobody listens."""
+    if path := os.environ.get("NOTIFY_SOCKET"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.sendto(message.encode(), path)
+
+
+# --- the sv command -------------------------------------------------------------------------------------------------
+def main(arguments: list[str]) -> int:
+    """`sv`: the same functions for shell scripts. Exit status 1 with the error's sentence where one fails."""
+    parser = argparse.ArgumentParser(prog="sv", description="talk to PID 1")
+    parser.add_argument("--json", action="store_true", help="print data as JSON")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in (("status", "services, or one"), ("start", "a service or a command line"), ("stop", "a service"),
+                       ("restart", "a service"), ("signal", "send a signal"), ("logs", "what was printed")):  # fmt: skip
+        sub = commands.add_parser(name, help=text)
+        sub.add_argument("name", nargs="?" if name in ("status", "logs") else None, metavar="NAME")
+        sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        if name == "signal":
+            sub.add_argument("signal", metavar="SIGNAL")
+        if name == "logs":
+            sub.add_argument("-n", "--lines", type=int, default=50)
+            sub.add_argument("-f", "--follow", action="store_true")
+    for name in ("board", "reload", "top", "reboot", "halt", "poweroff", "rescue", "console"):
+        sub = commands.add_parser(name)
+        sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    try:
+        answer = _command(options)
+    except SVError as error:
+        print(f"sv: {error}", file=sys.stderr)
+        return 1
+    if answer is not None:
+        print(json.dumps(answer) if options.json else answer if isinstance(answer, str) else repr(answer))
+    return 0
+
+
+def _command(options: argparse.Namespace) -> Any:
+    actions: dict[str, Callable[[], Any]] = {
+        "status": lambda: stats_process(options.name),
+        "start": lambda: start_process(options.name),
+        "stop": lambda: stop_process(options.name),
+        "restart": lambda: restart_process(options.name),
+        "signal": lambda: signal_process(options.name, options.signal),
+        "logs": lambda: logs(options.name, options.lines, options.follow),
+        "console": lambda: console(halt),
+    }
+    plain = {"board": board, "reload": reload, "top": top, "reboot": reboot, "halt": halt, "poweroff": poweroff}
+    return (actions | plain | {"rescue": rescue})[options.command]()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,70 @@
+"""The columns of the tables in settings.py: what a row may say, in the terms of the man pages."""
+
+from __future__ import annotations
+
+from lean import NamedTuple
+
+
+class Mount(NamedTuple):
+    """One file system (`man 2 mount`, `man 5 fstab`).
+
+    A mount that fails is logged and the boot goes on; where it is `required`, a rescue prompt opens as well.
+    """
+
+    source: str
+    target: str  # absolute; made if it is missing
+    fstype: str
+    options: str = ""  # as in fstab: nosuid, nodev, noexec, ro, relatime, remount, bind... the rest goes to the driver
+    required: bool = True
+
+
+class Directory(NamedTuple):
+    """A directory made after the mounts, with its parents."""
+
+    path: str
+    mode: int = 0o755
+    user: str = ""  # owner; empty is root
+
+
+class Device(NamedTuple):
+    """A node or a symbolic link that must be there, made where it is missing (`man 2 mknod`)."""
+
+    path: str
+    kind: str  # "c", "b" or "link"
+    major: int = 0
+    minor: int = 0
+    mode: int = 0o600
+    target: str = ""  # of the link
+
+
+class Service(NamedTuple):
+    """One process that PID 1 keeps running."""
+
+    name: str
+    argv: tuple[str, ...]  # argv[0] is found in PATH
+    after: tuple[str, ...] = ()  # starts when these are ready, or when settings.AFTER_TIMEOUT has passed
+    # How it says that it is ready: "" at once; "notify" by READY=1 on $NOTIFY_SOCKET (`man 3 sd_notify`); "exit" by
+    # ending with status 0 (a job that runs once); "/a/path" when that path appears.
+    ready: str = ""
+    ready_timeout: float = 30.0  # seconds; after that it is logged, and those that wait for it go on
+    restart: str = "always"  # or "on-failure", "never"; exit status 125 always means: do not restart me
+    stop_signal: str = "TERM"
+    stop_timeout: float = 5.0  # seconds between the stop signal and KILL
+    user: str = ""  # name or number; empty is root
+    groups: tuple[str, ...] = ()  # supplementary groups; the primary one is the user's
+    capabilities: tuple[str, ...] | None = None  # the only ones left (ambient): "net_admin"...; None: what the user has
+    no_new_privs: bool = False
+    rlimits: tuple[tuple[str, int], ...] = ()  # ("nofile", 1024)...: soft and hard, -1 is unlimited
+    nice: int = 0
+    oom_score: int = 0  # oom_score_adj, -1000 to 1000
+    umask: int = 0o022
+    cwd: str = "/"
+    env: tuple[tuple[str, str], ...] = ()
+    tty: str = ""  # a terminal of its own ("/dev/console"), controlling; empty: /dev/null and the log
+    log: str = "memory"  # "memory" (/run/log), "disk" (settings.LOG_KEEP as well), "none"
+    watchdog: float = 0.0  # seconds; killed when it has not sent WATCHDOG=1 for so long
+    critical: bool = False  # the board reboots when this one keeps failing
+    logger: bool = False  # this is the one that reads the log pipes of all others
+
+
+__all__ = ["Device", "Directory", "Mount", "Service"]

@@ -1,0 +1,133 @@
+"""The board as a table: what is mounted, loaded and kept running, and how long things may take.
+
+A profile is a file with the same names (`settings_prod.py`, or the one that `stack.profile=NAME` names): what it
+gives replaces what stands here, what it leaves out stays. `python3 stack.py --plan` prints what a boot would do.
+The columns are explained in rows.py. Times are in seconds.
+"""
+
+from __future__ import annotations
+
+from rows import Device, Directory, Mount, Service
+
+# --- names and places ---------------------------------------------------------------------------------------------
+HOSTNAME = "stack"
+CONSOLE = "/dev/console"
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+ENVIRONMENT = (("HOME", "/root"), ("TERM", "linux"), ("LANG", "C.UTF-8"), ("BUS", "{BUS}"))  # of every service
+
+LOG = "/run/log"  # in memory: NAME.log, rotated to NAME.log.1
+LOG_KEEP = "/var/log/board"  # on the data partition, for services with log="disk"
+LIB = "/usr/lib/stack"  # where `make install` puts the modules
+PYTHON = "/usr/bin/python3"
+APP_USER = "nobody"
+
+BUS = "/run/bus/mqtt.sock"  # a Unix socket, or "host:port" for a broker that has none
+GPS_ROUTE = ""  # a GPX file; empty is the built-in loop
+WIFI_INTERFACE = "wlan0"
+WIFI_NETWORKS = "/etc/wpa_supplicant.conf"
+WIFI_CONTROL = "/run/wpa_supplicant"  # wpa_supplicant's control sockets
+WIFI_RECORDING = ""  # recorded answers of wpa_supplicant, where there is no radio
+
+# --- mounts -------------------------------------------------------------------------------------------------------
+MOUNTS = (
+    Mount("proc", "/proc", "proc", "nosuid,nodev,noexec"),
+    Mount("sysfs", "/sys", "sysfs", "nosuid,nodev,noexec"),
+    Mount("dev", "/dev", "devtmpfs", "nosuid,mode=755"),
+    Mount("devpts", "/dev/pts", "devpts", "nosuid,noexec,newinstance,ptmxmode=666,mode=620,gid=5", required=False),
+    Mount("shm", "/dev/shm", "tmpfs", "nosuid,nodev,mode=1777,size=10%", required=False),
+    Mount("run", "/run", "tmpfs", "nosuid,nodev,mode=755,size=10%"),
+    Mount("tmp", "/tmp", "tmpfs", "nosuid,nodev,mode=1777,size=20%"),
+    Mount("", "/", "", "remount,ro", required=False),
+    Mount("/dev/mmcblk0p3", "/var", "ext4", "nosuid,nodev,noexec,noatime", required=False),
+    Mount("/run", "/var/run", "", "bind", required=False),
+    Mount("/tmp", "/var/tmp", "", "bind", required=False),
+    Mount("pstore", "/sys/fs/pstore", "pstore", "nosuid,nodev,noexec", required=False),
+)
+DIRECTORIES = (
+    Directory("/run/bus", 0o755, "{APP_USER}"),
+    Directory("/run/dropbear", 0o700),
+    Directory("/run/wpa_supplicant", 0o750),
+)
+DEVICES = (  # what devtmpfs leaves to udev
+    Device("/dev/fd", "link", target="/proc/self/fd"),
+    Device("/dev/stdin", "link", target="/proc/self/fd/0"),
+    Device("/dev/stdout", "link", target="/proc/self/fd/1"),
+    Device("/dev/stderr", "link", target="/proc/self/fd/2"),
+    Device("/dev/null", "c", 1, 3, 0o666),
+    Device("/dev/urandom", "c", 1, 9, 0o666),
+)
+
+# --- kernel -------------------------------------------------------------------------------------------------------
+MODULES: tuple[str, ...] = ("brcmfmac", "bcm2835_wdt", "i2c_dev")  # loaded by the one-shot service "modules"
+SYSCTLS = (  # name and value, as sysctl(8) writes them
+    ("kernel.printk", "4 4 1 7"),
+    ("kernel.panic", "10"),
+    ("kernel.panic_on_oops", "1"),
+    ("net.ipv4.conf.all.rp_filter", "1"),
+    ("vm.panic_on_oom", "0"),
+)
+
+# --- delays -------------------------------------------------------------------------------------------------------
+SV_COOLDOWN = 10.0  # a service that ran for so long is restarted at once
+BACKOFF_FIRST = 0.1  # otherwise the wait doubles from here...
+BACKOFF_MAX = 60.0  # ...to here
+AFTER_TIMEOUT = 60.0  # a service waits at most so long for those named in its `after`
+SHUTDOWN_TIMEOUT = 20.0  # all services together, at the end
+KILL_TIMEOUT = 2.0  # between kill(-1, TERM), kill(-1, KILL) and going on without the unkillable
+SYNC_TIMEOUT = 10.0  # for sync(2) and umount(2) at the end
+RESCUE_TIMEOUT = 300.0  # nobody types at the rescue prompt: reboot
+CRITICAL_FAILURES = 5  # a critical service that fails so often in a row reboots the board...
+CRITICAL_UPTIME = 3600.0  # ...but not before the board has been up for so long
+
+# --- logging ------------------------------------------------------------------------------------------------------
+CONSOLE_LEVEL = 4  # PID 1's own log on its console, where there is no /dev/kmsg: warnings and worse (`man 3 syslog`)
+LOG_FILE_SIZE = 256 * 1024  # bytes: a service's log is rotated at this size and one old file is kept
+LOG_TOTAL_SIZE = 16 * 1024 * 1024  # bytes: all of /run/log
+LOG_RATE = 1000  # lines a second from one service; more is counted and dropped
+LOG_BURST = 5000  # lines
+
+
+# --- services -----------------------------------------------------------------------------------------------------
+# `{NAME}` is the setting NAME, whatever a profile has made of it.
+def app(name: str, *arguments: str, capabilities: tuple[str, ...] = (), after: tuple[str, ...] = ("broker",)) -> Service:
+    """A row for one of our applications: a Python module in LIB, unprivileged."""
+    argv = ("{PYTHON}", f"{{LIB}}/{name}.py", *arguments)
+    return Service(name, argv, after, user="{APP_USER}", capabilities=capabilities, no_new_privs=True, oom_score=200)
+
+
+LOGD = Service(
+    "logd",
+    ("{PYTHON}", "-SB", "{LIB}/logd.py", "--folder={LOG}", "--keep={LOG_KEEP}", "--file-size={LOG_FILE_SIZE}",
+     "--total-size={LOG_TOTAL_SIZE}", "--rate={LOG_RATE}", "--burst={LOG_BURST}"),
+    logger=True, log="none", oom_score=-900, nice=5,
+)  # fmt: skip
+BROKER = Service(
+    "broker", ("mosquitto", "-c", "{LIB}/mosquitto.conf"), ready="{BUS}", user="{APP_USER}", capabilities=(),
+    no_new_privs=True, umask=0,
+)  # fmt: skip
+APPS = (
+    app("fakegps", "{GPS_ROUTE}"),
+    app("wifi_scan", "{WIFI_INTERFACE}", "{WIFI_CONTROL}", "{WIFI_RECORDING}"),
+    app("wifi_analyzer"),
+    app("diagnostic"),
+)
+
+SERVICES: tuple[Service, ...] = (
+    Service("modules", ("modprobe", "-a", "{MODULES}"), ready="exit", restart="never"),
+    LOGD,
+    Service("klogd", ("klogd", "-n")),
+    Service("syslogd", ("syslogd", "-n", "-C64")),
+    Service("dropbear", ("dropbear", "-F", "-E", "-s", "-R"), after=("syslogd",), oom_score=-900),
+    Service("ntpd", ("ntpd", "-n", "-p", "pool.ntp.org"), nice=-5),
+    Service(
+        "wpa_supplicant",
+        ("wpa_supplicant", "-i", "{WIFI_INTERFACE}", "-D", "nl80211", "-c", "{WIFI_NETWORKS}", "-O", "{WIFI_CONTROL}"),
+        after=("modules",),
+    ),
+    Service("getty", ("getty", "-L", "115200", "console", "linux"), tty="{CONSOLE}"),
+    BROKER,
+    *APPS,
+)
+
+# The last resort, on the console: `stack.rescue`, or nothing else could be started.
+RESCUE = Service("rescue", ("{PYTHON}", "{LIB}/prompt.py", "rescue"), ready="notify", tty="{CONSOLE}")

@@ -1,0 +1,48 @@
+"""The profile of `make run`: the board in namespaces on a laptop, its Wi-Fi from a recording, its position from a route."""
+
+from __future__ import annotations
+
+import os
+
+from rows import Directory, Mount, Service
+from settings import APPS, BROKER, LOGD
+
+HOSTNAME = "laptop"
+PATH = "/stack/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+LIB = "/stack/lib/stack"
+PYTHON = "/python/bin/python"
+ENVIRONMENT = (
+    ("HOME", "/root"), ("TERM", "xterm-256color"), ("LANG", "C.UTF-8"), ("BUS", "{BUS}"), ("PYTHONPATH", "{LIB}"),
+)  # fmt: skip
+WIFI_RECORDING = "{LIB}/wifi_recording.txt"
+
+MOUNTS = (  # the launcher has made / and /dev, and mounted /proc with the host's controls read-only
+    Mount("proc", "/proc", "proc", "nosuid,nodev,noexec"),
+    Mount("sysfs", "/sys", "sysfs", "nosuid,nodev,noexec,ro", required=False),
+    Mount("devpts", "/dev/pts", "devpts", "nosuid,noexec,newinstance,ptmxmode=666,mode=620"),
+    Mount("shm", "/dev/shm", "tmpfs", "nosuid,nodev,mode=1777,size=10%"),
+    Mount("run", "/run", "tmpfs", "nosuid,nodev,mode=755,size=10%"),
+    Mount("tmp", "/tmp", "tmpfs", "nosuid,nodev,mode=1777,size=10%"),
+    Mount("var", "/var", "tmpfs", "nosuid,nodev,noexec,mode=755,size=10%"),
+    Mount("/run", "/var/run", "", "bind"),
+    Mount("/tmp", "/var/tmp", "", "bind"),
+)
+DIRECTORIES = (Directory("/run/bus", 0o755, "{APP_USER}"),)
+DEVICES = ()
+MODULES = ()
+SYSCTLS = ()
+
+if not any(os.access(f"{folder}/mosquitto", os.X_OK) for folder in PATH.split(":")):
+    BUS = "127.0.0.1:1883"  # the embedded broker listens on TCP alone
+    BROKER = BROKER._replace(argv=("{PYTHON}", "{LIB}/broker_amqtt.py"), ready="notify")
+
+SERVICES = (
+    LOGD,
+    BROKER,
+    *APPS,
+    Service(
+        "observations", ("{PYTHON}", "{LIB}/bus.py", "wifi/#"), after=("broker",), tty="{CONSOLE}", user="{APP_USER}",
+        capabilities=(), no_new_privs=True,
+    ),
+    Service("prompt", ("{PYTHON}", "{LIB}/prompt.py", "console"), tty="{CONSOLE}"),
+)  # fmt: skip

@@ -1,0 +1,222 @@
+"""How a child of PID 1 starts: clean signals, its own session, and only what its row gives it.
+
+Every process on the board passes through `Spawner.spawn`. A plain row goes through posix_spawn(3), which shares the
+parent's memory until exec and costs half of a fork; a row that asks for a user, limits or a terminal is forked.
+"""
+
+from __future__ import annotations
+
+import os
+from errno import EINVAL, ENOENT
+from fcntl import ioctl
+
+from lean import TYPE_CHECKING, NamedTuple, signal
+from rows import Service
+from syscalls import (
+    CAPABILITIES,
+    PR_CAP_AMBIENT,
+    PR_CAP_AMBIENT_RAISE,
+    PR_CAPBSET_DROP,
+    PR_CAPBSET_READ,
+    PR_SET_KEEPCAPS,
+    PR_SET_NO_NEW_PRIVS,
+    TIOCSCTTY,
+    capset,
+    prctl,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    Descriptors = tuple[int | None, int | None, int | None]  # what becomes 1, 2 and 3; None: /dev/null, and no 3
+
+MARK = "STACK_SERVICE"  # in the environment of all that a service starts: how its double-forked relatives are known
+
+
+class Account(NamedTuple):
+    """A user's numbers; `mapped` is false where this user namespace has no such user (`man 7 user_namespaces`)."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+    mapped: bool = True
+
+
+ROOT = Account(0, 0)
+
+
+def find(program: str, path: str) -> str:
+    """The file that execvp(3) would run; FileNotFoundError or PermissionError where there is none."""
+    candidates = [program] if "/" in program else [f"{folder}/{program}" for folder in path.split(":")]
+    for candidate in candidates:
+        if os.access(candidate, os.X_OK) and not os.path.isdir(candidate):
+            return candidate
+    if any(os.path.exists(candidate) for candidate in candidates):
+        raise PermissionError(13, "not an executable file", program)
+    raise FileNotFoundError(ENOENT, "no such program", program)
+
+
+class Spawner:
+    """Starts children; remembers why those failed that died before exec."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.environment = environment
+        self.failures: dict[int, OSError] = {}
+        # Children inherit what is ignored (Python itself ignores SIGPIPE and SIGXFSZ); handlers end with exec.
+        self.ignored = [n for n in signal.valid_signals() if signal.getsignal(n) == signal.SIG_IGN]
+        self.valid = signal.valid_signals()
+        # One pipe for all: a child that fails before exec writes one record, shorter than PIPE_BUF and so in one piece.
+        self._reports, self._report = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def spawn(
+        self, row: Service, account: Account, extra: dict[str, str], log: int | None = None, channel: int | None = None
+    ) -> int:
+        """Start a row's program and return its pid; OSError where it is already clear that it cannot start.
+
+        `extra` are environment variables, `log` is the descriptor for stdout and stderr (None: /dev/null), `channel` one
+        that the program gets as descriptor 3.
+        """
+        program = find(row.argv[0], self.environment.get("PATH", os.defpath))
+        environment = self.environment | dict(row.env) | {MARK: row.name} | extra
+        descriptors = (log, log, channel)
+        if is_plain(row):
+            try:
+                return self._posix_spawn(program, row, environment, descriptors)
+            except NotImplementedError:  # this libc's posix_spawn has no POSIX_SPAWN_SETSID
+                pass
+        return self._fork(program, row, account, environment, descriptors)
+
+    def _posix_spawn(self, program: str, row: Service, environment: dict[str, str], descriptors: Descriptors) -> int:
+        actions: list[Any] = [(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0)]
+        for target, source in enumerate(descriptors, 1):
+            if source is not None or target < 3:
+                actions.append((os.POSIX_SPAWN_DUP2, source or 0, target))
+        return os.posix_spawn(
+            program, row.argv, environment, file_actions=actions, setsid=True, setsigmask=(), setsigdef=self.ignored
+        )
+
+    def _fork(
+        self, program: str, row: Service, account: Account, environment: dict[str, str], descriptors: Descriptors
+    ) -> int:
+        # Until its exec the child runs our handlers, which would write into PID 1's wake-up pipe: a TERM meant for the
+        # child would reboot the board. So no signal is delivered between fork and the child's reset.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, self.valid)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                self._child(program, row, account, environment, descriptors)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        return pid
+
+    def _child(
+        self, program: str, row: Service, account: Account, environment: dict[str, str], descriptors: Descriptors
+    ) -> None:
+        try:
+            os.setsid()
+            signal.set_wakeup_fd(-1)
+            for number in self.valid - {signal.SIGKILL, signal.SIGSTOP}:
+                signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+            _open_stdio(row.tty, descriptors)
+            _limits(row)
+            _become(row, account)
+            os.chdir(row.cwd)
+            os.execve(program, row.argv, environment)
+        except BaseException as error:  # this is the child: whatever it is, it must not return into PID 1's code
+            try:
+                number = error.errno if isinstance(error, OSError) and error.errno else EINVAL
+                text = f"{os.getpid()} {number} {error}".replace("\n", " ")
+                os.write(self._report, text.encode()[:500] + b"\n")
+            finally:
+                os._exit(126)
+
+    def failure(self, pid: int) -> OSError | None:
+        """Why `pid` died before exec, or None if it did not."""
+        try:
+            while block := os.read(self._reports, 65536):
+                for line in block.decode(errors="replace").splitlines():
+                    died, number, text = line.split(" ", 2)
+                    self.failures[int(died)] = OSError(int(number), text)
+        except BlockingIOError:
+            pass
+        return self.failures.pop(pid, None)
+
+
+def is_plain(row: Service) -> bool:
+    """Whether posix_spawn(3) can give this row all that it asks for."""
+    asks = (row.user, row.groups, row.rlimits, row.tty, row.nice, row.oom_score, row.no_new_privs)
+    return not any(asks) and row.capabilities is None and row.umask == 0o022 and row.cwd == "/"
+
+
+def _open_stdio(tty: str, descriptors: Descriptors) -> None:
+    """Descriptor 0 from /dev/null and the given ones as 1, 2 and 3, or all of 0, 1 and 2 from a terminal of its own."""
+    fd = os.open(tty or "/dev/null", os.O_RDWR)
+    if tty:
+        ioctl(fd, TIOCSCTTY, 0)  # /dev/console never becomes controlling just by being opened
+        descriptors = (fd, fd, descriptors[2])
+    os.dup2(fd, 0)
+    for target, source in enumerate(descriptors, 1):
+        if source is not None or target < 3:
+            os.dup2(source or 0, target)
+
+
+def _limits(row: Service) -> None:
+    os.umask(row.umask)
+    if row.rlimits:
+        import resource
+
+        for name, value in row.rlimits:
+            resource.setrlimit(getattr(resource, f"RLIMIT_{name.upper()}"), (value, value))
+    if row.nice:
+        _try(lambda: os.setpriority(os.PRIO_PROCESS, 0, row.nice), f"nice {row.nice}")
+    if row.oom_score:
+        _try(lambda: _write("/proc/self/oom_score_adj", str(row.oom_score)), f"oom_score_adj {row.oom_score}")
+
+
+def _become(row: Service, account: Account) -> None:
+    """Drop to the row's user, groups and capabilities; each step must come before the right to do it is gone."""
+    wanted = None if row.capabilities is None else [CAPABILITIES.index(name) for name in row.capabilities]
+    if not account.mapped and wanted is None:
+        wanted = []  # this user cannot be had here, but the powers of root can still be given up
+    if account.mapped and row.user:
+        os.setgroups(account.groups)
+        os.setresgid(account.gid, account.gid, account.gid)
+    if wanted is not None:
+        wanted = [number for number in wanted if prctl(PR_CAPBSET_READ, number)]
+        for number in range(len(CAPABILITIES)):
+            if number not in wanted:
+                _drop_from_bounding_set(number)
+        prctl(PR_SET_KEEPCAPS, 1)
+    if account.mapped and row.user:
+        os.setresuid(account.uid, account.uid, account.uid)
+    if wanted is not None:
+        mask = sum(1 << number for number in wanted)
+        capset(mask, mask, mask)
+        for number in wanted:
+            prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, number)
+    if row.no_new_privs:
+        prctl(PR_SET_NO_NEW_PRIVS, 1)
+
+
+def _drop_from_bounding_set(number: int) -> None:
+    try:
+        prctl(PR_CAPBSET_DROP, number)
+    except OSError as error:
+        if error.errno != EINVAL:  # a capability that this kernel does not know yet
+            raise
+
+
+def _try(step: Callable[[], object], what: str) -> None:
+    """Tuning that the kernel may refuse (in a user namespace, say) is no reason not to start; the log says so."""
+    try:
+        step()
+    except OSError as error:
+        os.write(2, f"<4>{what}: {error.strerror}; goes on without\n".encode())
+
+
+def _write(path: str, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY)
+    os.write(fd, text.encode())
+    os.close(fd)

@@ -1,0 +1,489 @@
+#!/usr/bin/python3 -ESB
+"""PID 1: mount, start, wait, reap, tear down, reboot. `stack.py --plan` prints what a boot would do.
+
+Read from the end: main() is the life of a board. Standard library only (-S makes anything else an ImportError).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+import _log
+import control
+import tables as tables_module
+from control import Control, SVError
+from lean import TYPE_CHECKING, signal, socket
+from loop import Loop, trace
+from process import Process, State
+from rows import Device, Directory, Mount
+from spawn import Spawner
+from sv import SV
+from syscalls import MNT_DETACH, MOUNT_FLAGS, Reboot, interface_up, mount, mount_options, reboot, umount
+from tables import Tables
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+# As busybox has them. SIGINT is what the kernel sends for ctrl-alt-del; SIGHUP re-reads the tables.
+ON_SIGNAL = {
+    signal.SIGTERM: Reboot.RESTART,
+    signal.SIGINT: Reboot.RESTART,
+    signal.SIGUSR1: Reboot.HALT,
+    signal.SIGUSR2: Reboot.POWER_OFF,
+}
+INITIAL_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO, linux/proc_ns.h
+
+
+class Init:
+    """The board's life in one object: what was asked, what is known, and the loop."""
+
+    def __init__(self, arguments: list[str]) -> None:
+        self.arguments = arguments
+        self.options: dict[str, str] = {}
+        self.tables = Tables()
+        self.loop = Loop()
+        self.command: int | None = None  # how it ends, once somebody has asked
+        self.faults: list[str] = []  # what went wrong in this boot
+        self.steps: list[tuple[str, float, float]] = []  # name, start, seconds
+        self.wakeup = -1
+        self.sv = SV(self.tables, self.loop, Spawner({}))  # of an empty table: boot is a reload from nothing
+        self.rescue: Process | None = None
+        self.rescue_until: float | None = None
+        self.incomplete = False
+        self.boot_waits = False  # the rescue prompt comes before the services
+        self.loop.timers += [
+            (self.next_reap, self.reap), (self.sv.next_deadline, self.sv.tick), (lambda: self.rescue_until, self.rescue_tick),
+        ]  # fmt: skip
+
+    # --- boot -------------------------------------------------------------------------------------------------------
+    def boot(self) -> None:
+        """Each step is on its own: one that fails is logged and shown in board(), and the next one is taken."""
+        for step in (
+            self.open_stdio, self.catch_signals, self.read_options, self.load_tables, self.disable_ctrl_alt_del,
+            self.mount_all, self.open_log, self.make_devices, self.make_directories, self.write_sysctls,
+            self.set_hostname, self.raise_loopback, self.raise_limits, self.set_environment, self.open_control,
+            self.start_services,
+        ):  # fmt: skip
+            started = time.monotonic()
+            try:
+                step()
+            except Exception as error:
+                self.fault(f"boot: {step.__name__}: {trace(error)}")
+            self.steps.append((step.__name__, started, time.monotonic() - started))
+
+    def fault(self, text: str) -> None:
+        """Something that people should see: in the log and in board()."""
+        self.faults.append(text)
+        _log.error(text)
+
+    def open_stdio(self) -> None:
+        """The kernel opens the console for init if there is one; without, descriptors 0 to 2 must not become files of ours."""
+        os.umask(0o022)
+        os.chdir("/")
+        for fd in (0, 1, 2):
+            try:
+                os.fstat(fd)
+            except OSError:
+                os.open("/dev/null", os.O_RDWR)  # the lowest free descriptor: this one
+
+    def catch_signals(self) -> None:
+        """Handlers do nothing: the byte in the pipe is the event. Before the first child, or its death passes unseen."""
+        self.wakeup, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        for number in (signal.SIGCHLD, signal.SIGHUP, *ON_SIGNAL):
+            signal.signal(number, lambda *_: None)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        self.loop.watch(self.wakeup, self.on_signals)
+
+    def read_options(self) -> None:
+        """`stack.` words of the kernel command line, and of our own arguments where a launcher gives them."""
+        if not os.path.exists("/proc/cmdline"):
+            os.makedirs("/proc", exist_ok=True)
+            mount("proc", "/proc", "proc", *mount_options("nosuid,nodev,noexec"))
+        with open("/proc/cmdline", encoding="utf-8", errors="replace") as file:
+            words = file.read().split()
+        self.options = parse_options([*words, *self.arguments])
+        if "stack.debug" in self.options:
+            _log.sink.level = _log.sink.console_level = _log.DEBUG
+
+    def load_tables(self) -> None:
+        self.tables = tables_module.load(self.options)
+        if "stack.debug" not in self.options:
+            _log.sink.console_level = self.tables.CONSOLE_LEVEL
+
+    def disable_ctrl_alt_del(self) -> None:
+        """The kernel shall send SIGINT instead of rebooting at once. In a PID namespace it refuses: EINVAL."""
+        try:
+            reboot(Reboot.CAD_OFF)
+        except OSError as error:
+            _log.debug(f"reboot(CAD_OFF): {error}")
+
+    def mount_all(self) -> None:
+        for row in self.tables.MOUNTS:
+            try:
+                mount_row(row)
+            except OSError as error:
+                text = f"mount {row.source} on {row.target}: {error.strerror}"
+                if row.required:
+                    self.fault(text)
+                    self.incomplete = True  # the rescue prompt opens beside what does start
+                else:
+                    _log.warning(text)
+
+    def open_log(self) -> None:
+        """/dev is there now. What was logged before went to stderr."""
+        _log.setup(console=self.tables.CONSOLE)
+        for text in self.tables.rejected:
+            _log.error(text)
+
+    def make_devices(self) -> None:
+        for row in self.tables.DEVICES:
+            self.best_effort(row.path, lambda row=row: make_device(row))
+
+    def make_directories(self) -> None:
+        for row in (Directory(self.tables.LOG), *self.tables.DIRECTORIES):
+            self.best_effort(row.path, lambda row=row: self.make_directory(row))
+
+    def make_directory(self, row: Directory) -> None:
+        os.makedirs(row.path, exist_ok=True)
+        os.chmod(row.path, row.mode)
+        user = self.tables.expand(row.user)
+        if user:
+            account = self.tables.accounts.get(user)
+            if account is None or account.mapped:
+                os.chown(row.path, account.uid if account else int(user), account.gid if account else -1)
+
+    def write_sysctls(self) -> None:
+        for name, value in self.tables.SYSCTLS:
+            self.best_effort(name, lambda name=name, value=value: write_file(f"/proc/sys/{name.replace('.', '/')}", value))
+
+    def best_effort(self, what: str, step: Callable[[], object]) -> None:
+        try:
+            step()
+        except OSError as error:
+            _log.warning(f"{what}: {error.strerror}")
+
+    def set_hostname(self) -> None:
+        socket.sethostname(self.tables.HOSTNAME)
+
+    def raise_loopback(self) -> None:
+        self.best_effort("lo", lambda: interface_up("lo"))
+
+    def raise_limits(self) -> None:
+        """Two descriptors a service for its log: past some 450 services the usual 1,024 do not do."""
+        if len(self.tables.services) > 400:
+            import resource
+
+            _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+    def set_environment(self) -> None:
+        """The kernel gives init no PATH, and what else it gives is not for our children."""
+        environment = {name: self.tables.expand(value) for name, value in self.tables.ENVIRONMENT}
+        self.sv.spawner.environment = {**environment, "PATH": self.tables.PATH}
+        self.sv.escalate = self.escalate
+        _log.sink.pipe = self.sv.pipes.write_end("stack", "memory", time.monotonic())
+        os.set_blocking(_log.sink.pipe, False)
+
+    def open_control(self) -> None:
+        Control(self.loop, control.SOCKET, self.handle)
+
+    def start_services(self) -> None:
+        now = time.monotonic()
+        if "stack.rescue" in self.options:
+            self.boot_waits = True
+            self.open_rescue("stack.rescue is on the kernel command line", now)
+            return
+        self.sv.reload(self.tables, now)
+        if self.incomplete or self.sv.hopeless:
+            self.open_rescue("the boot was not complete", now)
+
+    # --- what happens ----------------------------------------------------------------------------------------------
+    def on_signals(self, now: float) -> None:
+        for number in os.read(self.wakeup, 65536):
+            if number in ON_SIGNAL:
+                self.shut_down(ON_SIGNAL[number], f"signal {number}", now)
+            elif number == signal.SIGHUP:
+                self.reload(now)
+
+    def next_reap(self) -> float | None:
+        """Nothing to wait for but SIGCHLD; without its pipe we have to look ourselves."""
+        return time.monotonic() + 1.0 if self.wakeup < 0 else None
+
+    def reap(self, now: float) -> None:
+        """SIGCHLD does not count: as many deaths as there are, every turn."""
+        if deaths := list(reap()):
+            self.sv.reaped(deaths, now)
+
+    def shut_down(self, command: int, reason: str, now: float) -> None:
+        """Begin the end; asked again, the newest wish says how it ends."""
+        _log.info(f"{Reboot.NAMES[command]}: {reason}")
+        self.command = command
+        self.sv.shut_down(now)
+
+    def escalate(self, reason: str) -> None:
+        """A critical service is beyond repair by restarts; but a board that reboots all the time helps nobody either."""
+        now = time.monotonic()
+        if self.command is None and now >= self.tables.CRITICAL_UPTIME:
+            self.shut_down(Reboot.RESTART, reason, now)
+
+    def reload(self, now: float) -> dict[str, list[str]]:
+        self.tables = tables_module.load(self.options, reread=True)
+        for text in self.tables.rejected:
+            _log.error(text)
+        changes = self.sv.reload(self.tables, now)
+        _log.info("reload: " + "; ".join(f"{what} {', '.join(names)}" for what, names in changes.items() if names))
+        return changes
+
+    # --- the last resort --------------------------------------------------------------------------------------------
+    def open_rescue(self, reason: str, now: float) -> None:
+        """A Python prompt on the console, supervised like any service; a reboot if nobody uses it."""
+        timeout = self.tables.RESCUE_TIMEOUT
+        self.fault(f"rescue prompt on {self.tables.CONSOLE}: {reason}; in {timeout:g} s without anyone typing it is over")
+        self.rescue_until = now + timeout
+        restart = "on-failure" if self.boot_waits else "always"
+        self.rescue = self.sv.add(self.tables.RESCUE._replace(ready_timeout=timeout, restart=restart), now)
+
+    def rescue_tick(self, now: float) -> None:
+        """Every turn: is a rescue prompt needed, used, or over?"""
+        if self.command is not None:
+            return
+        if self.rescue_until is None:
+            if self.rescue is None and self.steps and self.sv.hopeless:
+                self.open_rescue("no service stays alive", now)
+            return
+        if self.rescue is None:
+            return
+        ended = self.rescue.state == State.STOPPED
+        if self.rescue.ready and not ended:
+            return  # somebody is there
+        if self.boot_waits and (ended or now >= self.rescue_until):
+            self.boot_waits, self.rescue_until = False, None
+            self.sv.stop(self.rescue, now)
+            self.sv.reload(self.tables, now)
+        elif now >= self.rescue_until and self.sv.hopeless:
+            self.shut_down(Reboot.RESTART, "nobody came to the rescue", now)
+        elif now >= self.rescue_until or ended:
+            self.rescue_until = None
+            self.sv.stop(self.rescue, now)
+
+    # --- requests ---------------------------------------------------------------------------------------------------
+    def handle(self, request: dict[str, Any], uid: int, now: float) -> Any:
+        """One request of the control socket."""
+        op = request["op"]
+        commands = {name: command for command, name in Reboot.NAMES.items()}
+        if op == "board":
+            return self.board(now)
+        if op not in commands and op != "reload":
+            return self.sv.handle(request, uid, now)
+        if uid != 0:
+            raise SVError(f"only root may {op} the board; you are uid {uid}")
+        if op == "reload":
+            return {**self.reload(now), "rejected": self.tables.rejected}
+        self.shut_down(commands[op], f"asked by uid {uid}", now)
+        return f"{op} has begun"
+
+    def board(self, now: float) -> dict[str, Any]:
+        """What is known about the board and about PID 1 itself."""
+        times = os.times()
+        return {
+            "hostname": os.uname().nodename, "boot_id": read_file("/proc/sys/kernel/random/boot_id"),
+            "uptime": round(now, 3), "kernel": os.uname().release, "python": sys.version.split()[0],
+            "profile": self.tables.profiles or ["default"], "options": self.options,
+            "log_folder": self.tables.LOG, "rejected": self.tables.rejected, "faults": self.faults[-50:],
+            "state": "stopping" if self.command is not None else "running", "services": len(self.sv.processes),
+            "loop": {
+                "turns": self.loop.turns, "wakeups": self.loop.wakeups, "errors": self.loop.errors,
+                "longest_turn_ms": round(self.loop.longest * 1e3, 3), "cpu_s": round(times.user + times.system, 3),
+            },
+            "log": {**_log.counts, "dropped": _log.sink.dropped},
+            "boot_ms": {name: round(seconds * 1e3, 3) for name, _, seconds in self.steps},
+        }  # fmt: skip
+
+    # --- life and end -----------------------------------------------------------------------------------------------
+    def run(self) -> int:
+        """Boot, and live until the services are down; the command for reboot(2)."""
+        self.boot()
+        while True:
+            self.loop.turn()
+            stopping = self.sv.stopping
+            if self.command is not None and stopping is not None and (self.sv.down or time.monotonic() >= stopping):
+                return self.command
+
+
+# --- steps that need no board ---------------------------------------------------------------------------------------
+def parse_options(words: list[str]) -> dict[str, str]:
+    """`stack.name=value` and `stack.name` words; the last one wins."""
+    pairs = (word.partition("=") for word in words if word.startswith("stack."))
+    return {name: value if equals else "1" for name, equals, value in pairs}
+
+
+def mount_row(row: Mount) -> None:
+    """Mount one row; what is mounted already is fine. A bind takes its other flags only in a second step (`man 2 mount`)."""
+    flags, data = mount_options(row.options)
+    if not flags & MOUNT_FLAGS["remount"]:
+        os.makedirs(row.target, exist_ok=True)
+    try:
+        mount(row.source, row.target, row.fstype, flags, data)
+        if flags & MOUNT_FLAGS["bind"] and flags & ~(MOUNT_FLAGS["bind"] | MOUNT_FLAGS["rec"]):
+            mount("", row.target, "", flags | MOUNT_FLAGS["remount"], "")
+    except OSError as error:
+        if error.errno != 16:  # EBUSY
+            raise
+
+
+def make_device(row: Device) -> None:
+    if os.path.lexists(row.path):
+        return
+    os.makedirs(os.path.dirname(row.path), exist_ok=True)
+    if row.kind == "link":
+        os.symlink(row.target, row.path)
+    else:
+        kind = 0o020000 if row.kind == "c" else 0o060000  # S_IFCHR, S_IFBLK
+        os.mknod(row.path, kind | row.mode, os.makedev(row.major, row.minor))
+        os.chmod(row.path, row.mode)
+
+
+def read_file(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def write_file(path: str, text: str) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def reap() -> Any:
+    """Pid and wait status of every child that has died: the only waitpid(2) of the board."""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        yield pid, status
+
+
+# --- the end --------------------------------------------------------------------------------------------------------
+def tear_down(command: int, tables: Tables) -> None:
+    """Everything that still runs, then the file systems, then reboot(2). Nothing in here can wait for ever."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if wait_for_children(0.0):
+            break
+        for one in (number, signal.SIGCONT):
+            try:
+                os.kill(-1, one)
+            except ProcessLookupError:
+                break
+        if not wait_for_children(tables.KILL_TIMEOUT) and number == signal.SIGKILL:
+            _log.error("some processes cannot be killed; going on without them")
+    # sync(2) and umount(2) may hang on a dead disk: a child takes the risk.
+    pid = os.fork()
+    if pid == 0:
+        try:
+            close_disks(tables)
+        finally:
+            os._exit(0)
+    if not wait_for_children(tables.SYNC_TIMEOUT, only=pid):
+        _log.error(f"file systems were not closed within {tables.SYNC_TIMEOUT:g} s; going on without")
+    _log.info(f"reboot({Reboot.NAMES[command]})")
+    reboot(command)
+
+
+def wait_for_children(seconds: float, only: int = -1) -> bool:
+    """Reap until none is left (or the one has gone), at most so long."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            while (pid := os.waitpid(-1, os.WNOHANG)[0]) != 0:
+                if pid == only:
+                    return True
+        except ChildProcessError:
+            return True
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.002)  # the loop is over: no one is left to be kept waiting
+
+
+def close_disks(tables: Tables) -> None:
+    """Sync, unmount in reverse, root read-only. In a namespace the disks are somebody else's: only our mounts go."""
+    own_kernel = os.readlink("/proc/self/ns/pid") == INITIAL_PID_NAMESPACE
+    if own_kernel:
+        os.sync()
+    for target in mounted():
+        if target != "/" and target.split("/")[1] not in ("proc", "sys", "dev"):
+            try:
+                umount(target)
+            except OSError as error:
+                _log.debug(f"umount {target}: {error.strerror}")
+    if own_kernel:
+        for target in mounted():
+            if target in {"/", *(row.target for row in tables.MOUNTS)}:
+                try:
+                    mount("", target, "", MOUNT_FLAGS["remount"] | MOUNT_FLAGS["ro"])
+                except OSError as error:
+                    _log.debug(f"remount {target} read-only: {error.strerror}")
+                    umount(target, MNT_DETACH)
+        os.sync()
+
+
+def mounted() -> list[str]:
+    """Mount points, the newest first (`man 5 fstab`: white space in them is escaped in octal)."""
+    with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as file:
+        targets = [line.split()[1] for line in file]
+    plain = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))
+    for escaped, char in plain:
+        targets = [target.replace(escaped, char) for target in targets]
+    return targets[::-1]
+
+
+# --- the beginning --------------------------------------------------------------------------------------------------
+def plan(options: dict[str, str]) -> int:
+    """Print what a boot would do; the exit status is 1 where a table has a fault."""
+    tables = tables_module.load(options)
+    print(f"profile   {', '.join(tables.profiles) or 'default'}")
+    for row in tables.MOUNTS:
+        print(f"mount     {row.target:<16} {row.source} {row.fstype} {row.options}{'' if row.required else ' (best effort)'}")
+    for name in tables.MODULES:
+        print(f"module    {name}")
+    for name, value in tables.SYSCTLS:
+        print(f"sysctl    {name} = {value}")
+    for name in tables.order:
+        row = tables.services[name]
+        waits = [f"{other} ({tables.services[other].ready or 'started'})" for other in row.after if other in tables.services]
+        print(f"service   {name:<16} {' '.join(word or repr(word) for word in row.argv)}" + (f"\n          {'':<16} after {', '.join(waits)}" if waits else ""))
+    for text in tables.rejected:
+        print(f"rejected  {text}", file=sys.stderr)
+    return 1 if tables.rejected else 0
+
+
+def main(arguments: list[str]) -> int:
+    """The life of a board."""
+    if "--plan" in arguments:
+        return plan(parse_options(arguments))
+    if os.getpid() != 1:
+        print("stack.py is the init of a board and runs only as PID 1; `make run` boots it in namespaces.", file=sys.stderr)
+        return 2
+    init, command = None, Reboot.RESTART
+    try:
+        init = Init(arguments)
+        command = init.run()
+    except BaseException as error:  # leaving main() would panic the kernel without a trace
+        _log.error(f"PID 1 failed, rebooting: {trace(error)}")
+    try:
+        tear_down(command, init.tables if init else Tables())
+    except BaseException as error:
+        _log.error(f"tear-down failed: {trace(error)}")
+        reboot(command)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,448 @@
+"""Keeps services running (`SV`, one `Process` each), and the functions of the Python prompt: `from sv import *`.
+
+PID 1 holds one `SV`. The prompt's functions live in prompt.py and are loaded when somebody asks for them.
+"""
+
+from __future__ import annotations
+
+import os
+
+import _log
+from control import SVError
+from lean import TYPE_CHECKING, signal, socket
+from logpipe import LogPipes
+from process import Actions, Process, State, signal_number
+from readiness import NotifySockets, PathWatch
+from rows import Service
+from spawn import MARK, Spawner, find
+from tables import Tables
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
+    from loop import Loop
+    from prompt import (
+        board,
+        halt,
+        logs,
+        poweroff,
+        reboot,
+        reload,
+        rescue,
+        restart_process,
+        signal_process,
+        start_process,
+        stats_process,
+        stop_process,
+        top,
+    )
+
+__all__ = [
+    "SVError", "board", "halt", "logs", "poweroff", "reboot", "reload", "restart_process", "signal_process",
+    "start_process", "stats_process", "stop_process", "top",
+]  # fmt: skip
+
+HOPELESS_FAILURES = 3
+STATS_A_REPLY = 100  # services in one reply; the client asks for the rest
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__ or name == "rescue":
+        import prompt
+
+        return getattr(prompt, name)
+    raise AttributeError(f"module 'sv' has no attribute {name!r}")
+
+
+class SV(Actions):
+    """All services of the board: who starts when, whose death is whose, and what is due next."""
+
+    def __init__(self, tables: Tables, loop: Loop, spawner: Spawner) -> None:
+        self.tables = tables
+        self.loop = loop
+        self.spawner = spawner
+        self.processes: dict[str, Process] = {}  # in start order
+        self.by_pid: dict[int, Process] = {}
+        self.groups: dict[str, set[int]] = {}  # process groups that belong to a service
+        self.dependents: dict[str, list[str]] = {}
+        self.loggers: list[Process] = []
+        self.pipes = LogPipes(loop)
+        self.notify = NotifySockets(loop)
+        self.paths = PathWatch(loop, self._path_appeared)
+        self.stopping: float | None = None  # the global deadline, once the board is going down
+        self.escalate: Callable[[str], None] = lambda reason: None  # what a critical service's end asks for
+        self._touched: list[Process] = []
+
+    # --- what Process needs from the world ------------------------------------------------------------------------
+    def spawn(self, process: Process) -> int:
+        row = process.row
+        account = self.tables.account(row)
+        if not account.mapped:
+            _log.info(f"{row.name}: there is no user {row.user} in this user namespace; runs as root without capabilities")
+        extra: dict[str, str] = {}
+        if row.ready == "notify" or row.watchdog:
+            extra["NOTIFY_SOCKET"] = self.notify.prepare(process, account.uid if account.mapped else 0, self._notified)
+        if row.watchdog:
+            extra["WATCHDOG_USEC"] = str(int(row.watchdog * 1e6))
+        if row.ready.startswith("/"):
+            self.paths.expect(process)
+        log = None if row.log == "none" else self.pipes.write_end(row.name, row.log, process.since)
+        channel: socket.socket | None = self.pipes.connect() if row.logger else None
+        try:
+            pid = self.spawner.spawn(row, account, extra, log, channel.fileno() if channel else None)
+        finally:
+            if channel:
+                channel.close()
+        if channel:
+            self.pipes.flush(process.since)
+        self.by_pid[pid] = process
+        self.groups[row.name] = {pid}
+        return pid
+
+    def kill(self, process: Process, number: int) -> None:
+        name = process.row.name
+        for group in self.groups.get(name, set()):
+            if not _send(os.killpg, group, number) and group == process.pid:
+                _send(os.kill, group, number)  # forked, but not yet the leader of its session
+        for pid in self._strays(name):
+            _send(os.kill, pid, number)
+
+    def lingers(self, process: Process) -> bool:
+        name = process.row.name
+        for group in list(self.groups.get(name, ())):
+            if not _send(os.killpg, group, 0):
+                self.groups[name].discard(group)  # from now on the number may become somebody else's
+        return bool(self.groups.get(name)) or bool(self._strays(name))
+
+    def _strays(self, name: str) -> list[int]:
+        """Relatives that forked twice and left the group: our children by adoption, with the service's mark in their environment."""
+        if self.stopping is not None:
+            return []  # kill(-1) ends them all
+        mark = f"{MARK}={name}\0".encode()
+        return [pid for pid in adopted(self.by_pid) if mark in _environment(pid)]
+
+    # --- events -----------------------------------------------------------------------------------------------------
+    def reaped(self, deaths: list[tuple[int, int]], now: float) -> None:
+        """Wait statuses of all that died, ours or adopted. All are reaped before any is handled: zombies linger too."""
+        for pid, status in deaths:
+            process = self.by_pid.pop(pid, None)
+            if process is None or not self._is_main(process, pid):
+                continue
+            failure = self.spawner.failure(pid) if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 126 else None
+            if process.row.logger:
+                self.pipes.disconnect()
+            self.loop.guard(process.row.name, lambda now, p=process, s=status, f=failure: p.exited(s, now, f), now)
+            self._touch(process)
+        for process in self.processes.values():
+            if process.state == State.STOPPING and process.pid is None:
+                process.relative_exited(now)
+                self._touch(process)
+        self._settle(now)
+
+    def _is_main(self, process: Process, pid: int) -> bool:
+        """Whether this death ends the service: not if it named another MAINPID that is our child by now."""
+        if process.pid == pid or process.pid is None:
+            return True
+        if _parent(process.pid) == os.getpid():
+            return False
+        del self.by_pid[process.pid]  # the one it named died before it: nobody else will tell us
+        return True
+
+    def next_deadline(self) -> float | None:
+        deadlines = [process.deadline for process in self.processes.values() if process.deadline is not None]
+        if self.stopping is not None:
+            deadlines.append(self.stopping)
+        return min(deadlines, default=None)
+
+    def tick(self, now: float) -> None:
+        """Whatever deadline has come."""
+        for process in list(self.processes.values()):
+            if process.deadline is not None and process.deadline <= now:
+                if not self.loop.guard(process.row.name, process.tick, now):
+                    process.deadline = now + 1.0  # tried again, but not in a tight loop
+                self._touch(process)
+        self._settle(now)
+
+    def _notified(self, process: Process, message: dict[str, str], now: float) -> None:
+        if main := message.get("MAINPID", ""):
+            self._adopt(process, main)
+        process.notified(message, now)
+        self._touch(process)
+        self._settle(now)
+
+    def _path_appeared(self, process: Process, now: float) -> None:
+        process.became_ready(now)
+        self._touch(process)
+        self._settle(now)
+
+    def _adopt(self, process: Process, main: str) -> None:
+        """MAINPID=: a service that forks says which process is it. Only a process of its own user will do."""
+        old = process.pid
+        account = self.tables.account(process.row)
+        try:
+            pid = int(main)
+            owner = os.stat(f"/proc/{pid}").st_uid
+            group = os.getpgid(pid)
+        except (ValueError, OSError):
+            owner = pid = group = -1
+        if pid == old:
+            return
+        if pid <= 1 or old is None or pid in self.by_pid or (account.mapped and owner != account.uid):
+            _log.warning(f"{process.row.name}: MAINPID={main[:20]} is not a process of its own; ignored")
+            return
+        process.pid = pid
+        self.by_pid[pid] = process
+        if group > 1 and group not in (other for name, all in self.groups.items() if name != process.row.name for other in all):
+            self.groups[process.row.name].add(group)
+
+    # --- who may start, who may stop --------------------------------------------------------------------------------
+    def add(self, row: Service, now: float) -> Process:
+        """A service that is not in the table: a command of the prompt, the rescue prompt."""
+        process = self._add(row)
+        process.transient = True
+        self._link()
+        process.start(now)
+        self._touch(process)
+        self._settle(now)
+        return process
+
+    def stop(self, process: Process, now: float) -> None:
+        """Stop one service."""
+        process.stop(now)
+        self._touch(process)
+        self._settle(now)
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether nothing of the table lives: it is empty, or everything that we want keeps dying young."""
+        table = [process for process in self.processes.values() if not process.transient]
+        wanted = [process for process in table if process.wanted]
+        return not table or (bool(wanted) and all(process.failures >= HOPELESS_FAILURES for process in wanted))
+
+    def _add(self, row: Service) -> Process:
+        process = self.processes[row.name] = Process(row, self, self.tables.delays())
+        return process
+
+    def _link(self) -> None:
+        self.loggers = [process for process in self.processes.values() if process.row.logger]
+        self.dependents = {name: [] for name in self.processes}
+        for name, process in self.processes.items():
+            for other in process.row.after:
+                if other in self.dependents:
+                    self.dependents[other].append(name)
+
+    def _touch(self, process: Process) -> None:
+        self._touched.append(process)
+
+    def _settle(self, now: float) -> None:
+        """Let everything happen that follows from what changed; a list, because a chain of services may be long."""
+        while self._touched:
+            process = self._touched.pop(0)
+            if process.state != State.STARTING:
+                self.paths.cancel(process)
+            if self.stopping is not None:
+                self._stop_next(process, now)
+                continue
+            if process.state == State.WAITING and self._may_start(process):
+                self.loop.guard(process.row.name, process.go, now)
+                if process.state != State.WAITING:
+                    self._touch(process)
+            elif process.settled:
+                waiting = (self.processes[name] for name in self.dependents.get(process.row.name, ()))
+                self._touched += [other for other in waiting if other.state == State.WAITING and self._may_start(other)]
+            self._escalate(process, now)
+            if process.removed and process.state == State.STOPPED:
+                self._remove(process)
+
+    def _may_start(self, process: Process) -> bool:
+        return all(self.processes[name].settled for name in process.row.after if name in self.processes)
+
+    def _escalate(self, process: Process, now: float) -> None:
+        limit = self.tables.CRITICAL_FAILURES
+        if process.row.critical and process.failures >= limit and process.state == State.BACKOFF:
+            self.escalate(f"{process.row.name} is critical and has failed {process.failures} times in a row")
+
+    # --- going down -------------------------------------------------------------------------------------------------
+    def shut_down(self, now: float) -> None:
+        """Stop everything, dependents first, within the global deadline."""
+        if self.stopping is not None:
+            return
+        self.stopping = now + self.tables.SHUTDOWN_TIMEOUT
+        for process in self.processes.values():
+            process.wanted = False
+        for process in list(self.processes.values()):
+            self._stop_if_free(process, now)
+        self._settle(now)
+
+    @property
+    def down(self) -> bool:
+        """Whether every service has stopped."""
+        return all(process.state == State.STOPPED for process in self.processes.values())
+
+    def _stop_next(self, process: Process, now: float) -> None:
+        if process.state != State.STOPPED:
+            return
+        for name in process.row.after:
+            if name in self.processes:
+                self._stop_if_free(self.processes[name], now)
+        for logger in self.loggers:
+            self._stop_if_free(logger, now)
+
+    def _stop_if_free(self, process: Process, now: float) -> None:
+        """Stop it if nobody that stands on it is left; the logger hears everybody else's last words."""
+        if process.state in (State.STOPPED, State.STOPPING):
+            return
+        others: Iterable[Process] = (self.processes[name] for name in self.dependents[process.row.name])
+        if process.row.logger:
+            others = (other for other in self.processes.values() if other is not process)
+        if all(other.state == State.STOPPED for other in others):
+            process.stop(now)
+            self._touch(process)
+
+    # --- reload -----------------------------------------------------------------------------------------------------
+    def reload(self, tables: Tables, now: float) -> dict[str, list[str]]:
+        """Take new tables: start what is new, stop what vanished, restart what changed, leave the rest alone.
+
+        At boot everything is new.
+        """
+        self.tables = tables
+        changes: dict[str, list[str]] = {"started": [], "stopped": [], "restarted": []}
+        delays = tables.delays()
+        for name, process in self.processes.items():
+            process.delays = delays
+            if name not in tables.services and not process.transient:
+                process.removed = True
+                process.stop(now)
+                changes["stopped"].append(name)
+        for name in tables.order:
+            row, old = tables.services[name], self.processes.get(name)
+            if old is None:
+                self._add(row).start(now)
+                changes["started"].append(name)
+            elif old.row != row or old.removed:
+                if old.wanted or old.removed:
+                    old.restart(now)
+                old.row, old.removed, old.transient = row, False, False
+                changes["restarted"].append(name)
+        self._link()
+        for process in self.processes.values():
+            self._touch(process)
+        self._settle(now)
+        return changes
+
+    def _remove(self, process: Process) -> None:
+        name = process.row.name
+        self.processes.pop(name, None)
+        self.groups.pop(name, None)
+        self.notify.forget(name)
+        self.pipes.forget(name)
+        self._link()
+
+    # --- requests ---------------------------------------------------------------------------------------------------
+    def handle(self, request: dict[str, Any], uid: int, now: float) -> Any:
+        """Carry out one request of the control socket; SVError says in a sentence why not."""
+        match request:
+            case {"op": "stats", "name": str(name)}:
+                return [self.stats(self._named(name), now)]
+            case {"op": "stats"}:
+                first = request.get("first", 0)
+                chosen = list(self.processes.values())[first : first + STATS_A_REPLY] if isinstance(first, int) else []
+                return [self.stats(process, now) for process in chosen]
+            case {"op": "start" | "stop" | "restart" | "signal" | "run"} if uid != 0:
+                raise SVError(f"only root may {request['op']} services; you are uid {uid}")
+            case {"op": "start" | "restart" | "run"} if self.stopping is not None:
+                raise SVError("the board is shutting down")
+            case {"op": "run", "argv": [str(_), *_] as argv} if all(isinstance(word, str) for word in argv):
+                process = self._transient(argv, now)
+            case {"op": "start", "name": str(name)}:
+                process = self._named(name)
+                process.start(now)
+            case {"op": "stop", "name": str(name)}:
+                process = self._named(name)
+                process.stop(now)
+            case {"op": "restart", "name": str(name)}:
+                process = self._named(name)
+                process.restart(now)
+            case {"op": "signal", "name": str(name), "signal": str() | int() as number}:
+                process = self._named(name)
+                self._signal(process, number)
+            case _:
+                raise SVError(f"no such request: {str(request)[:200]}")
+        self._touch(process)
+        self._settle(now)
+        return self.stats(process, now)
+
+    def _named(self, name: str) -> Process:
+        if name not in self.processes:
+            raise SVError(f"there is no service {name[:64]!r}; there are {', '.join(self.processes) or 'none'}")
+        return self.processes[name]
+
+    def _signal(self, process: Process, number: str | int) -> None:
+        if process.pid is None:
+            raise SVError(f"{process.row.name} is {process.state}: there is no process to signal")
+        try:
+            os.kill(process.pid, signal_number(number))
+        except (ValueError, OSError) as error:
+            raise SVError(str(error)) from None
+
+    def _transient(self, argv: list[str], now: float) -> Process:
+        try:
+            find(argv[0], self.tables.PATH)
+        except OSError as error:
+            raise SVError(f"there is neither a service nor a program {argv[0][:64]!r}: {error.strerror}") from None
+        base = "".join(c if c.isalnum() or c in "_-." else "_" for c in os.path.basename(argv[0]))[:40] or "command"
+        names = (base if count == 1 else f"{base}-{count}" for count in range(1, 1000))
+        name = next(name for name in names if name not in self.processes)
+        return self.add(Service(name, tuple(argv), restart="on-failure"), now)
+
+    def stats(self, process: Process, now: float) -> dict[str, Any]:
+        """What PID 1 knows of a service; the same keys in every state. The prompt adds what /proc knows."""
+        row, state = process.row, process.state
+        due = process.deadline if state == State.BACKOFF else None
+        account = self.tables.account(row)
+        return {
+            "name": row.name, "cmd": list(row.argv), "alive": process.pid is not None, "state": state,
+            "pid": process.pid, "runtime": round(process.runtime(now), 3),
+            "total_runtime": round(process.total_runtime + process.runtime(now), 3), "restart": process.restarts,
+            "exit": process.last_exit, "since": round(now - process.since, 3),
+            "next_restart": None if due is None else round(max(0.0, due - now), 3), "ready": process.ready,
+            "status": process.status, "user": (row.user or "root") if account.mapped else "root",
+            "wanted": process.wanted, "after": list(row.after),
+        }  # fmt: skip
+
+
+def _send(send: Callable[[int, int], None], target: int, number: int) -> bool:
+    """kill(2) or killpg(3); whether there was somebody to send to."""
+    try:
+        send(target, number)
+    except OSError:  # ESRCH
+        return False
+    return True
+
+
+def adopted(known: dict[int, Process]) -> list[int]:
+    """Our children that we did not start: orphans that the kernel gave to PID 1."""
+    me = os.getpid()
+    try:
+        with open(f"/proc/{me}/task/{me}/children", encoding="ascii") as file:
+            children = [int(word) for word in file.read().split()]
+    except OSError:  # a kernel without CONFIG_PROC_CHILDREN
+        children = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _parent(pid) == me]
+    return [pid for pid in children if pid not in known]
+
+
+def _parent(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return int(file.read().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def _environment(pid: int) -> bytes:
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return file.read() + b"\0"
+    except OSError:
+        return b""

@@ -1,0 +1,361 @@
+"""From settings.py and profiles to tables that PID 1 can trust.
+
+Whatever is wrong with a profile or a row is named in `rejected` and left out; the rest is used. Nothing here raises.
+"""
+
+from __future__ import annotations
+
+import os
+from graphlib import CycleError, TopologicalSorter
+
+from lean import TYPE_CHECKING, signal
+from process import Delays, signal_number
+from rows import Device, Directory, Mount, Service
+from spawn import ROOT, Account
+from syscalls import CAPABILITIES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+PROFILE_SECONDS = 5.0  # a profile that takes longer to evaluate is a fault of the profile
+RLIMITS = "as core cpu data fsize memlock msgqueue nice nofile nproc rss rtprio rttime sigpending stack".split()
+
+# Enough for the rescue prompt, where settings.py itself cannot be read.
+FALLBACK: dict[str, Any] = {
+    **Delays()._asdict(),
+    "HOSTNAME": "stack", "CONSOLE": "/dev/console", "LOG": "/run/log", "PYTHON": "/usr/bin/python3",
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "ENVIRONMENT": (("HOME", "/root"),),
+    "MOUNTS": (Mount("proc", "/proc", "proc"), Mount("dev", "/dev", "devtmpfs"), Mount("run", "/run", "tmpfs")),
+    "DIRECTORIES": (), "DEVICES": (), "MODULES": (), "SYSCTLS": (), "SERVICES": (), "CONSOLE_LEVEL": 4,
+    "SHUTDOWN_TIMEOUT": 20.0, "KILL_TIMEOUT": 2.0, "SYNC_TIMEOUT": 10.0, "RESCUE_TIMEOUT": 300.0,
+    "CRITICAL_FAILURES": 5, "CRITICAL_UPTIME": 3600.0,
+    "RESCUE": Service("rescue", ("{PYTHON}", "{LIB}/prompt.py", "rescue"), ready="notify", tty="{CONSOLE}"),
+    "LIB": os.path.dirname(os.path.abspath(__file__)),
+}  # fmt: skip
+
+
+class Tables:
+    """The board's settings after profiles and validation; a setting is an attribute under its own name."""
+
+    def __init__(self, options: dict[str, str] | None = None) -> None:
+        options = options or {}
+        self.rejected: list[str] = []
+        self.skipped = set(filter(None, options.get("stack.skip", "").split(",")))
+        self.profiles: list[str] = []
+        self.values: dict[str, Any] = dict(FALLBACK)
+        self.accounts, self.group_ids = read_accounts()
+        self.services: dict[str, Service] = {}
+        self.order: list[str] = []  # of their start
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__["values"][name]
+        except KeyError:
+            raise AttributeError(f"settings have no {name}") from None
+
+    def account(self, row: Service) -> Account:
+        """The numbers of a row's user and groups."""
+        base = self.accounts.get(row.user) or (Account(int(row.user), int(row.user)) if row.user.isdigit() else ROOT)
+        groups = tuple(int(group) if group.isdigit() else self.group_ids[group] for group in row.groups)
+        return base._replace(groups=groups)
+
+    def delays(self) -> Delays:
+        return Delays(*(self.values.get(name, default) for name, default in Delays()._asdict().items()))
+
+    def expand(self, text: str) -> str:
+        """`{NAME}` of a setting that is text or a number becomes its value: rows follow what a profile changes."""
+        if "{" in text:
+            for name, value in self.values.items():
+                if isinstance(value, (str, int, float)):
+                    text = text.replace("{" + name + "}", str(value))
+        return text
+
+
+def load(options: dict[str, str] | None = None, *, reread: bool = False) -> Tables:
+    """Settings and profiles as the kernel command line's `stack.` options choose them; `reread` looks at the files again."""
+    tables = Tables(options)
+    folder = os.path.dirname(os.path.abspath(__file__))
+    values = tables.values
+    _guarded(tables, "settings.py", lambda: values.update(_base(folder, reread=reread)))
+    names = (options or {}).get("stack.profile", "")
+    if not names and os.path.exists(f"{folder}/settings_prod.py"):
+        names = "prod"
+    for name in filter(None, names.split(",")):
+        path = name if "/" in name else f"{folder}/settings_{name}.py"
+        _guarded(tables, f"profile {name}", lambda path=path: _overlay(tables, _run(path, dict(values))))
+        tables.profiles.append(name)
+    _check_tables(tables)
+    return tables
+
+
+def _base(folder: str, *, reread: bool) -> dict[str, Any]:
+    if reread and os.path.exists(f"{folder}/settings.py"):
+        return _run(f"{folder}/settings.py", {})
+    import settings  # not at the top: a mistake in it must not keep PID 1 from starting
+
+    return dict(vars(settings))
+
+
+def _run(path: str, names: dict[str, Any]) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        code = compile(file.read(), path, "exec")
+    names |= {"__name__": "profile", "__file__": path, "__builtins__": __builtins__}
+    exec(code, names)
+    return names
+
+
+def _overlay(tables: Tables, names: dict[str, Any]) -> None:
+    """Take a profile's values; one of another type than the default's is refused."""
+    for name, value in names.items():
+        old = tables.values.get(name)
+        if not name.isupper() or value is old:
+            continue
+        if name not in tables.values:
+            tables.rejected.append(f"profile: {name} is not a setting; left out")
+        elif isinstance(old, (int, float)) and isinstance(value, (int, float)) and not isinstance(value, bool):
+            tables.values[name] = value
+        elif isinstance(old, (tuple, list)) and isinstance(value, (tuple, list)) and not isinstance(old, Service):
+            tables.values[name] = tuple(value)
+        elif type(old) is type(value):
+            tables.values[name] = value
+        else:
+            tables.rejected.append(f"profile: {name} = {value!r} should be like {type(old).__name__}; the default stays")
+
+
+def _guarded(tables: Tables, what: str, step: Callable[[], object]) -> None:
+    """Evaluate somebody's Python under a time limit; its faults are its own."""
+
+    def too_long(*_: object) -> None:
+        raise TimeoutError(f"took more than {PROFILE_SECONDS:g} s")
+
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.setitimer(signal.ITIMER_REAL, PROFILE_SECONDS)
+    try:
+        step()
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
+        where = f" line {error.lineno}" if isinstance(error, SyntaxError) else _line_of(error)
+        tables.rejected.append(f"{what}{where}: {type(error).__name__}: {error}; left out")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _line_of(error: BaseException) -> str:
+    trace, line = error.__traceback__, ""
+    while trace:
+        if trace.tb_frame.f_globals.get("__name__") == "profile":
+            line = f" line {trace.tb_lineno}"
+        trace = trace.tb_next
+    return line
+
+
+def read_accounts(etc: str = "/etc") -> tuple[dict[str, Account], dict[str, int]]:
+    """Users and groups from their files: getpwnam(3) may ask a network service, and PID 1 must not wait for one."""
+    mapped = _mapped_ids("/proc/self/uid_map")
+    users, groups = {"root": ROOT}, {"root": 0}
+    for fields in _records(f"{etc}/passwd", 4):
+        uid, gid = int(fields[2]), int(fields[3])
+        users[fields[0]] = Account(uid, gid, mapped=any(uid in ids for ids in mapped))
+    for fields in _records(f"{etc}/group", 3):
+        groups[fields[0]] = int(fields[2])
+    return users, groups
+
+
+def _records(path: str, numbers: int) -> Iterator[list[str]]:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        fields = line.split(":")
+        if len(fields) >= numbers and all(field.isdigit() for field in fields[2:numbers]):
+            yield fields
+
+
+def _mapped_ids(path: str) -> list[range]:
+    try:
+        with open(path, encoding="ascii") as file:
+            rows = [[int(word) for word in line.split()] for line in file]
+    except (OSError, ValueError):
+        return [range(2**32)]  # no user namespaces in this kernel
+    return [range(first, first + count) for first, _, count in rows]
+
+
+# --- validation -----------------------------------------------------------------------------------------------------
+def _check_tables(tables: Tables) -> None:
+    for name, default in FALLBACK.items():
+        if isinstance(default, (int, float)) and not 0 <= tables.values[name] < 1e6:
+            tables.rejected.append(f"{name} = {tables.values[name]} is not a sane number; {default} is used")
+            tables.values[name] = default
+    for name, check in (
+        ("MOUNTS", _mount_fault), ("DIRECTORIES", _directory_fault), ("DEVICES", _device_fault),
+        ("SYSCTLS", _sysctl_fault), ("MODULES", _module_fault),
+    ):  # fmt: skip
+        tables.values[name] = tuple(_good_rows(tables, name, check))
+    _check_services(tables)
+
+
+def _good_rows(tables: Tables, table: str, check: Callable[[Tables, Any], str]) -> Iterator[Any]:
+    for index, row in enumerate(tables.values[table]):
+        try:
+            fault = check(tables, row)
+        except Exception as error:
+            fault = f"{type(error).__name__}: {error}"
+        if fault:
+            tables.rejected.append(f"{table}[{index}] {_label(row)}: {fault}")
+        else:
+            yield row
+
+
+def _label(row: object) -> str:
+    return str(getattr(row, "name", "") or getattr(row, "target", "") or getattr(row, "path", "") or repr(row))[:60]
+
+
+def _is_text(*values: object) -> bool:
+    return all(isinstance(value, str) and "\0" not in value for value in values)
+
+
+def _mount_fault(_: Tables, row: Any) -> str:
+    if not isinstance(row, Mount):
+        return "is not a Mount(...) row"
+    if not _is_text(row.source, row.target, row.fstype, row.options):
+        return "source, target, fstype and options must be text"
+    return "" if row.target.startswith("/") else f"target {row.target!r} is not absolute"
+
+
+def _directory_fault(tables: Tables, row: Any) -> str:
+    if not isinstance(row, Directory):
+        return "is not a Directory(...) row"
+    if not _is_text(row.path, row.user) or not row.path.startswith("/"):
+        return f"path {row.path!r} is not absolute"
+    if not isinstance(row.mode, int) or not 0 <= row.mode <= 0o7777:
+        return f"mode {row.mode!r} is not a mode such as 0o755"
+    return _user_fault(tables, row.user)
+
+
+def _device_fault(_: Tables, row: Any) -> str:
+    if not isinstance(row, Device):
+        return "is not a Device(...) row"
+    if not _is_text(row.path, row.target) or not row.path.startswith("/"):
+        return f"path {row.path!r} is not absolute"
+    if row.kind not in ("c", "b", "link"):
+        return f"kind {row.kind!r} is not 'c', 'b' or 'link'"
+    return "a link needs a target" if row.kind == "link" and not row.target else ""
+
+
+def _sysctl_fault(_: Tables, row: Any) -> str:
+    good = isinstance(row, tuple) and len(row) == 2 and _is_text(*row) and ".." not in row[0]
+    return "" if good else 'is not a pair of texts such as ("kernel.panic", "10")'
+
+
+def _module_fault(_: Tables, row: Any) -> str:
+    return "" if _is_text(row) and row and not row.startswith("-") else "is not a module's name"
+
+
+def _user_fault(tables: Tables, user: str) -> str:
+    user = tables.expand(user)
+    known = not user or user in tables.accounts or user.isdigit()
+    return "" if known else f"user {user!r} is not in /etc/passwd"
+
+
+def _check_services(tables: Tables) -> None:
+    rows = list(tables.values["SERVICES"])
+    known = {row.name for row in rows if isinstance(row, Service) and _is_text(row.name)}
+    services = tables.services
+    for index, row in enumerate(rows):
+        try:
+            fault = "is not a Service(...) row" if not isinstance(row, Service) else ""
+            row = row if fault else expand_row(tables, row)
+            fault = fault or next(_service_faults(tables, row, known), "")
+        except Exception as error:
+            fault = f"{type(error).__name__}: {error}"
+        if fault:
+            tables.rejected.append(f"SERVICES[{index}] {_label(row)}: {fault}")
+        elif row.argv and row.name not in tables.skipped:
+            services[row.name] = row
+    for name in sorted(tables.skipped - known):
+        tables.rejected.append(f"stack.skip: there is no service {name!r}")
+    tables.order = []
+    while services and not tables.order:
+        try:
+            tables.order = start_order(services)
+        except CycleError as error:
+            circle = error.args[1]
+            tables.rejected.append(f"SERVICES {circle[0]}: after runs in a circle, {' <- '.join(circle)}")
+            del services[circle[0]]
+    tables.values["RESCUE"] = expand_row(tables, tables.values["RESCUE"])
+
+
+def expand_row(tables: Tables, row: Service) -> Service:
+    """A row with `{NAME}` replaced; an argument that is a table's name alone becomes its items, and none leaves argv empty."""
+    if isinstance(row.argv, str):
+        raise TypeError(f"argv is one string; write a tuple of words: {tuple(row.argv.split())!r}")
+    argv: list[str] = []
+    for word in row.argv:
+        value = tables.values.get(word[1:-1]) if isinstance(word, str) and word[:1] == "{" else None
+        if isinstance(value, tuple):
+            if not value:
+                return row._replace(argv=())
+            argv += value
+        else:
+            argv.append(tables.expand(word) if isinstance(word, str) else word)
+    text = {name: tables.expand(getattr(row, name)) for name in ("ready", "user", "cwd", "tty")}
+    env = tuple((name, tables.expand(value)) for name, value in row.env)
+    return row._replace(argv=tuple(argv), env=env, **text)
+
+
+def _service_faults(tables: Tables, row: Service, known: set[str]) -> Iterator[str]:
+    """Every fault of a row, as a sentence."""
+    if not _is_text(row.name) or not row.name.replace("_", "").replace("-", "").replace("@", "").replace(".", "").isalnum():
+        yield f"name {row.name!r} must be letters, digits and _-@."
+    if row.name in tables.services or row.name == "stack":
+        yield "the name is taken"
+    if not _is_text(*row.argv) or (row.argv and not row.argv[0]):
+        yield f"argv {row.argv!r} must be words"
+    for other in row.after:
+        if other not in known or other == row.name:
+            yield f"after names {other!r}, which is {'itself' if other == row.name else 'no service'}"
+    if row.ready not in ("", "notify", "exit") and not row.ready.startswith("/"):
+        yield f"ready {row.ready!r} is not 'notify', 'exit' or an absolute path"
+    for name, value, choices in (
+        ("restart", row.restart, ("always", "on-failure", "never")), ("log", row.log, ("memory", "disk", "none")),
+    ):  # fmt: skip
+        if value not in choices:
+            yield f"{name} {value!r} is not one of {', '.join(choices)}"
+    yield from _number_faults(row)
+    if fault := _user_fault(tables, row.user):
+        yield fault
+    for group in row.groups:
+        if group not in tables.group_ids and not group.isdigit():
+            yield f"group {group!r} is not in /etc/group"
+    for capability in row.capabilities or ():
+        if capability not in CAPABILITIES:
+            yield f"capability {capability!r} is not one of `man 7 capabilities`, such as net_admin"
+    for limit, value in row.rlimits:
+        if limit not in RLIMITS or not isinstance(value, int):
+            yield f"rlimit {limit!r} is not one of {', '.join(RLIMITS)} with a number"
+    for name, path in (("cwd", row.cwd), ("tty", row.tty or "/")):
+        if not path.startswith("/"):
+            yield f"{name} {path!r} is not absolute"
+    if row.logger and any(other.logger for other in tables.services.values()):
+        yield "there is a logger already"
+
+
+def _number_faults(row: Service) -> Iterator[str]:
+    try:
+        signal_number(row.stop_signal)
+    except ValueError as error:
+        yield f"stop_signal {error}"
+    ranges = {"ready_timeout": (0.001, 86400), "stop_timeout": (0, 3600), "watchdog": (0, 86400), "nice": (-20, 19)}
+    ranges |= {"oom_score": (-1000, 1000), "umask": (0, 0o777)}
+    for name, (least, most) in ranges.items():
+        value = getattr(row, name)
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not least <= value <= most:
+            yield f"{name} {value!r} is not a number from {least:g} to {most:g}"
+
+
+def start_order(services: dict[str, Service]) -> list[str]:
+    """Names so that each comes after those in its `after`; CycleError where that cannot be."""
+    return list(TopologicalSorter({name: [o for o in row.after if o in services] for name, row in services.items()}).static_order())
