@@ -52,12 +52,13 @@ def record(level: int, text: str) -> None:
     counts[NAMES.get(level, "debug")] += 1
     if level > sink.level:
         return
+    text = text.replace("\n", " ")[:800]  # the kernel takes 1,024 bytes a record, its own prefix included
     line = f"<{level}>stack: {text}\n".encode("utf-8", "backslashreplace")
     if sink.kmsg >= 0:
-        _write(sink.kmsg, line[:900])  # the kernel refuses records over 1,024 bytes less its own prefix
+        _write(sink.kmsg, line)
     elif level <= sink.console_level:
         _write(sink.console, line[3:])
-    if sink.pipe >= 0 and not _write(sink.pipe, line):
+    if sink.pipe >= 0 and not _write(sink.pipe, line.replace(b"stack: ", b"", 1)):
         sink.dropped += 1
 
 

@@ -10,7 +10,7 @@ import os
 import sys
 
 import _log
-from lean import TYPE_CHECKING, socket
+from lean import TYPE_CHECKING, json, socket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,8 +92,6 @@ class Control:
         self._drop(fd)
 
     def _answer(self, client: socket.socket, message: bytes, flags: int, now: float) -> dict[str, Any]:
-        import json  # at the first request: a board that nobody asks does not pay for it
-
         if flags & socket.MSG_TRUNC:
             return {"error": f"the request is longer than {MAX_REQUEST} bytes"}
         try:
@@ -125,8 +123,6 @@ def peer_uid(client: socket.socket) -> int:
 
 
 def _send(client: socket.socket, reply: dict[str, Any]) -> None:
-    import json
-
     message = json.dumps(reply).encode()
     if len(message) > 100_000:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
@@ -135,8 +131,6 @@ def _send(client: socket.socket, reply: dict[str, Any]) -> None:
 
 def ask(path: str, request: dict[str, Any], timeout: float = 10.0) -> Any:
     """Send one request to PID 1 and return its answer; SVError where it refuses, is not there, or does not answer."""
-    import json
-
     client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC, 0)
     client.settimeout(timeout)
     try:

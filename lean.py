@@ -1,8 +1,8 @@
 """Names of the standard library at the price that PID 1 can pay.
 
-`signal`, `socket` and `typing` cost a third of PID 1's start between them (they pull in `enum`, `re` and friends).
+`signal`, `socket`, `json` and `typing` would double PID 1's start and add 2 MiB (they pull in `enum`, `re` and friends).
 PID 1 uses the C modules underneath, which have the same names, and a `NamedTuple` of twenty lines. Type checkers
-see the real ones. `bench/imports.py` prints what each import costs.
+see the real ones. `make bench` prints what each import costs.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from __future__ import annotations
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    import json
     import signal
     import socket
     from typing import NamedTuple
 else:
+    import _json
     import _signal as signal
     import _socket as socket
     from _collections import _tuplegetter
@@ -60,4 +62,36 @@ else:
             return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in pairs)})"
 
 
-__all__ = ["TYPE_CHECKING", "NamedTuple", "signal", "socket"]
+    class json:  # noqa: N801
+        """`json.loads` and `json.dumps` on the C scanner that the `json` package itself uses."""
+
+        strict, object_hook, object_pairs_hook = True, None, None
+        parse_float, parse_int, parse_constant = float, int, float
+
+        @classmethod
+        def loads(cls, text):
+            text = (text if isinstance(text, str) else bytes(text).decode()).strip(" \t\r\n")
+            try:
+                value, end = _json.make_scanner(cls)(text, 0)
+            except StopIteration as stop:
+                raise ValueError(f"Expecting value at {stop.value}") from None
+            if end != len(text):
+                raise ValueError(f"Extra data at {end}")
+            return value
+
+        @classmethod
+        def dumps(cls, value) -> str:
+            if isinstance(value, str):
+                return _json.encode_basestring_ascii(value)
+            if value is None or isinstance(value, bool):
+                return {None: "null", True: "true", False: "false"}[value]
+            if isinstance(value, dict):
+                return "{" + ", ".join(f"{cls.dumps(str(key))}: {cls.dumps(item)}" for key, item in value.items()) + "}"
+            if isinstance(value, (list, tuple)):
+                return "[" + ", ".join(map(cls.dumps, value)) + "]"
+            if isinstance(value, (int, float)):
+                return repr(value)
+            raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+__all__ = ["TYPE_CHECKING", "NamedTuple", "json", "signal", "socket"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from fcntl import fcntl
 
 from lean import TYPE_CHECKING, socket
 from loop import WRITE
@@ -33,6 +34,10 @@ class LogPipes:
         """The descriptor that a service prints to; `policy` is the row's `log`."""
         if name not in self._pipes:
             reader, writer = os.pipe2(os.O_CLOEXEC)
+            try:
+                fcntl(writer, F_SETPIPE_SZ, PIPE_SIZE)
+            except OSError:  # over the user's limit (`man 7 pipe`, pipe-user-pages-soft): 64 KiB will do
+                pass
             self._pipes[name] = (reader, writer, policy)
             self._unsent.append(name)
             self.flush(now)

@@ -199,7 +199,7 @@ def logs(name: str | None = None, lines: int = 50, follow: bool = False) -> list
     if name is not None and not os.path.exists(f"{folder}/{name}.log"):
         there = sorted(entry[:-4] for entry in os.listdir(folder) if entry.endswith(".log")) if os.path.isdir(folder) else []
         raise SVError(f"there is no log of {name!r}; there are {', '.join(there) or 'none'}")
-    found = Lines(line for _, line in sorted(_read_logs(folder, name, lines))[-lines:])
+    found = Lines(line for _, line in sorted(_read_logs(folder, name, lines), key=lambda item: item[0])[-lines:])
     if not follow:
         return found
     print(repr(found), flush=True)

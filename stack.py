@@ -42,6 +42,7 @@ class Init:
 
     def __init__(self, arguments: list[str]) -> None:
         self.arguments = arguments
+        self.born = time.monotonic()
         self.options: dict[str, str] = {}
         self.tables = Tables()
         self.loop = Loop()
@@ -226,11 +227,11 @@ class Init:
     def escalate(self, reason: str) -> None:
         """A critical service is beyond repair by restarts; but a board that reboots all the time helps nobody either."""
         now = time.monotonic()
-        if self.command is None and now >= self.tables.CRITICAL_UPTIME:
+        if self.command is None and now - self.born >= self.tables.CRITICAL_UPTIME:
             self.shut_down(Reboot.RESTART, reason, now)
 
     def reload(self, now: float) -> dict[str, list[str]]:
-        self.tables = tables_module.load(self.options, reread=True)
+        self.tables = tables_module.load(self.options)
         for text in self.tables.rejected:
             _log.error(text)
         changes = self.sv.reload(self.tables, now)
@@ -290,7 +291,7 @@ class Init:
         times = os.times()
         return {
             "hostname": os.uname().nodename, "boot_id": read_file("/proc/sys/kernel/random/boot_id"),
-            "uptime": round(now, 3), "kernel": os.uname().release, "python": sys.version.split()[0],
+            "uptime": round(now - self.born, 3), "kernel": os.uname().release, "python": sys.version.split()[0],
             "profile": self.tables.profiles or ["default"], "options": self.options,
             "log_folder": self.tables.LOG, "rejected": self.tables.rejected, "faults": self.faults[-50:],
             "state": "stopping" if self.command is not None else "running", "services": len(self.sv.processes),

@@ -6,6 +6,7 @@ Whatever is wrong with a profile or a row is named in `rejected` and left out; t
 from __future__ import annotations
 
 import os
+import sys
 from graphlib import CycleError, TopologicalSorter
 
 from lean import TYPE_CHECKING, signal
@@ -16,7 +17,10 @@ from syscalls import CAPABILITIES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from importlib.machinery import SourceFileLoader
     from typing import Any
+else:
+    from _frozen_importlib_external import SourceFileLoader  # importlib.machinery, without the rest of importlib
 
 PROFILE_SECONDS = 5.0  # a profile that takes longer to evaluate is a fault of the profile
 RLIMITS = "as core cpu data fsize memlock msgqueue nice nofile nproc rss rtprio rttime sigpending stack".split()
@@ -65,19 +69,23 @@ class Tables:
 
     def expand(self, text: str) -> str:
         """`{NAME}` of a setting that is text or a number becomes its value: rows follow what a profile changes."""
-        if "{" in text:
+        for _ in range(4):  # a setting may name another
+            if "{" not in text:
+                break
             for name, value in self.values.items():
                 if isinstance(value, (str, int, float)):
                     text = text.replace("{" + name + "}", str(value))
         return text
 
 
-def load(options: dict[str, str] | None = None, *, reread: bool = False) -> Tables:
-    """Settings and profiles as the kernel command line's `stack.` options choose them; `reread` looks at the files again."""
+def load(options: dict[str, str] | None = None) -> Tables:
+    """Settings and profiles, read anew, as the kernel command line's `stack.` options choose them."""
     tables = Tables(options)
     folder = os.path.dirname(os.path.abspath(__file__))
     values = tables.values
-    _guarded(tables, "settings.py", lambda: values.update(_base(folder, reread=reread)))
+    for name in [name for name in sys.modules if name.startswith("settings")]:
+        del sys.modules[name]
+    _guarded(tables, "settings.py", lambda: values.update(vars(__import__("settings"))))
     names = (options or {}).get("stack.profile", "")
     if not names and os.path.exists(f"{folder}/settings_prod.py"):
         names = "prod"
@@ -89,17 +97,9 @@ def load(options: dict[str, str] | None = None, *, reread: bool = False) -> Tabl
     return tables
 
 
-def _base(folder: str, *, reread: bool) -> dict[str, Any]:
-    if reread and os.path.exists(f"{folder}/settings.py"):
-        return _run(f"{folder}/settings.py", {})
-    import settings  # not at the top: a mistake in it must not keep PID 1 from starting
-
-    return dict(vars(settings))
-
-
 def _run(path: str, names: dict[str, Any]) -> dict[str, Any]:
-    with open(path, "rb") as file:
-        code = compile(file.read(), path, "exec")
+    """The names of a profile after running it on top of `names`. Its byte code is used where it is up to date."""
+    code = SourceFileLoader("profile", path).get_code("profile")
     names |= {"__name__": "profile", "__file__": path, "__builtins__": __builtins__}
     exec(code, names)
     return names

@@ -1,0 +1,207 @@
+"""The local bus for apps: MQTT over a Unix socket, one thread, a paced loop, and a connection that survives the broker.
+
+    bus = Bus("hello")
+    for _ in bus.every(1.0):
+        bus.publish("hello", {"text": "world"})
+
+An app that only listens ends with `bus.run()`. `python3 bus.py TOPIC` prints what passes on a topic.
+What must not be lost does not rely on this bus: it has no memory (see uplink.py's outbox).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import random
+import select
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import paho.mqtt.client as mqtt
+
+import settings
+from _log import counts, get_logger
+
+VERSION = 1  # of the envelope
+BACKLOG = 1000  # messages kept while the broker is away; the oldest go first
+RECONNECT_FIRST, RECONNECT_MAX = 0.1, 5.0  # seconds; doubled, jittered
+PLAUSIBLE = 1_735_689_600  # 2025-01-01: a clock before it has never been set
+TIME_ERROR = 5  # adjtimex(2): the clock is not synchronised
+
+Message = dict[str, Any]
+Handler = Callable[[str, Message], object]
+
+
+class Bus:
+    """One app's connection. Everything happens in the app's own thread, inside `every()` or `run()`."""
+
+    def __init__(self, name: str, address: str = "") -> None:
+        self.name = name
+        self.log = get_logger(name)
+        self.address = address or os.environ.get("BUS", settings.BUS)
+        self._client = self._make_client()
+        self._handlers: dict[str, Handler] = {}
+        self._retained: dict[str, bytes] = {}  # the broker forgets when it dies: we tell its successor
+        self._waiting: deque[tuple[str, bytes, bool]] = deque(maxlen=BACKLOG)
+        self._connected = False
+        self._lost: float | None = None  # since when, once it has been said
+        self._retry = RECONNECT_FIRST
+        self._next_try = 0.0
+        self._sequence = 0
+        self._told: dict[str, int] = {}
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # out of whatever wait we are in
+        self.boot_id = _read("/proc/sys/kernel/random/boot_id")
+
+    def _make_client(self) -> mqtt.Client:
+        kind = "unix" if self.address.startswith("/") else "tcp"
+        client = mqtt.Client(
+            mqtt.CallbackAPIVersion.VERSION2, client_id=f"{self.name}-{os.getpid()}", transport=kind,
+            reconnect_on_failure=False,
+        )  # fmt: skip
+        client.on_connect = self._on_connect
+        client.on_disconnect = self._on_disconnect
+        client.on_message = self._on_message
+        return client
+
+    # --- for apps -------------------------------------------------------------------------------------------------
+    def publish(self, topic: str, data: Any, *, retain: bool = False) -> None:
+        """Send data, in the envelope, as JSON. While the broker is away the last messages wait for it."""
+        payload = json.dumps(self._envelope(topic, data)).encode()
+        if retain:
+            self._retained[topic] = payload
+        if self._connected and self._client.publish(topic, payload, 0, retain).rc == mqtt.MQTT_ERR_SUCCESS:
+            return
+        if not retain:  # retained ones are sent again anyway
+            self._waiting.append((topic, payload, retain))
+
+    def subscribe(self, pattern: str, handler: Handler) -> None:
+        """Call `handler(topic, message)` for what matches; also after the broker has come back."""
+        self._handlers[pattern] = handler
+        if self._connected:
+            self._client.subscribe(pattern)
+
+    def every(self, seconds: float) -> Iterator[float]:
+        """Yield the monotonic time every so many seconds, and serve the bus in between. It ends with SIGTERM.
+
+        The pace does not drift: a turn that was late is followed by the next one on time, missed ones are left out.
+        """
+        due = time.monotonic()
+        while True:
+            now = time.monotonic()
+            if now >= due:
+                yield now
+                self._tell_counts()
+                due += seconds * max(1, -(-(time.monotonic() - due) // seconds))
+            else:
+                self._serve(due - now)
+
+    def run(self) -> None:
+        """Serve the bus until SIGTERM: for apps that only listen."""
+        for _ in self.every(60.0):
+            pass
+
+    # --- inside ---------------------------------------------------------------------------------------------------
+    def _envelope(self, topic: str, data: Any) -> Message:
+        self._sequence += 1
+        wall = time.time()
+        return {
+            "v": VERSION, "boot": self.boot_id, "from": self.name, "seq": self._sequence, "kind": topic.split("/")[0],
+            "time": round(wall, 3) if wall > PLAUSIBLE else None, "mono": round(time.monotonic(), 3),
+            "synced": clock_synchronised(), "data": data,
+        }  # fmt: skip
+
+    def _serve(self, seconds: float) -> None:
+        """Wait for messages, at most so long; connect if need be."""
+        now = time.monotonic()
+        if self._client.socket() is None:
+            if now < self._next_try:
+                select.select([], [], [], min(seconds, self._next_try - now))
+                return
+            self._connect(now)
+        elif self._client.loop(timeout=min(seconds, 30.0)) != mqtt.MQTT_ERR_SUCCESS and self._client.socket() is None:
+            self._connected = False
+
+    def _connect(self, now: float) -> None:
+        try:
+            if self.address.startswith("/"):
+                self._client.connect(self.address, 1, keepalive=60)
+            else:
+                host, _, port = self.address.rpartition(":")
+                self._client.connect(host, int(port), keepalive=60)
+        except OSError as error:
+            self._say_lost(f"{error.strerror or error}")
+        self._next_try = now + self._retry * random.uniform(0.5, 1.0)
+        self._retry = min(2 * self._retry, RECONNECT_MAX)
+
+    def _on_connect(self, *_: Any) -> None:
+        self._connected = True
+        self._retry = RECONNECT_FIRST
+        if self._lost is not None:
+            self.log.info("bus: back after %.1f s", time.monotonic() - self._lost)
+            self._lost = None
+        for pattern in self._handlers:
+            self._client.subscribe(pattern)
+        for topic, payload in self._retained.items():
+            self._client.publish(topic, payload, 0, True)
+        while self._waiting:
+            topic, payload, retain = self._waiting.popleft()
+            self._client.publish(topic, payload, 0, retain)
+
+    def _on_disconnect(self, *arguments: Any) -> None:
+        self._connected = False
+        self._say_lost(str(arguments[3]))
+
+    def _say_lost(self, why: str) -> None:
+        """Once, not at every try."""
+        if self._lost is None:
+            self._lost = time.monotonic()
+            self.log.warning("bus: lost (%s), trying again", why)
+
+    def _on_message(self, _client: mqtt.Client, _data: Any, packet: mqtt.MQTTMessage) -> None:
+        try:
+            message = json.loads(packet.payload)
+        except ValueError:
+            self.log.warning("bus: %s is not JSON", packet.topic)
+            return
+        for pattern, handler in self._handlers.items():
+            if mqtt.topic_matches_sub(pattern, packet.topic):
+                try:
+                    handler(packet.topic, message)
+                except Exception:
+                    self.log.exception("bus: the handler of %s failed", pattern)
+
+    def _tell_counts(self) -> None:
+        """How many warnings and errors we have logged, retained, for diagnostic.py."""
+        if counts != self._told:
+            self._told = dict(counts)
+            self.publish(f"log/{self.name}", self._told, retain=True)
+
+
+def clock_synchronised() -> bool:
+    """Whether something keeps the clock in time (`man 2 adjtimex`)."""
+    return int(_adjtimex(ctypes.create_string_buffer(256))) not in (-1, TIME_ERROR)
+
+
+_adjtimex = ctypes.CDLL(None).adjtimex
+
+
+def _read(path: str) -> str:
+    with open(path, encoding="ascii") as file:
+        return file.read().strip()
+
+
+def main(arguments: list[str]) -> None:
+    """Print what passes on a topic, one line a message."""
+    bus = Bus("print")
+    for pattern in arguments or ["#"]:
+        bus.subscribe(pattern, lambda topic, message: print(topic, json.dumps(message["data"]), flush=True))
+    bus.run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,54 @@
+"""Positions along a route, once a second, where no receiver is fitted: a GPX file, or a loop around a lake."""
+
+from __future__ import annotations
+
+import math
+import sys
+import xml.etree.ElementTree as ET
+
+from bus import Bus
+
+SPEED = 8.0  # m/s
+EARTH = 6_371_000.0  # m, mean radius
+LOOP = ((52.5163, 13.3777), (52.5145, 13.3501), (52.5096, 13.3762), (52.5163, 13.3777))  # degrees north, east
+Point = tuple[float, float]
+
+
+def read_gpx(path: str) -> tuple[Point, ...]:
+    """The points of a GPX 1.1 file's tracks, routes or waypoints (topografix.com/GPX/1/1), as one closed route."""
+    points = [(float(node.attrib["lat"]), float(node.attrib["lon"])) for node in ET.parse(path).iter() if "lat" in node.attrib]
+    if len(points) < 2:
+        raise SystemExit(f"{path}: a route needs at least two points, this file has {len(points)}")
+    return (*points, points[0])
+
+
+def distance(a: Point, b: Point) -> float:
+    """Metres between two points, over the sphere (haversine)."""
+    (lat1, lon1), (lat2, lon2) = (tuple(map(math.radians, point)) for point in (a, b))
+    half = math.sin((lat2 - lat1) / 2) ** 2 + math.cos(lat1) * math.cos(lat2) * math.sin((lon2 - lon1) / 2) ** 2
+    return 2 * EARTH * math.asin(math.sqrt(half))
+
+
+def position(route: tuple[Point, ...], metres: float) -> Point:
+    """Where one is after so many metres; the route starts over at its end."""
+    legs = [distance(a, b) for a, b in zip(route, route[1:], strict=False)]
+    metres %= sum(legs) or 1.0
+    for (a, b), leg in zip(zip(route, route[1:], strict=False), legs, strict=True):
+        if metres <= leg and leg:
+            return (a[0] + (b[0] - a[0]) * metres / leg, a[1] + (b[1] - a[1]) * metres / leg)
+        metres -= leg
+    return route[0]
+
+
+def main(arguments: list[str]) -> None:
+    """`fakegps.py [ROUTE.gpx]`"""
+    route = read_gpx(arguments[0]) if arguments and arguments[0] else LOOP
+    bus = Bus("fakegps")
+    for now in bus.every(1.0):
+        latitude, longitude = position(route, now * SPEED)
+        fix = {"latitude": round(latitude, 6), "longitude": round(longitude, 6), "accuracy": 5.0, "speed": SPEED, "source": "fake"}
+        bus.publish("gps", fix, retain=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

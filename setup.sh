@@ -1,0 +1,56 @@
+#!/bin/sh
+# Everything that `make run` and `make test` need: a virtual environment with pinned requirements, and mosquitto.
+# Does nothing where all of it is there. BASE_PYTHON chooses the interpreter (3.11 or newer).
+set -eu
+umask 022
+cd "$(dirname "$0")"
+needs=${1:-requirements.txt}
+
+have_mosquitto() { PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin" command -v mosquitto >/dev/null; }
+
+install_packages() { # without starting their daemons on this machine
+    policy=/usr/sbin/policy-rc.d
+    if [ ! -e $policy ]; then
+        printf '#!/bin/sh\nexit 101\n' >$policy && chmod 755 $policy
+        trap 'rm -f $policy' EXIT
+    fi
+    echo "setup: installing $*"
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >build/apt.log 2>&1 ||
+        { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"; } \
+            >build/apt.log 2>&1 || { echo "setup: apt-get failed, see build/apt.log" >&2; exit 1; }
+}
+
+make_venv() { # with the distribution's Python first: other users can run it too
+    for python in ${BASE_PYTHON:-/usr/bin/python3 python3 python3.14 python3.13 python3.12 python3.11}; do
+        "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue
+        rm -rf .venv
+        if "$python" -m venv .venv >build/venv.log 2>&1; then
+            echo "setup: .venv from $python"
+            return
+        fi
+    done
+    echo "setup: no Python 3.11 or newer that can make a virtual environment (Debian: apt-get install python3-venv)" >&2
+    exit 1
+}
+
+mkdir -p build
+if ! have_mosquitto; then
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        install_packages mosquitto
+    else
+        echo "setup: no mosquitto here and no right to install it: amqtt from PyPI takes its place"
+        needs="$needs requirements-broker.txt"
+    fi
+fi
+if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! .venv/bin/python -c '' 2>/dev/null; then
+    /usr/bin/python3 -c 'import ensurepip' 2>/dev/null || install_packages python3-venv
+fi
+.venv/bin/python -c '' 2>/dev/null || make_venv
+stamp=build/requirements.stamp
+wanted=$(cat $needs; echo "$needs"; .venv/bin/python -V)
+if [ "$wanted" != "$(cat $stamp 2>/dev/null)" ]; then
+    echo "setup: installing $needs"
+    # shellcheck disable=SC2046,SC2086
+    .venv/bin/python -m pip install -q --disable-pip-version-check $(printf -- '-r %s ' $needs)
+    printf '%s\n' "$wanted" >$stamp
+fi
