@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SOCKET = "/run/stack/control"
 MAX_REQUEST = 64 * 1024
 MAX_CLIENTS = 64  # more, and the one that has been silent for longest is dropped
-ACCEPTS_A_TURN = 32
+BACKLOG = 128  # all of it is accepted in one turn
 PATIENCE = 10.0  # seconds for a client that has connected and says nothing
 SEND_BUFFER = 1024 * 1024
 
@@ -46,7 +46,7 @@ class Control:
         self._listener = socket.socket(socket.AF_UNIX, kind, 0)
         self._listener.bind(path)
         os.chmod(path, 0o666)
-        self._listener.listen(128)
+        self._listener.listen(BACKLOG)
         loop.watch(self._listener.fileno(), self._accept)
         loop.timers.append((self.next_deadline, self.tick))
 
@@ -62,7 +62,7 @@ class Control:
             self._drop(fd)
 
     def _accept(self, now: float) -> None:
-        for _ in range(ACCEPTS_A_TURN):
+        for _ in range(BACKLOG):
             if len(self._clients) >= MAX_CLIENTS:
                 self._drop(next(iter(self._clients)))
             try:
@@ -72,7 +72,9 @@ class Control:
             client.setblocking(False)
             fd = client.fileno()
             self._clients[fd] = (client, now + PATIENCE)
-            self._loop.watch(fd, lambda now, fd=fd: self._readable(fd, now))
+            self._readable(fd, now)  # most have spoken already
+            if fd in self._clients:
+                self._loop.watch(fd, lambda now, fd=fd: self._readable(fd, now))
 
     def _drop(self, fd: int) -> None:
         client, _ = self._clients.pop(fd)

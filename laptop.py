@@ -102,8 +102,9 @@ def bind(source: str, target: str, *, read_only: bool = True) -> None:
         check(libc.syscall(ctypes.c_long(MOUNT_SETATTR), -100, path, flags, attributes, ctypes.c_size_t(32)), target)
 
 
-def make_root(root: str, installed: str, python: str, profile: str, console: str) -> None:
-    """The board's root file system, on a tmpfs at `root`."""
+def make_root(options: argparse.Namespace, console: str) -> None:
+    """The board's root file system, on a tmpfs at `options.root`."""
+    root = options.root
     mount("", "/", "", MOUNT_FLAGS["private"] | MOUNT_FLAGS["rec"])
     mount("board", root, "tmpfs", 0, "mode=755,size=64m")
     for name in HOST_FOLDERS:
@@ -111,12 +112,14 @@ def make_root(root: str, installed: str, python: str, profile: str, console: str
             os.symlink(os.readlink(f"/{name}"), f"{root}/{name}")
         elif os.path.isdir(f"/{name}"):
             bind(f"/{name}", f"{root}/{name}")
-    bind(installed, f"{root}/stack")
-    make_python(root, python)
+    bind(options.installed, f"{root}/stack")
+    make_python(root, options.python)
     for name in ("proc", "sys", "run", "tmp", "var", "root"):
         os.mkdir(f"{root}/{name}", 0o755)
-    if profile:
-        shutil.copyfile(profile, f"{root}/profile.py")
+    if options.profile:
+        shutil.copyfile(options.profile, f"{root}/profile.py")
+    if options.files:
+        bind(options.files, f"{root}/test")
     make_dev(f"{root}/dev", console)
     mount("proc", f"{root}/proc", "proc", MOUNT_FLAGS["nosuid"] | MOUNT_FLAGS["nodev"] | MOUNT_FLAGS["noexec"])
     for path in MASKED:
@@ -157,7 +160,7 @@ def make_dev(dev: str, console: str) -> None:
 def become_init(options: argparse.Namespace, console: str, words: list[str]) -> None:
     """In the first process of the new PID namespace: make the root view, give up what has no namespace, exec stack.py."""
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    make_root(options.root, options.installed, options.python, options.profile, console)
+    make_root(options, console)
     for name in DROPPED:
         try:
             prctl(PR_CAPBSET_DROP, CAPABILITIES.index(name))
@@ -311,6 +314,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--root", default=f"{here}/build/newroot", help="an empty folder to mount the board's root on")
     parser.add_argument("--once", action="store_true", help="end when the board reboots; exit status 3")
     parser.add_argument("--init", nargs="+", default=["/stack/sbin/stack.py"], help="what to run as PID 1, for tests")
+    parser.add_argument("--files", help="a folder that the board sees as /test")
+    parser.add_argument("--pid-file", help="where to write PID 1's pid")
     parser.add_argument("--flags", default="-ESB", help="Python's flags for PID 1")
     parser.add_argument("option", nargs="*", help="words of the kernel command line: stack.debug, stack.skip=NAME")
     options = parser.parse_args(arguments)
@@ -338,6 +343,10 @@ def main(arguments: list[str]) -> int:
             tty.setraw(0)
         while True:
             board = Board(options, words, interactive=interactive)
+            if options.pid_file:
+                with open(options.pid_file + ".new", "w", encoding="ascii") as file:
+                    file.write(str(board.pid))
+                os.rename(options.pid_file + ".new", options.pid_file)
             board.attend(interactive=interactive, deadline=deadline, wakeup=wakeup)
             status = board.status or 0
             rebooted = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGHUP

@@ -20,7 +20,7 @@ from process import Process, State
 from rows import Device, Directory, Mount
 from spawn import Spawner
 from sv import SV
-from syscalls import MNT_DETACH, MOUNT_FLAGS, Reboot, interface_up, mount, mount_options, reboot, umount
+from syscalls import MOUNT_FLAGS, Reboot, interface_up, mount, mount_options, reboot, umount
 from tables import Tables
 
 if TYPE_CHECKING:
@@ -418,21 +418,25 @@ def close_disks(tables: Tables) -> None:
     own_kernel = os.readlink("/proc/self/ns/pid") == INITIAL_PID_NAMESPACE
     if own_kernel:
         os.sync()
-    for target in mounted():
-        if target != "/" and target.split("/")[1] not in ("proc", "sys", "dev"):
+    for target in file_systems():
+        if target != "/":
             try:
                 umount(target)
             except OSError as error:
                 _log.debug(f"umount {target}: {error.strerror}")
     if own_kernel:
-        for target in mounted():
-            if target in {"/", *(row.target for row in tables.MOUNTS)}:
-                try:
-                    mount("", target, "", MOUNT_FLAGS["remount"] | MOUNT_FLAGS["ro"])
-                except OSError as error:
-                    _log.debug(f"remount {target} read-only: {error.strerror}")
-                    umount(target, MNT_DETACH)
+        ours = {"/", *(row.target for row in tables.MOUNTS)}
+        for target in filter(ours.__contains__, file_systems()):
+            try:
+                mount("", target, "", MOUNT_FLAGS["remount"] | MOUNT_FLAGS["ro"])
+            except OSError as error:
+                _log.warning(f"remount {target} read-only: {error.strerror}")
         os.sync()
+
+
+def file_systems() -> list[str]:
+    """Mount points that hold files of ours, the newest first."""
+    return [target for target in mounted() if target.split("/")[1] not in ("proc", "sys", "dev")]
 
 
 def mounted() -> list[str]:

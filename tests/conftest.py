@@ -1,0 +1,204 @@
+"""What the tests share: `eventually`, and boards in namespaces."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import control  # noqa: E402
+import laptop  # noqa: E402
+import prompt  # noqa: E402
+
+PYTHON = str(ROOT / ".venv" / "bin" / "python")
+T = TypeVar("T")
+
+
+def eventually(check: Callable[[], T], seconds: float = 10.0) -> T:
+    """The first true value of `check`, tried until then; its last failure after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            value = check()
+            if value:
+                return value
+            failure: Exception = AssertionError(f"still {value!r} after {seconds} s")
+        except Exception as error:
+            failure = error
+        if time.monotonic() > deadline:
+            raise failure
+        time.sleep(0.01)
+
+
+def why_no_namespaces() -> str:
+    """Why this kernel does not let us make namespaces; empty where it does."""
+    flags = laptop.CLONE_NEWPID | laptop.CLONE_NEWNS | (laptop.CLONE_NEWUSER if os.getuid() else 0)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            laptop.unshare(flags)
+            os._exit(0)
+        except OSError as error:
+            os._exit(error.errno)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return f"the kernel refuses namespaces: {os.strerror(code)}" if code else ""
+
+
+NO_NAMESPACES = why_no_namespaces()
+
+
+class Board:
+    """stack.py as a real PID 1, with services of the test's own."""
+
+    def __init__(self, folder: Path, services: str, *, settings: str = "", words: tuple[str, ...] = (), init: str = "",
+                 laptop_services: bool = False) -> None:  # fmt: skip
+        self.folder = folder
+        self.profile = folder / "profile.py"
+        self.write(services, settings, laptop_services=laptop_services)
+        self.pid_file = folder / "pid"
+        self.output = folder / "console"
+        root = folder / "root"
+        root.mkdir(exist_ok=True)
+        (folder / "files").mkdir(exist_ok=True)
+        command = [
+            PYTHON, str(ROOT / "laptop.py"), "--once", "--profile", str(self.profile), "--pid-file", str(self.pid_file),
+            "--root", str(root), "--files", str(folder / "files"),
+        ]  # fmt: skip
+        command += ["--init", init] if init else []
+        with self.output.open("wb") as file:
+            self.launcher = subprocess.Popen([*command, "--", *words], stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+        self.pid = int(eventually(self.pid_file.read_text, 20))
+        self.started = time.monotonic()
+
+    def write(self, services: str, settings: str = "", *, laptop_services: bool = False) -> None:
+        """The profile: `services` are the rows' text."""
+        base = "SERVICES + " if laptop_services else ""
+        self.profile.write_text(f"{settings}\nSERVICES = {base}({services})\n")
+
+    @property
+    def root(self) -> Path:
+        """The board's file system, seen from outside."""
+        return Path(f"/proc/{self.pid}/root")
+
+    def up(self) -> Board:
+        """Wait until PID 1 answers."""
+        eventually(lambda: self.ask("board"), 20)
+        return self
+
+    def ask(self, op: str, **arguments: Any) -> Any:
+        return control.ask(f"{self.root}{control.SOCKET}", {"op": op, **arguments})
+
+    def stats(self, name: str) -> dict[str, Any]:
+        row: dict[str, Any] = self.ask("stats", name=name)[0]
+        return row
+
+    def all_stats(self) -> dict[str, dict[str, Any]]:
+        return {row["name"]: row for row in self.ask("stats")}
+
+    def wait_state(self, name: str, *states: str, seconds: float = 10.0) -> dict[str, Any]:
+        """Stats of a service once it is in one of these states."""
+
+        def check() -> dict[str, Any]:
+            row = self.stats(name)
+            assert row["state"] in states, row
+            return row
+
+        return eventually(check, seconds)
+
+    def processes(self) -> dict[int, str]:
+        """Pid inside -> command line of everything on the board, zombies as "<name>"."""
+        found = {}
+        space = os.readlink(f"/proc/{self.pid}/ns/pid")
+        for entry in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                status = Path(f"/proc/{entry}/status").read_text()
+                if os.readlink(f"/proc/{entry}/ns/pid") == space:
+                    words = Path(f"/proc/{entry}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+                    inside = int(_field(status, "NSpid").split()[-1])
+                    found[inside] = words or f"<{_field(status, 'Name')}>"
+            except OSError:
+                pass
+        return found
+
+    def outside(self, inside: int) -> int:
+        """The pid that we see for one of the board's."""
+        space = os.readlink(f"/proc/{self.pid}/ns/pid")
+        for entry in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                if os.readlink(f"/proc/{entry}/ns/pid") == space:
+                    status = Path(f"/proc/{entry}/status").read_text()
+                    if int(_field(status, "NSpid").split()[-1]) == inside:
+                        return int(entry)
+            except OSError:
+                pass
+        raise ProcessLookupError(inside)
+
+    def kill(self, name: str, number: int = signal.SIGKILL) -> None:
+        """Signal a service's main process."""
+        self.ask("signal", name=name, signal=int(number))
+
+    def log(self, name: str = "stack") -> str:
+        """What a service printed, PID 1 by default."""
+        path = self.root / f"run/log/{name}.log"
+        return path.read_text() if path.exists() else ""
+
+    def console(self) -> str:
+        return self.output.read_text(errors="replace")
+
+    def end(self, number: int = signal.SIGUSR1) -> int:
+        """Send PID 1 a signal and wait for the launcher's exit status."""
+        os.kill(self.pid, number)
+        return self.launcher.wait(30)
+
+    def close(self) -> None:
+        if self.launcher.poll() is None:
+            self.launcher.terminate()
+            try:
+                self.launcher.wait(50)
+            except subprocess.TimeoutExpired:
+                self.launcher.kill()
+                self.launcher.wait()
+
+
+def _field(status: str, name: str) -> str:
+    return next(line.split(":", 1)[1].strip() for line in status.splitlines() if line.startswith(name + ":"))
+
+
+@pytest.fixture
+def boot(tmp_path: Path) -> Iterator[Callable[..., Board]]:
+    """Boot boards; whatever the test did with them, they are gone after it."""
+    if NO_NAMESPACES:
+        pytest.skip(NO_NAMESPACES)
+    boards: list[Board] = []
+
+    def start(services: str = "", **options: Any) -> Board:
+        folder = tmp_path / f"board{len(boards)}"
+        folder.mkdir()
+        board = Board(folder, services, **options)
+        boards.append(board)
+        return board
+
+    yield start
+    for board in boards:
+        board.close()
+
+
+@pytest.fixture(autouse=True)
+def _quiet_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records of PID 1's modules in pure tests go nowhere."""
+    import _log
+
+    monkeypatch.setattr(_log.sink, "console_level", -1)
+
+
+__all__ = ["Board", "eventually", "prompt"]

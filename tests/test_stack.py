@@ -1,0 +1,255 @@
+"""Boot and teardown as transcripts of system calls, recorded; the real ones are in test_init.py."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+import stack
+import syscalls
+import tables
+from rows import Mount
+from syscalls import Reboot
+
+TABLE = """
+MOUNTS = (
+    Mount("proc", "/proc", "proc", "nosuid,nodev,noexec"),
+    Mount("run", "/run", "tmpfs", "nosuid,nodev,mode=755,size=10%"),
+    Mount("", "/", "", "remount,ro", required=False),
+    Mount("/dev/mmcblk0p3", "/var", "ext4", "nosuid,noatime", required=False),
+    Mount("/run", "/var/run", "", "bind,ro", required=False),
+)
+DIRECTORIES = (Directory("/run/bus", 0o750, "nobody"),)
+DEVICES = (Device("/dev/fd7", "link", target="/proc/self/fd"), Device("/dev/null7", "c", 1, 3, 0o666))
+SYSCTLS = (("kernel.panic", "10"),)
+HOSTNAME = "golden"
+SERVICES = ()
+"""
+
+BOOT = """\
+reboot CAD_OFF
+mount proc /proc proc nosuid,nodev,noexec
+mount run /run tmpfs nosuid,nodev mode=755,size=10%
+mount - / - ro,remount
+mount /dev/mmcblk0p3 /var ext4 nosuid,noatime
+mount /run /var/run - ro,bind
+mount - /var/run - ro,remount,bind
+mkdir /dev
+symlink /proc/self/fd /dev/fd7
+mkdir /dev
+mknod /dev/null7 020666 1:3
+chmod /dev/null7 666
+mkdir /run/log
+chmod /run/log 755
+mkdir /run/bus
+chmod /run/bus 750
+chown /run/bus 65534
+write /proc/sys/kernel/panic 10
+sethostname golden
+up lo
+"""
+
+TEARDOWN = """\
+kill -1 SIGTERM
+kill -1 SIGCONT
+kill -1 SIGKILL
+kill -1 SIGCONT
+sync
+umount /var/run
+umount /var
+umount /run
+mount - / - ro,remount
+sync
+reboot poweroff
+"""
+
+
+class Recorder:
+    """Takes the place of the calls that would change this machine, and writes them down."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.lines: list[str] = []
+        self.fail: dict[str, OSError] = {}
+        self.mounts = ["/", "/proc", "/run", "/var", "/var/run"]
+        names = {"mount": self.mount, "umount": self.umount, "reboot": self.reboot, "interface_up": self.note("up")}
+        for name, function in names.items():
+            monkeypatch.setattr(stack, name, function)
+        monkeypatch.setattr(stack, "mounted", lambda: self.mounts[::-1])
+        monkeypatch.setattr(stack, "write_file", self.note("write"))
+        monkeypatch.setattr(stack.socket, "sethostname", self.note("sethostname"))
+        for name in ("symlink", "sync"):
+            monkeypatch.setattr(os, name, self.note(name))
+        monkeypatch.setattr(os, "makedirs", lambda path, exist_ok=False: path in self.mounts or self.note("mkdir")(path))
+        monkeypatch.setattr(os, "chmod", lambda path, mode: self.note("chmod")(path, f"{mode:o}"))
+        monkeypatch.setattr(os, "chown", lambda path, uid, gid: self.note("chown")(path, uid))
+        monkeypatch.setattr(os, "mknod", lambda p, m, d: self.note("mknod")(p, f"0{m:o}", f"{os.major(d)}:{os.minor(d)}"))
+
+    def note(self, what: str) -> Callable[..., None]:
+        return lambda *arguments: self.lines.append(" ".join([what, *map(str, arguments)]))
+
+    def mount(self, source: str, target: str, fstype: str, flags: int = 0, data: str = "") -> None:
+        names = ",".join(name for name, bit in syscalls.MOUNT_FLAGS.items() if flags & bit)
+        self.lines.append(f"mount {source or '-'} {target} {fstype or '-'} {names} {data}".strip())
+        if target in self.fail:
+            raise self.fail[target]
+
+    def umount(self, target: str, flags: int = 0) -> None:
+        self.lines.append(f"umount {target}")
+        if target in self.fail:
+            raise self.fail[target]
+        self.mounts.remove(target)
+
+    def reboot(self, command: int) -> None:
+        self.lines.append(f"reboot {Reboot.NAMES.get(command, 'CAD_OFF')}")
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines) + "\n"
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    return Recorder(monkeypatch)
+
+
+@pytest.fixture
+def init(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> stack.Init:
+    profile = tmp_path / "golden.py"
+    profile.write_text(TABLE)
+    monkeypatch.setattr(stack.Init, "open_log", lambda self: None)
+    monkeypatch.setattr(stack.Init, "open_stdio", lambda self: None)
+    monkeypatch.setattr(stack.Init, "catch_signals", lambda self: None)
+    monkeypatch.setattr(stack.Init, "open_control", lambda self: None)
+    monkeypatch.setattr(stack.Init, "open_rescue", lambda self, reason, now: None)
+    return stack.Init([f"stack.profile={profile}"])
+
+
+def test_boot(init: stack.Init, recorder: Recorder) -> None:
+    init.boot()
+    assert init.faults == []
+    assert recorder.text == BOOT
+
+
+def test_what_is_mounted_already_is_fine_and_what_fails_is_named(init: stack.Init, recorder: Recorder) -> None:
+    recorder.fail = {"/proc": OSError(16, "Device or resource busy"), "/run": OSError(19, "No such device"),
+                     "/var": OSError(6, "No such device or address")}  # fmt: skip
+    init.boot()
+    assert init.faults == ["mount run on /run: No such device"], "best effort ones are warnings"
+    assert init.incomplete
+    assert recorder.text == BOOT, "and everything else is done all the same"
+
+
+def test_teardown(init: stack.Init, recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    init.boot()
+    recorder.lines.clear()
+    monkeypatch.setattr(os, "kill", lambda pid, number: recorder.lines.append(f"kill {pid} {signal.Signals(number).name}"))
+    monkeypatch.setattr(stack, "wait_for_children", lambda seconds, only=-1: only != -1)
+    monkeypatch.setattr(os, "readlink", lambda path: stack.INITIAL_PID_NAMESPACE)
+    monkeypatch.setattr(os, "fork", lambda: 0)  # the child's part, in this process
+    monkeypatch.setattr(os, "_exit", lambda code: None)
+    stack.tear_down(Reboot.POWER_OFF, init.tables)
+    assert recorder.text == TEARDOWN
+
+
+def test_in_a_namespace_the_super_blocks_are_left_alone(init: stack.Init, recorder: Recorder) -> None:
+    init.boot()
+    recorder.lines.clear()
+    assert os.readlink("/proc/self/ns/pid")
+    os_readlink = os.readlink
+    try:
+        os.readlink = lambda path: "pid:[1]"  # type: ignore[assignment]
+        stack.close_disks(init.tables)
+    finally:
+        os.readlink = os_readlink
+    assert recorder.text == "umount /var/run\numount /var\numount /run\n"
+
+
+def test_a_file_system_that_stays_busy_ends_read_only(init: stack.Init, recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    init.boot()
+    recorder.lines.clear()
+    monkeypatch.setattr(os, "readlink", lambda path: stack.INITIAL_PID_NAMESPACE)
+    recorder.fail = {"/var": OSError(16, "busy")}
+    monkeypatch.setattr(stack, "mount", lambda *a: recorder.lines.append(f"mount {a[1]} {a[3]}"))
+    stack.close_disks(init.tables)
+    flags = syscalls.MOUNT_FLAGS["remount"] | syscalls.MOUNT_FLAGS["ro"]
+    assert recorder.lines[-3:] == [f"mount /var {flags}", f"mount / {flags}", "sync"]
+
+
+@pytest.mark.parametrize(
+    ("options", "flags", "data"),
+    [
+        ("", 0, ""), ("defaults", 0, ""), ("ro,nosuid,nodev,noexec", 1 | 2 | 4 | 8, ""), ("ro,rw", 0, ""),
+        ("nosuid,rw,mode=755", 2, "mode=755"), ("bind,ro", 4097, ""), ("noatime,errors=remount-ro,commit=5", 1024, "errors=remount-ro,commit=5"),
+    ],
+)  # fmt: skip
+def test_mount_options(options: str, flags: int, data: str) -> None:
+    """"rw" must clear ro alone: a peer's did `flags &= MS_RDONLY` and so lost noexec and nosuid."""
+    assert syscalls.mount_options(options) == (flags, data)
+
+
+def test_options_of_the_kernel_command_line() -> None:
+    words = "root=/dev/mmcblk0p2 stack.debug stack.profile=prod quiet stack.skip=a,b stack.profile=lab".split()
+    assert stack.parse_options(words) == {"stack.debug": "1", "stack.profile": "lab", "stack.skip": "a,b"}
+
+
+def test_reboot_commands_and_signals_come_from_one_table() -> None:
+    """linux/reboot.h and busybox; a predecessor had halt and reboot swapped."""
+    assert (Reboot.RESTART, Reboot.HALT, Reboot.POWER_OFF) == (0x01234567, 0xCDEF0123, 0x4321FEDC)
+    assert stack.ON_SIGNAL == {
+        signal.SIGTERM: Reboot.RESTART, signal.SIGINT: Reboot.RESTART, signal.SIGUSR1: Reboot.HALT, signal.SIGUSR2: Reboot.POWER_OFF,
+    }  # fmt: skip
+
+
+def test_mount_points_with_white_space(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "mounts").write_text("a / x rw 0 0\nb /with\\040space x rw 0 0\n")
+    real = open
+    monkeypatch.setattr("builtins.open", lambda path, *a, **k: real(tmp_path / "mounts", *a, **k))
+    assert stack.mounted() == ["/with space", "/"]
+
+
+def run(*arguments: str) -> Any:
+    command = [sys.executable, "-ESB", str(ROOT / "stack.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+
+
+def test_anything_but_pid_1_is_refused() -> None:
+    done = run()
+    assert done.returncode == 2
+    assert "runs only as PID 1" in done.stderr
+
+
+def test_plan(tmp_path: Path) -> None:
+    done = run("--plan")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert any(line.startswith("mount     /proc ") for line in lines)
+    assert any(line.startswith("service   fakegps ") for line in lines)
+    assert "after broker (/run/bus/mqtt.sock)" in done.stdout
+    bad = tmp_path / "bad.py"
+    bad.write_text("SERVICES = (Service('a', 'x y'), Service('b', ('true',), ('zz',)), Service('c', ('true',)))")
+    done = run("--plan", f"stack.profile={bad}")
+    assert done.returncode == 1
+    assert done.stderr.count("rejected  SERVICES[") == 2
+    assert "service   c" in done.stdout
+
+
+def test_the_plan_is_in_start_order(tmp_path: Path) -> None:
+    profile = tmp_path / "p.py"
+    profile.write_text("SERVICES = (Service('late', ('true',), ('early',)), Service('early', ('true',)))")
+    lines = [line.split()[1] for line in run("--plan", f"stack.profile={profile}").stdout.splitlines() if line.startswith("service")]
+    assert lines == ["early", "late"]
+
+
+def test_tables_of_the_fallback_are_enough_for_a_rescue_prompt() -> None:
+    board = tables.Tables()
+    row = tables.expand_row(board, board.RESCUE)
+    assert row.argv[1].endswith("/prompt.py")
+    assert all(isinstance(mount, Mount) for mount in board.MOUNTS)

@@ -1,0 +1,198 @@
+"""Profiles and rows: every fault is named, nothing raises, the rest is used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tables
+from rows import Device, Directory, Mount, Service
+
+
+def load(tmp_path: Path, text: str, **options: str) -> tables.Tables:
+    path = tmp_path / "profile.py"
+    path.write_text(text)
+    return tables.load({"stack.profile": str(path), **{f"stack.{name}": value for name, value in options.items()}})
+
+
+def test_the_default_table_is_clean() -> None:
+    board = tables.load({})
+    assert board.rejected == []
+    assert {"logd", "broker", "klogd", "syslogd", "dropbear", "ntpd", "wpa_supplicant", "getty", "fakegps"} <= set(board.services)
+
+
+def test_rows_follow_the_settings_that_a_profile_changes(tmp_path: Path) -> None:
+    board = load(tmp_path, "WIFI_INTERFACE = 'wlan7'\nMODULES = ('a', 'b')\nBUS = '/run/x'\n")
+    assert board.rejected == []
+    assert "wlan7" in board.services["wpa_supplicant"].argv
+    assert board.services["modules"].argv == ("modprobe", "-a", "a", "b")
+    assert board.services["broker"].ready == "/run/x"
+    assert "modules" not in load(tmp_path, "MODULES = ()").services, "a job with nothing to do is left out"
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("this is no Python", "SyntaxError"),
+        ("raise ValueError('no')", "line 1: ValueError: no"),
+        ("x = 1\nimport nowhere", "line 2: ModuleNotFoundError"),
+        ("raise SystemExit(3)", "SystemExit"),
+        ("HOSTNAME = 7", "HOSTNAME = 7 should be like str"),
+        ("MOUNTS = 'proc'", "MOUNTS = 'proc' should be like tuple"),
+        ("SV_COOLDOWN = -1", "SV_COOLDOWN = -1 is not a sane number; 10.0 is used"),
+        ("SV_COOLDOWN = float('nan')", "SV_COOLDOWN = nan is not a sane number"),
+        ("NO_SUCH_SETTING = 1", "NO_SUCH_SETTING is not a setting"),
+    ],
+)
+def test_a_bad_profile_is_named_and_the_default_boots(tmp_path: Path, text: str, fault: str) -> None:
+    board = load(tmp_path, text)
+    assert any(fault in line for line in board.rejected), board.rejected
+    assert "dropbear" in board.services
+    assert board.HOSTNAME == "stack"
+
+
+def test_a_profile_that_hangs_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "PROFILE_SECONDS", 0.2)
+    board = load(tmp_path, "while True: pass")
+    assert "took more than 0.2 s" in board.rejected[0]
+    assert "dropbear" in board.services
+
+
+def test_a_missing_profile_is_named() -> None:
+    board = tables.load({"stack.profile": "nowhere"})
+    assert "settings_nowhere.py" in board.rejected[0]
+
+
+BAD_ROWS: list[tuple[str, str]] = [
+    ("Service('a', 'sleep 5')", "argv is one string"),
+    ("Service('a b', ('x',))", "name 'a b'"),
+    ("Service('', ('x',))", "name ''"),
+    ("Service('../x', ('x',))", "name '../x'"),
+    ("Service('stack', ('x',))", "the name is taken"),
+    ("Service('a', ('x', 5))", "must be words"),
+    ("Service('a', ('',))", "must be words"),
+    ("Service('a', ('x',), after=('nobody',))", "after names 'nobody', which is no service"),
+    ("Service('a', ('x',), after=('a',))", "itself"),
+    ("Service('a', ('x',), ready='soon')", "ready 'soon'"),
+    ("Service('a', ('x',), restart='maybe')", "restart 'maybe' is not one of always, on-failure, never"),
+    ("Service('a', ('x',), stop_signal='NOPE')", "stop_signal 'NOPE' is not a signal"),
+    ("Service('a', ('x',), stop_timeout=-1)", "stop_timeout -1"),
+    ("Service('a', ('x',), stop_timeout='5')", "stop_timeout '5'"),
+    ("Service('a', ('x',), ready_timeout=0)", "ready_timeout 0"),
+    ("Service('a', ('x',), watchdog=True)", "watchdog True"),
+    ("Service('a', ('x',), nice=40)", "nice 40"),
+    ("Service('a', ('x',), oom_score=5000)", "oom_score 5000"),
+    ("Service('a', ('x',), user='who')", "user 'who' is not in /etc/passwd"),
+    ("Service('a', ('x',), groups=('what',))", "group 'what' is not in /etc/group"),
+    ("Service('a', ('x',), capabilities=('fly',))", "capability 'fly'"),
+    ("Service('a', ('x',), rlimits=(('files', 1),))", "rlimit 'files'"),
+    ("Service('a', ('x',), cwd='here')", "cwd 'here' is not absolute"),
+    ("Service('a', ('x',), tty='tty1')", "tty 'tty1' is not absolute"),
+    ("Service('a', ('x',), log='loud')", "log 'loud'"),
+    ("Service('a', ('x',), env=5)", "TypeError"),
+    ("('a', ('x',))", "is not a Service(...) row"),
+    ("None", "is not a Service(...) row"),
+]
+
+
+@pytest.mark.parametrize(("row", "fault"), BAD_ROWS)
+def test_a_bad_row_is_named_and_the_rest_boots(tmp_path: Path, row: str, fault: str) -> None:
+    board = load(tmp_path, f"SERVICES = ({row}, Service('good', ('true',)))")
+    assert list(board.services) == ["good"]
+    assert len(board.rejected) == 1
+    assert board.rejected[0].startswith("SERVICES[0] ")
+    assert fault in board.rejected[0]
+
+
+@pytest.mark.parametrize(
+    ("table", "row", "fault"),
+    [
+        ("MOUNTS", "Mount('a', 'b', 'c')", "MOUNTS[0] b: target 'b' is not absolute"),
+        ("MOUNTS", "('a', '/b', 'c')", "is not a Mount(...) row"),
+        ("MOUNTS", "Mount('a', '/b', 'tmpfs', 5)", "must be text"),
+        ("DIRECTORIES", "Directory('x')", "is not absolute"),
+        ("DIRECTORIES", "Directory('/x', 0o755, 'who')", "user 'who'"),
+        ("DEVICES", "Device('/dev/x', 'z')", "kind 'z'"),
+        ("DEVICES", "Device('/dev/x', 'link')", "a link needs a target"),
+        ("SYSCTLS", "('a',)", "is not a pair"),
+        ("MODULES", "'-r'", "is not a module's name"),
+    ],
+)
+def test_other_tables(tmp_path: Path, table: str, row: str, fault: str) -> None:
+    board = load(tmp_path, f"{table} = ({row},)")
+    assert len(board.rejected) == 1
+    assert fault in board.rejected[0]
+    assert getattr(board, table) == ()
+
+
+def test_names_are_unique(tmp_path: Path) -> None:
+    board = load(tmp_path, "SERVICES = (Service('a', ('x',)), Service('a', ('y',)))")
+    assert board.rejected == ["SERVICES[1] a: the name is taken"]
+    assert board.services["a"].argv == ("x",)
+
+
+def test_circles_are_opened_one_row_at_a_time(tmp_path: Path) -> None:
+    text = "SERVICES = (Service('a', ('x',), ('b',)), Service('b', ('x',), ('c',)), Service('c', ('x',), ('a',)), Service('d', ('x',)))"
+    board = load(tmp_path, text)
+    assert len(board.rejected) == 1
+    assert "after runs in a circle" in board.rejected[0]
+    assert len(board.services) == 3
+    assert "d" in board.services
+
+
+def test_skipped_services_are_known_names(tmp_path: Path) -> None:
+    board = load(tmp_path, "SERVICES = (Service('a', ('x',)), Service('b', ('x',), ('a',)))", skip="a,zz")
+    assert list(board.services) == ["b"]
+    assert board.rejected == ["stack.skip: there is no service 'zz'"]
+
+
+def test_a_profile_stands_on_the_table_before_it(tmp_path: Path) -> None:
+    board = load(tmp_path, "SERVICES += (app('hello', after=()),)")
+    assert board.services["hello"].argv == ("/usr/bin/python3", "/usr/lib/stack/hello.py")
+    assert "dropbear" in board.services
+
+
+def test_order_is_topological_for_long_chains(tmp_path: Path) -> None:
+    text = "SERVICES = tuple(Service(f's{i}', ('x',), (f's{i + 1}',) if i < 1999 else ()) for i in range(2000))"
+    board = load(tmp_path, text)
+    assert board.rejected == []
+    assert board.order[0] == "s1999"
+    assert board.order[-1] == "s0"
+
+
+VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.tuples(st.text(max_size=3)))
+COLUMNS = st.sampled_from([name for name in Service._fields if name != "name"])
+
+
+@given(st.dictionaries(COLUMNS, VALUES, max_size=4))
+@settings(max_examples=300, deadline=None)
+def test_no_row_however_wrong_raises(columns: dict[str, Any]) -> None:
+    row = Service(**{"name": "a", "argv": ("x",), **columns})
+    board = tables.Tables()
+    board.values["SERVICES"] = (row, Service("good", ("true",)))
+    tables._check_services(board)
+    assert "good" in board.services
+    assert len(board.services) + len(board.rejected) >= 1
+
+
+def test_row_types_are_like_named_tuples() -> None:
+    row = Mount("a", "/b", "c", required=False)
+    assert row == Mount(source="a", target="/b", fstype="c", options="", required=False)
+    assert row._replace(target="/d").target == "/d"
+    assert (row[1], row.target, len(row), hash(row)) == ("/b", "/b", 5, hash(tuple(row)))
+    assert repr(Device("/x", "link", target="/y")).startswith("Device(path='/x', kind='link'")
+    for wrong in (lambda: Mount("a"), lambda: Directory("/a", 1, "b", 4), lambda: Mount("a", "b", "c", d=1)):  # type: ignore[call-arg]
+        with pytest.raises(TypeError):
+            wrong()
+
+
+def test_accounts_come_from_the_files(tmp_path: Path) -> None:
+    (tmp_path / "passwd").write_text("app:x:1000:1001::/:/bin/sh\nbroken line\nworse:x:a:b\n")
+    (tmp_path / "group").write_text("gpio:x:997:app\nbroken\n")
+    users, groups = tables.read_accounts(str(tmp_path))
+    assert (users["app"].uid, users["app"].gid, groups["gpio"]) == (1000, 1001, 997)
+    assert "worse" not in users
