@@ -72,26 +72,29 @@ class Control:
             client.setblocking(False)
             fd = client.fileno()
             self._clients[fd] = (client, now + PATIENCE)
-            self._readable(fd, now)  # most have spoken already
-            if fd in self._clients:
-                self._loop.watch(fd, lambda now, fd=fd: self._readable(fd, now))
+            if self._serve(fd, now):  # most have spoken already
+                self._loop.watch(fd, lambda now, fd=fd: self._serve(fd, now))
 
     def _drop(self, fd: int) -> None:
         client, _ = self._clients.pop(fd)
         self._loop.unwatch(fd)
         client.close()
 
-    def _readable(self, fd: int, now: float) -> None:
-        client, _ = self._clients[fd]
+    def _serve(self, fd: int, now: float) -> bool:
+        """Answer a client and end its connection; whether it has not said anything yet."""
         try:
-            message, _, flags, _ = client.recvmsg(MAX_REQUEST)
-            if message:
-                _send(client, self._answer(client, message, flags, now))
+            self._readable(self._clients[fd][0], now)
         except BlockingIOError:
-            return
-        except OSError as error:  # it has vanished, or does not take its reply: its own loss
+            return True
+        except Exception as error:  # it has vanished, or does not take its reply: its own loss
             _log.debug(f"control client: {error}")
         self._drop(fd)
+        return False
+
+    def _readable(self, client: socket.socket, now: float) -> None:
+        message, _, flags, _ = client.recvmsg(MAX_REQUEST)
+        if message:
+            _send(client, self._answer(client, message, flags, now))
 
     def _answer(self, client: socket.socket, message: bytes, flags: int, now: float) -> dict[str, Any]:
         if flags & socket.MSG_TRUNC:
@@ -128,7 +131,10 @@ def _send(client: socket.socket, reply: dict[str, Any]) -> None:
     message = json.dumps(reply).encode()
     if len(message) > 100_000:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-    client.send(message)
+    try:
+        client.send(message)
+    except BlockingIOError as error:  # its buffer is full: it never reads
+        raise OSError(error.errno, "does not take its reply") from None
 
 
 def ask(path: str, request: dict[str, Any], timeout: float = 10.0) -> Any:

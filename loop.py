@@ -46,12 +46,13 @@ class Loop:
 
     def turn(self) -> None:
         """Sleep until something is due, then do all of it. An exception in one callback does not touch the others."""
-        timeout = self._timeout()
+        timeout: float | None = 0.0
         try:
+            timeout = self._timeout()
             ready = self._epoll.poll(timeout)
-        except OSError as error:
+        except Exception as error:  # cannot happen; if it does, PID 1 must neither die nor spin
             self._failed("epoll", error)
-            time.sleep(0.05)  # cannot happen; if it does, PID 1 must neither die nor spin
+            time.sleep(0.05)
             ready = []
         now = time.monotonic()
         self.turns += 1

@@ -172,7 +172,8 @@ class Process:
             return
         name = self.row.name
         if self.state == State.WAITING:
-            _log.warning(f"{name}: still waits for {', '.join(self.row.after)}; starts without")
+            if self.row.after:
+                _log.warning(f"{name}: still waits for {', '.join(self.row.after)}; starts without")
             self._launch(now)
         elif self.state == State.STARTING:
             _log.warning(f"{name}: not ready after {self.row.ready_timeout:g} s; those that wait for it go on")
@@ -184,6 +185,8 @@ class Process:
             self._enter(State.WAITING, now, self.delays.AFTER_TIMEOUT)
         elif self.state == State.STOPPING:
             self._kill(now)
+        elif self.wanted:  # SV's start of it failed
+            self.start_over(now)
 
     # --- how others see it ----------------------------------------------------------------------------------------
     @property

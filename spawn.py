@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 MARK = "STACK_SERVICE"  # in the environment of all that a service starts: how its double-forked relatives are known
 
+EXEC_FAILED = 126  # exit status of a child that never came to its exec, as shells have it
+
 
 class Account(NamedTuple):
     """A user's numbers; `mapped` is false where this user namespace has no such user (`man 7 user_namespaces`)."""
@@ -130,7 +132,7 @@ class Spawner:
                 text = f"{os.getpid()} {number} {error}".replace("\n", " ")
                 os.write(self._report, text.encode()[:500] + b"\n")
             finally:
-                os._exit(126)
+                os._exit(EXEC_FAILED)
 
     def failure(self, pid: int) -> OSError | None:
         """Why `pid` died before exec, or None if it did not."""

@@ -46,6 +46,7 @@ class Init:
         self.options: dict[str, str] = {}
         self.tables = Tables()
         self.loop = Loop()
+        self.deaths: list[tuple[int, int]] = []  # reaped, not yet handled
         self.command: int | None = None  # how it ends, once somebody has asked
         self.faults: list[str] = []  # what went wrong in this boot
         self.steps: list[tuple[str, float, float]] = []  # name, start, seconds
@@ -63,8 +64,8 @@ class Init:
     def boot(self) -> None:
         """Each step is on its own: one that fails is logged and shown in board(), and the next one is taken."""
         for step in (
-            self.open_stdio, self.catch_signals, self.read_options, self.load_tables, self.disable_ctrl_alt_del,
-            self.mount_all, self.open_log, self.make_devices, self.make_directories, self.write_sysctls,
+            self.open_stdio, self.open_log, self.catch_signals, self.read_options, self.load_tables,
+            self.disable_ctrl_alt_del, self.mount_all, self.open_kmsg, self.make_devices, self.make_directories, self.write_sysctls,
             self.set_hostname, self.raise_loopback, self.raise_limits, self.set_environment, self.open_control,
             self.start_services,
         ):  # fmt: skip
@@ -89,6 +90,11 @@ class Init:
                 os.fstat(fd)
             except OSError:
                 os.open("/dev/null", os.O_RDWR)  # the lowest free descriptor: this one
+
+    def open_log(self) -> None:
+        """Our own log goes to logd too, through a pipe that keeps the first lines until logd runs."""
+        _log.sink.pipe = self.sv.pipes.write_end("stack", "memory", time.monotonic())
+        os.set_blocking(_log.sink.pipe, False)
 
     def catch_signals(self) -> None:
         """Handlers do nothing: the byte in the pipe is the event. Before the first child, or its death passes unseen."""
@@ -133,7 +139,7 @@ class Init:
                 else:
                     _log.warning(text)
 
-    def open_log(self) -> None:
+    def open_kmsg(self) -> None:
         """/dev is there now. What was logged before went to stderr."""
         _log.setup(console=self.tables.CONSOLE)
         for text in self.tables.rejected:
@@ -185,8 +191,6 @@ class Init:
         environment = {name: self.tables.expand(value) for name, value in self.tables.ENVIRONMENT}
         self.sv.spawner.environment = {**environment, "PATH": self.tables.PATH}
         self.sv.escalate = self.escalate
-        _log.sink.pipe = self.sv.pipes.write_end("stack", "memory", time.monotonic())
-        os.set_blocking(_log.sink.pipe, False)
 
     def open_control(self) -> None:
         Control(self.loop, control.SOCKET, self.handle)
@@ -211,12 +215,13 @@ class Init:
 
     def next_reap(self) -> float | None:
         """Nothing to wait for but SIGCHLD; without its pipe we have to look ourselves."""
-        return time.monotonic() + 1.0 if self.wakeup < 0 else None
+        return time.monotonic() + 1.0 if self.wakeup < 0 or self.deaths else None
 
     def reap(self, now: float) -> None:
         """SIGCHLD does not count: as many deaths as there are, every turn."""
-        if deaths := list(reap()):
-            self.sv.reaped(deaths, now)
+        self.deaths += reap()
+        if self.deaths:
+            self.sv.reaped(self.deaths, now)
 
     def shut_down(self, command: int, reason: str, now: float) -> None:
         """Begin the end; asked again, the newest wish says how it ends."""
@@ -308,7 +313,11 @@ class Init:
         """Boot, and live until the services are down; the command for reboot(2)."""
         self.boot()
         while True:
-            self.loop.turn()
+            try:
+                self.loop.turn()
+            except Exception as error:
+                self.fault(f"loop: {trace(error)}")
+                time.sleep(0.1)
             stopping = self.sv.stopping
             if self.command is not None and stopping is not None and (self.sv.down or time.monotonic() >= stopping):
                 return self.command

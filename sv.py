@@ -9,12 +9,12 @@ import os
 
 import _log
 from control import SVError
-from lean import TYPE_CHECKING, signal, socket
+from lean import TYPE_CHECKING, socket
 from logpipe import LogPipes
 from process import Actions, Process, State, signal_number
 from readiness import NotifySockets, PathWatch
 from rows import Service
-from spawn import MARK, Spawner, find
+from spawn import EXEC_FAILED, MARK, Spawner, find
 from tables import Tables
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ __all__ = [
 ]  # fmt: skip
 
 HOPELESS_FAILURES = 3
+RETRY = 1.0  # seconds
 STATS_A_REPLY = 100  # services in one reply; the client asks for the rest
 
 
@@ -65,6 +66,7 @@ class SV(Actions):
         self.processes: dict[str, Process] = {}  # in start order
         self.by_pid: dict[int, Process] = {}
         self.groups: dict[str, set[int]] = {}  # process groups that belong to a service
+        self.statuses: dict[str, int] = {}  # deaths that a process has not been told yet
         self.dependents: dict[str, list[str]] = {}
         self.loggers: list[Process] = []
         self.pipes = LogPipes(loop)
@@ -123,17 +125,31 @@ class SV(Actions):
         return [pid for pid in adopted(self.by_pid) if mark in _environment(pid)]
 
     # --- events -----------------------------------------------------------------------------------------------------
+    def _bury(self, process: Process, now: float) -> None:
+        """Tell a process how it died. The status stays until it has been taken: without it nobody would start it again."""
+        status = self.statuses[process.row.name]
+        failed = os.WIFEXITED(status) and os.WEXITSTATUS(status) == EXEC_FAILED and process.pid is not None
+        failure = self.spawner.failure(process.pid) if failed and process.pid else None
+        if process.row.logger:
+            self.pipes.disconnect()
+        process.exited(status, now, failure)
+        del self.statuses[process.row.name]
+
+    def _try(self, process: Process, event: Callable[[Process, float], object], now: float) -> None:
+        """Let a process meet an event. Where our own code fails on it, its deadline comes again in a second."""
+        if not self.loop.guard(process.row.name, lambda now: event(process, now), now):
+            process.deadline = now + RETRY
+        self._touch(process)
+
     def reaped(self, deaths: list[tuple[int, int]], now: float) -> None:
         """Wait statuses of all that died, ours or adopted. All are reaped before any is handled: zombies linger too."""
-        for pid, status in deaths:
+        while deaths:
+            pid, status = deaths.pop()
             process = self.by_pid.pop(pid, None)
             if process is None or not self._is_main(process, pid):
                 continue
-            failure = self.spawner.failure(pid) if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 126 else None
-            if process.row.logger:
-                self.pipes.disconnect()
-            self.loop.guard(process.row.name, lambda now, p=process, s=status, f=failure: p.exited(s, now, f), now)
-            self._touch(process)
+            self.statuses[process.row.name] = status
+            self._try(process, self._bury, now)
         for process in self.processes.values():
             if process.state == State.STOPPING and process.pid is None:
                 process.relative_exited(now)
@@ -159,9 +175,7 @@ class SV(Actions):
         """Whatever deadline has come."""
         for process in list(self.processes.values()):
             if process.deadline is not None and process.deadline <= now:
-                if not self.loop.guard(process.row.name, process.tick, now):
-                    process.deadline = now + 1.0  # tried again, but not in a tight loop
-                self._touch(process)
+                self._try(process, self._bury if process.row.name in self.statuses else Process.tick, now)
         self._settle(now)
 
     def _notified(self, process: Process, message: dict[str, str], now: float) -> None:
@@ -245,9 +259,10 @@ class SV(Actions):
                 self._stop_next(process, now)
                 continue
             if process.state == State.WAITING and self._may_start(process):
-                self.loop.guard(process.row.name, process.go, now)
-                if process.state != State.WAITING:
+                if self.loop.guard(process.row.name, process.go, now):
                     self._touch(process)
+                else:
+                    process.deadline = now + RETRY
             elif process.settled:
                 waiting = (self.processes[name] for name in self.dependents.get(process.row.name, ()))
                 self._touched += [other for other in waiting if other.state == State.WAITING and self._may_start(other)]
@@ -313,16 +328,18 @@ class SV(Actions):
             process.delays = delays
             if name not in tables.services and not process.transient:
                 process.removed = True
-                process.stop(now)
+                self._try(process, Process.stop, now)
                 changes["stopped"].append(name)
         for name in tables.order:
             row, old = tables.services[name], self.processes.get(name)
             if old is None:
-                self._add(row).start(now)
+                new = self._add(row)
+                new.wanted = True
+                self._try(new, Process.start, now)
                 changes["started"].append(name)
             elif old.row != row or old.removed:
                 if old.wanted or old.removed:
-                    old.restart(now)
+                    self._try(old, Process.restart, now)
                 old.row, old.removed, old.transient = row, False, False
                 changes["restarted"].append(name)
         self._link()
@@ -378,11 +395,12 @@ class SV(Actions):
             raise SVError(f"there is no service {name[:64]!r}; there are {', '.join(self.processes) or 'none'}")
         return self.processes[name]
 
-    def _signal(self, process: Process, number: str | int) -> None:
-        if process.pid is None:
-            raise SVError(f"{process.row.name} is {process.state}: there is no process to signal")
+    def _signal(self, process: Process, name: str | int) -> None:
         try:
-            os.kill(process.pid, signal_number(number))
+            number = signal_number(name)
+            if process.pid is None:
+                raise SVError(f"{process.row.name} is {process.state}: there is no process to signal")
+            os.kill(process.pid, number)
         except (ValueError, OSError) as error:
             raise SVError(str(error)) from None
 

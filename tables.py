@@ -275,8 +275,6 @@ def _check_services(tables: Tables) -> None:
             tables.rejected.append(f"SERVICES[{index}] {_label(row)}: {fault}")
         elif row.argv and row.name not in tables.skipped:
             services[row.name] = row
-    for name in sorted(tables.skipped - known):
-        tables.rejected.append(f"stack.skip: there is no service {name!r}")
     tables.order = []
     while services and not tables.order:
         try:

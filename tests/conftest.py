@@ -61,10 +61,10 @@ class Board:
     """stack.py as a real PID 1, with services of the test's own."""
 
     def __init__(self, folder: Path, services: str, *, settings: str = "", words: tuple[str, ...] = (), init: str = "",
-                 laptop_services: bool = False) -> None:  # fmt: skip
+                 base: str = "(LOGD,)") -> None:  # fmt: skip
         self.folder = folder
         self.profile = folder / "profile.py"
-        self.write(services, settings, laptop_services=laptop_services)
+        self.profile.write_text(f"{settings}\nSERVICES = {base} + ({services})\n")
         self.pid_file = folder / "pid"
         self.output = folder / "console"
         root = folder / "root"
@@ -79,11 +79,6 @@ class Board:
             self.launcher = subprocess.Popen([*command, "--", *words], stdin=subprocess.DEVNULL, stdout=file, stderr=file)
         self.pid = int(eventually(self.pid_file.read_text, 20))
         self.started = time.monotonic()
-
-    def write(self, services: str, settings: str = "", *, laptop_services: bool = False) -> None:
-        """The profile: `services` are the rows' text."""
-        base = "SERVICES + " if laptop_services else ""
-        self.profile.write_text(f"{settings}\nSERVICES = {base}({services})\n")
 
     @property
     def root(self) -> Path:

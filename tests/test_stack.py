@@ -125,6 +125,7 @@ def init(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> stack.Init:
     profile = tmp_path / "golden.py"
     profile.write_text(TABLE)
     monkeypatch.setattr(stack.Init, "open_log", lambda self: None)
+    monkeypatch.setattr(stack.Init, "open_kmsg", lambda self: None)
     monkeypatch.setattr(stack.Init, "open_stdio", lambda self: None)
     monkeypatch.setattr(stack.Init, "catch_signals", lambda self: None)
     monkeypatch.setattr(stack.Init, "open_control", lambda self: None)
