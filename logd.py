@@ -211,7 +211,9 @@ class Logd:
         if int(wall) != self.stamp[0]:
             self.stamp = (int(wall), time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(wall)))
         stamp = f"{self.stamp[1]}.{int(wall % 1 * 1000):03d}Z {now:.6f} ".encode()
+        limit = max(4096, min(self.file_size, self.total_size // (2 * max(1, len(self.streams)))))
         parts: list[bytes] = []
+        size = 0
         for line in lines:
             level = b""
             if line[:1] == b"<" and line[2:3] == b">":
@@ -219,8 +221,14 @@ class Logd:
             line = line.removesuffix(b"\r").translate(CONTROL)
             for at in range(0, len(line) or 1, LINE_MAX):
                 parts += (stamp, level, line[at : at + LINE_MAX], b"\n")
-        limit = max(4096, min(self.file_size, self.total_size // (2 * max(1, len(self.streams)))))
-        block = b"".join(parts)
+                size += len(stamp) + len(level) + len(line[at : at + LINE_MAX]) + 1
+            if size > limit // 2:
+                self.append(stream, b"".join(parts), limit)
+                parts, size = [], 0
+        if parts:
+            self.append(stream, b"".join(parts), limit)
+
+    def append(self, stream: Stream, block: bytes, limit: int) -> None:
         for file in stream.files:
             if file.write(block, limit) and file.path.startswith(self.folder):
                 self.bound_total()

@@ -1,0 +1,192 @@
+"""logd: nothing lost, nothing blocked, everything bounded. The daemon is real, PID 1's side is LogPipes."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, eventually
+
+from logpipe import LogPipes
+from loop import Loop
+
+
+class Daemon:
+    """A log daemon, and the pipes that PID 1 would hold."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "log"
+        self.keep = folder / "keep"
+        self.pipes = LogPipes(Loop())
+        self.process: subprocess.Popen[bytes] | None = None
+        self.options = {"folder": self.folder, "keep": self.keep, "file-size": 262144, "total-size": 1 << 24, "rate": 1000, "burst": 5000}
+
+    def start(self, **options: object) -> None:
+        self.options |= {name.replace("_", "-"): value for name, value in options.items()}
+        channel = self.pipes.connect()
+        fd = channel.fileno()
+        words = [f"--{name}={value}" for name, value in self.options.items()]
+        command = [sys.executable, "-SB", str(ROOT / "logd.py"), *words]
+        self.process = subprocess.Popen(command, preexec_fn=lambda: os.dup2(fd, 3), close_fds=False)  # noqa: PLW1509
+        channel.close()
+        self.pipes.flush(0.0)
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        assert self.process
+        self.process.send_signal(number)
+        self.process.wait(10)
+
+    def writer(self, name: str, policy: str = "memory") -> int:
+        return self.pipes.write_end(name, policy, 0.0)
+
+    def lines(self, name: str, *, old: bool = False) -> list[str]:
+        """The texts, without their stamps."""
+        found = []
+        for path in ([self.folder / f"{name}.log.1"] if old else []) + [self.folder / f"{name}.log"]:
+            if path.exists():
+                found += [line.split(" ", 2)[2] for line in path.read_text().splitlines()]
+        return found
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    one = Daemon(tmp_path)
+    yield one
+    if one.process and one.process.poll() is None:
+        one.stop(signal.SIGKILL)
+
+
+def test_lines_are_stamped_levels_are_named_and_terminals_are_safe(daemon: Daemon) -> None:
+    fd = daemon.writer("a")
+    os.write(fd, b"early\n")  # before the daemon runs
+    daemon.start()
+    os.write(fd, b"<3>bad\n<4>odd\n<6>fine\nsplit ")
+    os.write(fd, "in two \xe9\n\x1b[31mred\r\n\n".encode("latin-1"))
+    eventually(lambda: len((daemon.folder / "a.log").read_bytes().splitlines()) == 7)
+    lines = (daemon.folder / "a.log").read_bytes().splitlines()
+    texts = [line.split(b" ", 2)[2] for line in lines]
+    assert texts == [b"early", b"error: bad", b"warning: odd", b"fine", b"split in two \xe9", b"?[31mred", b""]
+    assert all(re.match(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z \d+\.\d{6} ", line) for line in lines)
+
+
+def test_an_unfinished_line_is_written_after_a_second(daemon: Daemon) -> None:
+    fd = daemon.writer("a")
+    daemon.start()
+    os.write(fd, b"password: ")
+    time.sleep(0.3)
+    assert daemon.lines("a") == []
+    eventually(lambda: daemon.lines("a") == ["password: "], 5)
+
+
+def test_an_overlong_line_is_split(daemon: Daemon) -> None:
+    fd = daemon.writer("a")
+    daemon.start()
+    os.write(fd, b"x" * 30_000 + b"\nend\n")
+    eventually(lambda: daemon.lines("a")[-1:] == ["end"])
+    texts = daemon.lines("a")
+    assert sum(map(len, texts[:-1])) == 30_000
+    assert max(map(len, texts)) <= 8192
+
+
+def test_terminated_it_writes_what_is_in_the_pipes(daemon: Daemon) -> None:
+    fd = daemon.writer("a")
+    daemon.start()
+    eventually(lambda: (daemon.folder / "a.log").exists())
+    for number in range(500):
+        os.write(fd, b"%d\n" % number)
+    os.write(fd, b"tail")
+    daemon.stop()
+    assert daemon.lines("a") == [*map(str, range(500)), "tail"]
+
+
+@pytest.mark.timeout(60)
+def test_killed_at_random_moments_it_loses_no_line(daemon: Daemon) -> None:
+    """A service prints numbers while the daemon is killed -9 again and again: each number arrives."""
+    fd = daemon.writer("a")
+    count = 20_000
+    script = f"import time, sys\nfor i in range({count}):\n print(i, flush=True)\n if i % 20 == 0: time.sleep(0.002)"
+    daemon.start(rate=1e9, burst=1e9, file_size=1 << 24, total_size=1 << 28)
+    service = subprocess.Popen([sys.executable, "-c", script], stdout=fd)
+    kills = 0
+    while service.poll() is None:
+        time.sleep(0.05)
+        daemon.stop(signal.SIGKILL)
+        kills += 1
+        daemon.start()
+    eventually(lambda: str(count - 1) in daemon.lines("a")[-3:], 20)
+    texts = daemon.lines("a")
+    assert kills > 10
+    assert set(map(int, texts)) == set(range(count))
+    assert len(texts) < count * 1.5, "at the worst the last batch of a life is written twice"
+
+
+def test_a_flood_is_limited_counted_and_disturbs_nobody(daemon: Daemon) -> None:
+    loud, quiet = daemon.writer("loud"), daemon.writer("quiet")
+    daemon.start(rate=1000, burst=2000)
+    script = "import sys, time\nend = time.monotonic() + 2.5\nn = 0\nwhile time.monotonic() < end:\n" \
+        " sys.stdout.write('a line of the flood\\n' * 1000); n += 1000; sys.stdout.flush(); time.sleep(0.005)\nprint(n, file=sys.stderr)"  # fmt: skip
+    service = subprocess.Popen([sys.executable, "-c", script], stdout=loud, stderr=subprocess.PIPE, text=True)
+    delays = []
+    for number in range(20):
+        os.write(quiet, b"%d\n" % number)
+        started = time.monotonic()
+        eventually(lambda number=number: daemon.lines("quiet")[-1:] == [str(number)], 5)
+        delays.append(time.monotonic() - started)
+        time.sleep(0.1)
+    printed = int(service.communicate(timeout=20)[1])
+    eventually(lambda: "lines dropped" in daemon.lines("loud")[-1], 10)
+    time.sleep(0.3)  # it has earned some lines again
+    os.write(loud, b"the end\n")
+    eventually(lambda: daemon.lines("loud")[-1:] == ["the end"], 10)
+    texts = daemon.lines("loud", old=True)
+    dropped = sum(int(match[1]) for text in texts if (match := re.match(r"warning: (\d+) lines dropped", text)))
+    written = sum(text == "a line of the flood" for text in texts)
+    assert printed > 50_000
+    assert written < 9000
+    assert written + dropped == printed
+    assert sorted(delays)[10] < 0.5
+
+
+def test_files_are_bounded_each_and_together(daemon: Daemon) -> None:
+    daemon.start(file_size=20_000, total_size=100_000, rate=1e9, burst=1e9)
+    for number in range(12):
+        fd = daemon.writer(f"s{number}")
+        for _ in range(40):
+            os.write(fd, b"%s\n" % (b"x" * 1000))
+        eventually(lambda number=number: (daemon.folder / f"s{number}.log").exists())
+    time.sleep(0.5)
+    sizes = {path.name: path.stat().st_size for path in daemon.folder.iterdir()}
+    assert max(sizes.values()) <= 20_000
+    assert sum(sizes.values()) <= 100_000 + 12 * 4096
+
+
+def test_chosen_services_are_kept_on_the_data_partition(daemon: Daemon) -> None:
+    daemon.start()
+    os.write(daemon.writer("kept", "disk"), b"hello\n")
+    os.write(daemon.writer("other"), b"hello\n")
+    eventually(lambda: (daemon.keep / "kept.log").exists() and "hello" in (daemon.keep / "kept.log").read_text())
+    assert "hello" in (daemon.folder / "kept.log").read_text()
+    assert not (daemon.keep / "other.log").exists()
+
+
+def test_five_hundred_services_and_one_that_leaves(daemon: Daemon) -> None:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    fds = [daemon.writer(f"s{number}") for number in range(500)]
+    daemon.start()
+    for fd in fds:
+        os.write(fd, b"here\n")
+    eventually(lambda: all(daemon.lines(f"s{number}") == ["here"] for number in range(500)))
+    os.write(fds[7], b"last words\n")
+    daemon.pipes.forget("s7")
+    eventually(lambda: daemon.lines("s7") == ["here", "last words"])
+    os.write(daemon.writer("s8"), b"still\n")
+    eventually(lambda: daemon.lines("s8") == ["here", "still"])
