@@ -1,8 +1,9 @@
 """The board on a laptop: boots stack.py as PID 1 of new namespaces, on a terminal or in the background.
 
 The board has a root view of its own: a tmpfs with the host's /usr, /etc and the like bound read-only, its own /dev,
-/proc, /run, /tmp and /var, and our modules under /stack. Nothing on the host changes, also as root.
-An ordinary user gets a user namespace as well (`man 7 user_namespaces`, `man 7 pid_namespaces`).
+/proc, /run, /tmp and /var, and our modules under /stack. Nothing on the host changes, also as root: the board's root is
+nobody outside (`man 7 user_namespaces`), so that not even a table that asks for it can load a module, set the clock or
+write a sysctl of the kernel that it shares with the host.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import time
 import tty
 from fcntl import ioctl
 
-from syscalls import CAPABILITIES, MNT_DETACH, MOUNT_FLAGS, PR_CAPBSET_DROP, PR_SET_PDEATHSIG, check, libc, mount, prctl, umount
+from syscalls import MNT_DETACH, MOUNT_FLAGS, PR_SET_PDEATHSIG, check, libc, mount, prctl, umount
 
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000  # linux/sched.h
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
@@ -29,12 +30,7 @@ MOUNT_SETATTR, AT_RECURSIVE, MOUNT_ATTR_RDONLY = 442, 0x8000, 0x1  # the same nu
 
 HOST_FOLDERS = "usr bin sbin lib lib32 lib64 libx32 etc opt nix gnu".split()
 NODES = "null zero full random urandom tty".split()
-MASKED = ("/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus")  # the kernel is the host's
-# What root on the board must not have, because there is no namespace for it.
-DROPPED = (
-    "linux_immutable sys_module sys_rawio sys_time mknod audit_control mac_override mac_admin syslog wake_alarm "
-    "block_suspend audit_read perfmon bpf checkpoint_restore"
-).split()
+FOREIGN_ROOT, USERS = 1_900_000_000, 65536  # root of root's board, and how many users it has: ids that nobody else has
 GRACE = 40.0  # seconds for a teardown that we asked for; its own deadlines are shorter
 
 
@@ -45,7 +41,15 @@ def unshare(flags: int) -> None:
 
 
 def map_ids(pid: int, uid: int, gid: int) -> None:
-    """Make `uid` the root of a new user namespace; with /etc/subuid and newuidmap(1), give it other users too."""
+    """Say who the users of a new user namespace are.
+
+    Root gives it a range of ids that own nothing on the host. Others are its root themselves; with /etc/subuid and
+    newuidmap(1) it has other users too.
+    """
+    if uid == 0:
+        for name in ("uid_map", "gid_map"):
+            _write_map(pid, name, f"0 {FOREIGN_ROOT} {USERS}")
+        return
     user = subprocess.run(["id", "-un", str(uid)], capture_output=True, text=True, check=False).stdout.strip()
     for tool, own, path in (("newuidmap", uid, "/etc/subuid"), ("newgidmap", gid, "/etc/subgid")):
         ranges = [line.split(":")[1:] for line in _lines(path) if line.split(":")[0] in (user, str(uid))]
@@ -56,8 +60,12 @@ def map_ids(pid: int, uid: int, gid: int) -> None:
     else:
         return
     for name, text in (("setgroups", "deny"), ("gid_map", f"0 {gid} 1"), ("uid_map", f"0 {uid} 1")):
-        with open(f"/proc/{pid}/{name}", "w", encoding="ascii") as file:
-            file.write(text)
+        _write_map(pid, name, text)
+
+
+def _write_map(pid: int, name: str, text: str) -> None:
+    with open(f"/proc/{pid}/{name}", "w", encoding="ascii") as file:
+        file.write(text)
 
 
 def _lines(path: str) -> list[str]:
@@ -68,8 +76,8 @@ def _lines(path: str) -> list[str]:
         return []
 
 
-def enter_user_namespace() -> None:
-    """An ordinary user becomes root in a namespace of its own; a helper outside writes the maps."""
+def enter_namespaces() -> None:
+    """New namespaces for this process and its next child; a helper outside writes the user namespace's maps."""
     uid, gid, me = os.getuid(), os.getgid(), os.getpid()
     go, ready = os.pipe()
     helper = os.fork()
@@ -81,91 +89,115 @@ def enter_user_namespace() -> None:
             os._exit(0)
         finally:
             os._exit(1)
-    unshare(CLONE_NEWUSER)
+    unshare(CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWUTS | CLONE_NEWIPC)
     os.close(ready)
     if os.waitpid(helper, 0)[1] != 0:
-        raise SystemExit("cannot map this user into a user namespace (`man 7 user_namespaces`)")
+        raise OSError(1, "cannot map this user into a user namespace (`man 7 user_namespaces`)")
 
 
-def bind(source: str, target: str, *, read_only: bool = True) -> None:
-    """Bind a file or a folder with all that is mounted below it; nothing propagates back."""
-    if os.path.isdir(source):
-        os.makedirs(target, exist_ok=True)
-    elif not os.path.lexists(target):
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
-    mount(source, target, "", MOUNT_FLAGS["bind"] | MOUNT_FLAGS["rec"])
-    if read_only:
-        attributes = (ctypes.c_uint64 * 4)(MOUNT_ATTR_RDONLY, 0, 0, 0)  # struct mount_attr
-        path = ctypes.c_char_p(os.fsencode(target))
-        flags = ctypes.c_uint(AT_RECURSIVE)
-        check(libc.syscall(ctypes.c_long(MOUNT_SETATTR), -100, path, flags, attributes, ctypes.c_size_t(32)), target)
+def become_root() -> None:
+    """The root of our user namespace. Until here we were the user who started us, and could open that user's files."""
+    try:
+        os.setgroups([])
+    except OSError:
+        pass  # an ordinary user's namespace may not
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
 
 
-def make_root(options: argparse.Namespace, console: str) -> None:
-    """The board's root file system, on a tmpfs at `options.root`."""
-    root = options.root
+class Source:
+    """A file or folder to bind into the board, opened while we still may: the way to it need not be open to the board's root."""
+
+    def __init__(self, path: str) -> None:
+        self.is_folder = os.path.isdir(path)
+        self.fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+
+    def bind(self, target: str, *, read_only: bool = True) -> None:
+        """Bind it with all that is mounted below it; nothing propagates back."""
+        if self.is_folder:
+            os.makedirs(target, exist_ok=True)
+        elif not os.path.lexists(target):
+            os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
+        mount(f"/proc/self/fd/{self.fd}", target, "", MOUNT_FLAGS["bind"] | MOUNT_FLAGS["rec"])
+        if read_only:
+            attributes = (ctypes.c_uint64 * 4)(MOUNT_ATTR_RDONLY, 0, 0, 0)  # struct mount_attr
+            path, flags = ctypes.c_char_p(os.fsencode(target)), ctypes.c_uint(AT_RECURSIVE)
+            check(libc.syscall(ctypes.c_long(MOUNT_SETATTR), -100, path, flags, attributes, ctypes.c_size_t(32)), target)
+
+
+def make_root(folders: dict[str, str], python: str, files: dict[str, bytes], console: str = "") -> None:
+    """Become the root of a new root file system, on a tmpfs that only our mount namespace sees.
+
+    `folders` (target: source) are bound read-only, those called "+target" writable; `files` are written.
+    """
     mount("", "/", "", MOUNT_FLAGS["private"] | MOUNT_FLAGS["rec"])
-    mount("board", root, "tmpfs", 0, "mode=755,size=64m")
-    for name in HOST_FOLDERS:
-        if os.path.islink(f"/{name}"):
-            os.symlink(os.readlink(f"/{name}"), f"{root}/{name}")
-        elif os.path.isdir(f"/{name}"):
-            bind(f"/{name}", f"{root}/{name}")
-    bind(options.installed, f"{root}/stack")
-    make_python(root, options.python)
+    sources = {name: Source(f"/{name}") for name in HOST_FOLDERS if os.path.isdir(f"/{name}") and not os.path.islink(f"/{name}")}
+    sources |= {target: Source(source) for target, source in folders.items()}
+    sources |= python_folders(python)
+    links = {name: os.readlink(f"/{name}") for name in HOST_FOLDERS if os.path.islink(f"/{name}")}
+    nodes = {name: Source(f"/dev/{name}") for name in NODES} | ({"console": Source(console)} if console else {})
+    base, host_sys = os.path.realpath(python), Source("/sys")
+    become_root()
+    mount("board", "/tmp", "tmpfs", 0, "mode=755,size=64m")
+    os.chdir("/tmp")
+    for name, target in links.items():
+        os.symlink(target, name)
+    for name, source in sources.items():
+        source.bind(name.lstrip("+"), read_only=not name.startswith("+"))
+    if "python" not in sources:
+        os.makedirs("python/bin")
+        os.symlink(base, "python/bin/python")
     for name in ("proc", "sys", "run", "tmp", "var", "root"):
-        os.mkdir(f"{root}/{name}", 0o755)
-    if options.profile:
-        shutil.copyfile(options.profile, f"{root}/profile.py")
-    if options.files:
-        bind(options.files, f"{root}/test")
-    make_dev(f"{root}/dev", console)
-    mount("proc", f"{root}/proc", "proc", MOUNT_FLAGS["nosuid"] | MOUNT_FLAGS["nodev"] | MOUNT_FLAGS["noexec"])
-    for path in MASKED:
-        if os.path.exists(root + path):
-            bind(root + path, root + path)
-    os.chdir(root)
-    check(libc.pivot_root(b".", b"."), root)  # the old root ends up on top of the new one...
+        os.makedirs(name, exist_ok=True)
+    for name, text in files.items():
+        with open(name, "wb") as file:
+            file.write(text)
+    make_dev(nodes)
+    # Both must be mounted while the host's are still in sight (`man 7 mount_namespaces`, "fully visible").
+    safe = MOUNT_FLAGS["nosuid"] | MOUNT_FLAGS["nodev"] | MOUNT_FLAGS["noexec"]
+    mount("proc", "proc", "proc", safe)
+    try:
+        mount("sysfs", "sys", "sysfs", safe | MOUNT_FLAGS["ro"])
+    except OSError:
+        host_sys.bind("sys")
+    check(libc.pivot_root(b".", b"."), "/tmp")  # the old root ends up on top of the new one...
     umount(".", MNT_DETACH)  # ...and goes
     os.chdir("/")
 
 
-def make_python(root: str, python: str) -> None:
-    """/python/bin/python: the virtual environment or interpreter that was asked for, and what it stands on."""
+def python_folders(python: str) -> dict[str, Source]:
+    """/python, where it is a virtual environment, and the installation that it stands on."""
+    found = {}
     folder = os.path.dirname(os.path.dirname(python))
-    base = os.path.realpath(python)
-    prefix = os.path.dirname(os.path.dirname(base))
-    if prefix != "/usr" and not prefix.startswith("/usr/") and not os.path.exists(root + prefix):
-        bind(prefix, root + prefix)
+    prefix = os.path.dirname(os.path.dirname(os.path.realpath(python)))
+    if prefix != "/usr" and not prefix.startswith("/usr/"):
+        found[prefix.lstrip("/")] = Source(prefix)
     if os.path.exists(f"{folder}/pyvenv.cfg"):
-        bind(folder, f"{root}/python")
-    else:
-        os.makedirs(f"{root}/python/bin")
-        os.symlink(base, f"{root}/python/bin/python")
+        found["python"] = Source(folder)
+    return found
 
 
-def make_dev(dev: str, console: str) -> None:
+def make_dev(nodes: dict[str, Source]) -> None:
     """A /dev with nothing that reaches the host's hardware: no kmsg, no watchdog, no disks."""
-    os.mkdir(dev)
-    mount("dev", dev, "tmpfs", MOUNT_FLAGS["nosuid"] | MOUNT_FLAGS["noexec"], "mode=755,size=1m")
-    for name in NODES:
-        bind(f"/dev/{name}", f"{dev}/{name}", read_only=False)
-    bind(console, f"{dev}/console", read_only=False)
-    os.mkdir(f"{dev}/pts")
-    os.mkdir(f"{dev}/shm")
-    os.symlink("pts/ptmx", f"{dev}/ptmx")
+    os.mkdir("dev")
+    mount("dev", "dev", "tmpfs", MOUNT_FLAGS["nosuid"] | MOUNT_FLAGS["noexec"], "mode=755,size=1m")
+    for name, source in nodes.items():
+        source.bind(f"dev/{name}", read_only=False)
+    os.mkdir("dev/pts")
+    os.mkdir("dev/shm")
+    os.symlink("pts/ptmx", "dev/ptmx")
 
 
 def become_init(options: argparse.Namespace, console: str, words: list[str]) -> None:
-    """In the first process of the new PID namespace: make the root view, give up what has no namespace, exec stack.py."""
+    """In the first process of the new PID namespace: make the root view and become stack.py."""
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    make_root(options, console)
-    for name in DROPPED:
-        try:
-            prctl(PR_CAPBSET_DROP, CAPABILITIES.index(name))
-        except OSError:
-            pass  # unknown to this kernel
+    folders = {"stack": options.installed} | ({"test": options.files} if options.files else {})
+    files = {}
+    if options.profile:
+        with open(options.profile, "rb") as file:
+            files["profile.py"] = file.read()
+    make_root(folders, options.python, files, console)
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # becoming another user has cleared it
     fd = os.open("/dev/console", os.O_RDWR | os.O_NOCTTY)
     for target in (0, 1, 2):
         os.dup2(fd, target)
@@ -181,6 +213,8 @@ class Board:
     def __init__(self, options: argparse.Namespace, words: list[str], *, interactive: bool) -> None:
         self.master, slave = pty.openpty()
         console = os.ttyname(slave)
+        if os.getuid() == 0:
+            os.fchown(slave, FOREIGN_ROOT, FOREIGN_ROOT)
         if interactive:
             _copy_size(self.master)
         else:
@@ -210,7 +244,7 @@ class Board:
             prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)
-            unshare(CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWUTS | CLONE_NEWIPC)
+            enter_namespaces()
             pid = os.fork()
             if pid == 0:
                 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -311,7 +345,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--profile", default="", help="a file with names of settings.py, on top of the laptop's")
     parser.add_argument("--python", default=f"{here}/.venv/bin/python", help="the board's interpreter")
     parser.add_argument("--installed", default=f"{here}/build/root/stack", help="where `make install` has put the modules")
-    parser.add_argument("--root", default=f"{here}/build/newroot", help="an empty folder to mount the board's root on")
     parser.add_argument("--once", action="store_true", help="end when the board reboots; exit status 3")
     parser.add_argument("--init", nargs="+", default=["/stack/sbin/stack.py"], help="what to run as PID 1, for tests")
     parser.add_argument("--files", help="a folder that the board sees as /test")
@@ -329,10 +362,7 @@ def main(arguments: list[str]) -> int:
     interactive = sys.stdin.isatty() and sys.stdout.isatty() and options.seconds is None
     profile = "laptop,/profile.py" if options.profile else "laptop"
     words = [f"stack.profile={profile}", f"stack.skip={'observations' if interactive else 'prompt'}", *options.option]
-    os.makedirs(options.root, exist_ok=True)
     wakeup, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    if os.getuid() != 0:
-        enter_user_namespace()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGWINCH):
         signal.signal(number, lambda *_: None)
     signal.set_wakeup_fd(writer)

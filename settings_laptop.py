@@ -16,9 +16,7 @@ ENVIRONMENT = (
 )  # fmt: skip
 WIFI_RECORDING = "{LIB}/wifi_recording.txt"
 
-MOUNTS = (  # the launcher has made / and /dev, and mounted /proc with the host's controls read-only
-    Mount("proc", "/proc", "proc", "nosuid,nodev,noexec"),
-    Mount("sysfs", "/sys", "sysfs", "nosuid,nodev,noexec,ro", required=False),
+MOUNTS = (  # the launcher has made /, /dev, /proc and /sys
     Mount("devpts", "/dev/pts", "devpts", "nosuid,noexec,newinstance,ptmxmode=666,mode=620"),
     Mount("shm", "/dev/shm", "tmpfs", "nosuid,nodev,mode=1777,size=10%"),
     Mount("run", "/run", "tmpfs", "nosuid,nodev,mode=755,size=10%"),

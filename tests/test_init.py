@@ -9,11 +9,13 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from conftest import Board, eventually
 
 import control
+import laptop
 from control import SVError
 
 Boot = Callable[..., Board]
@@ -187,7 +189,7 @@ def test_an_unprivileged_service_has_only_what_its_row_names(boot: Boot) -> None
     assert int(everything["CapEff"], 16) != 0
     user = board.stats("none")["user"]
     if user == "nobody":
-        assert none["Uid"].split()[0] == "65534"
+        assert none["Uid"].split()[0] == str(laptop.FOREIGN_ROOT + 65534 if os.getuid() == 0 else 65534)
     else:
         assert os.getuid() != 0, "only a user namespace with one user may keep root's number"
 
@@ -427,6 +429,7 @@ def test_sighup_starts_what_is_new_stops_what_vanished_restarts_what_changed(boo
     board = boot("Service('same', ('sleep', '1000')), Service('changed', ('sleep', '1001')), Service('gone', ('sleep', '1002')),").up()
     before = {name: board.wait_state(name, "running")["pid"] for name in ("same", "changed", "gone")}
     profile = board.root / "profile.py"
+    os.chown(profile, os.getuid(), os.getgid()) if os.getuid() == 0 else None
     profile.write_text("SERVICES = (LOGD, Service('same', ('sleep', '1000')), Service('changed', ('sleep', '2001')), Service('new', ('sleep', '3')), 5)")
     os.kill(board.pid, signal.SIGHUP)
     eventually(lambda: list(board.all_stats()) == ["logd", "same", "changed", "new"])
@@ -455,8 +458,13 @@ def test_prompt_functions(boot: Boot, monkeypatch: pytest.MonkeyPatch) -> None:
     import sv
 
     board = boot(f"{SLEEP}, Service('t', ('sleep', '1000'), user='nobody'),").up()
-    monkeypatch.setenv("STACK_CONTROL", f"{board.root}{control.SOCKET}")
     board.wait_state("s", "running")
+    with board.as_its_root() as path:
+        monkeypatch.setenv("STACK_CONTROL", path)
+        use_the_prompt(sv)
+
+
+def use_the_prompt(sv: ModuleType) -> None:
     names: dict[str, object] = {}
     exec("from sv import *", names)
     assert set(sv.__all__) <= set(names)
@@ -495,12 +503,11 @@ def test_only_root_acts(boot: Boot) -> None:
         pytest.skip("needs root, to become somebody else")
     board = boot(f"{SLEEP},").up()
     board.wait_state("s", "running")
-    path = f"{board.root}{control.SOCKET}"
-    folder = os.open(os.path.dirname(path), os.O_PATH)
+    folder = os.open(board.root / "run/stack", os.O_PATH)
     pid = os.fork()
     if pid == 0:
         try:
-            os.setresuid(65534, 65534, 65534)
+            os.setresuid(laptop.FOREIGN_ROOT + 7, laptop.FOREIGN_ROOT + 7, laptop.FOREIGN_ROOT + 7)
             near = f"/proc/self/fd/{folder}/control"
             assert control.ask(near, {"op": "stats"})[1]["name"] == "s"
             for op in ("stop", "start", "restart", "signal", "run", "reload", "reboot", "halt", "poweroff"):
@@ -522,7 +529,8 @@ def test_only_root_acts(boot: Boot) -> None:
 def test_floods_and_silence_on_the_socket(boot: Boot) -> None:
     """Thousands of connections, silent, garbled, huge or gone: PID 1 answers others all the time."""
     board = boot(f"{SLEEP},").up()
-    path = f"{board.root}{control.SOCKET}"
+    folder = os.open(board.root / "run/stack", os.O_PATH)
+    path = f"/proc/self/fd/{folder}/control"
     worst = 0.0
     silent: list[socket.socket] = []
     for number in range(4000):
@@ -562,8 +570,9 @@ def test_more_services_than_one_reply_holds(boot: Boot, monkeypatch: pytest.Monk
     import sv
 
     board = boot("*(Service(f's{i}', ('sleep', '1000'), env=(('X', 'x' * 50),)) for i in range(150)),").up()
-    monkeypatch.setenv("STACK_CONTROL", f"{board.root}{control.SOCKET}")
-    assert len(sv.stats_process()) == 151
+    with board.as_its_root() as path:
+        monkeypatch.setenv("STACK_CONTROL", path)
+        assert len(sv.stats_process()) == 151
 
 
 # --- exceptions -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,280 @@
+"""The apps: pure parts with plain values, the bus over a real mosquitto. wpa_supplicant's socket is a mock: no radio here."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import PYTHON, ROOT, eventually
+from hypothesis import given
+from hypothesis import strategies as st
+
+import diagnostic
+import fakegps
+import wifi_analyzer
+import wifi_scan
+from _log import counts, get_logger
+
+MOSQUITTO = shutil.which("mosquitto", path=os.environ["PATH"] + ":/usr/sbin:/usr/local/sbin")
+
+
+# --- fakegps --------------------------------------------------------------------------------------------------------
+def test_positions_follow_the_route_and_start_over() -> None:
+    route = ((50.0, 8.0), (50.0, 8.01), (50.01, 8.01), (50.0, 8.0))
+    first_leg = fakegps.distance(route[0], route[1])
+    assert math.isclose(first_leg, 715, rel_tol=0.01)
+    assert fakegps.position(route, 0.0) == (50.0, 8.0)
+    latitude, longitude = fakegps.position(route, first_leg / 2)
+    assert (latitude, round(longitude, 4)) == (50.0, 8.005)
+    whole = sum(fakegps.distance(a, b) for a, b in zip(route, route[1:], strict=False))
+    again = fakegps.position(route, whole * 7 + first_leg / 2)
+    assert math.isclose(again[1], 8.005, abs_tol=1e-5)
+
+
+def test_gpx(tmp_path: Path) -> None:
+    path = tmp_path / "route.gpx"
+    path.write_text('<gpx xmlns="http://www.topografix.com/GPX/1/1"><trk><trkseg><trkpt lat="1.5" lon="-2"/>'
+                    '<trkpt lat="1.6" lon="-2.1"><ele>5</ele></trkpt></trkseg></trk></gpx>')  # fmt: skip
+    assert fakegps.read_gpx(str(path)) == ((1.5, -2.0), (1.6, -2.1), (1.5, -2.0))
+    path.write_text("<gpx/>")
+    with pytest.raises(SystemExit, match="at least two points, this file has 0"):
+        fakegps.read_gpx(str(path))
+
+
+# --- wifi_scan ------------------------------------------------------------------------------------------------------
+def printf_encode(ssid: bytes) -> str:
+    """What wpa_supplicant does (src/utils/common.c), for the round trip."""
+    plain = {b'"': '\\"', b"\\": "\\\\", b"\x1b": "\\e", b"\n": "\\n", b"\r": "\\r", b"\t": "\\t"}
+    return "".join(plain.get(bytes([c]), chr(c) if 32 <= c <= 126 else f"\\x{c:02x}") for c in ssid)
+
+
+@given(st.binary(max_size=32))
+def test_any_ssid_survives_the_round_trip(ssid: bytes) -> None:
+    assert wifi_scan.unescape(printf_encode(ssid)) == ssid
+
+
+def test_recorded_answers() -> None:
+    recording = wifi_scan.Recording(str(ROOT / "wifi_recording.txt"))
+    scans = [recording.scan() for _ in recording.answers]
+    points = {point["bssid"]: point for scan in scans for point in scan}
+    assert len(scans) == 8
+    assert {point["security"] for point in points.values()} == {"open", "WEP", "WPA", "WPA2", "WPA3", "OWE"}
+    assert {point["ssid"] for point in points.values()} >= {None, "Café am See", "⚓ marina", 'old "WEP" box'}
+    assert len({len(scan) for scan in scans}) > 1, "access points come and go"
+    assert recording.scan() == scans[0]
+    assert wifi_scan.parse_bss("") == {}
+
+
+def test_wpa_supplicant_is_paged_with_bss(tmp_path: Path) -> None:
+    """A mock of the control socket: no radio, so no real scan, on this kernel."""
+    folder, asked = tmp_path / "ctrl", []
+    folder.mkdir()
+    answers = {f"BSS {key}": f"id={n}\nbssid=02:00:00:00:00:0{n}\nfreq=2412\nlevel=-40\nage={age}\nflags=[ESS]\nssid=x{n}\n"
+               for key, n, age in (("FIRST", 1, 0), ("NEXT-1", 2, 99), ("NEXT-2", 3, 5))}  # fmt: skip
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    server.bind(str(folder / "wlan0"))
+    server.settimeout(5)
+
+    def serve() -> None:
+        while "SCAN" not in asked:
+            command, address = server.recvfrom(1000)
+            asked.append(command.decode())
+            server.sendto(b"<3>CTRL-EVENT-SCAN-STARTED ", address)
+            server.sendto(answers.get(asked[-1], "FAIL-BUSY\n" if asked[-1] == "SCAN" else "").encode(), address)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    points = wifi_scan.Supplicant("wlan0", str(folder)).scan()
+    thread.join()
+    assert [point["ssid"] for point in points] == ["x1", "x3"], "the one not heard for 99 s is not there"
+    assert asked == ["BSS FIRST", "BSS NEXT-1", "BSS NEXT-2", "BSS NEXT-3", "SCAN"]
+    with pytest.raises(OSError, match="No such file"):
+        wifi_scan.Supplicant("wlan1", str(folder)).scan()
+
+
+# --- wifi_analyzer --------------------------------------------------------------------------------------------------
+class FakeBus:
+    """A bus made of a list."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, Any]] = []
+
+    def publish(self, topic: str, data: Any, *, retain: bool = False) -> None:
+        self.sent.append((topic, data))
+
+
+def test_observations_have_the_position_of_their_time() -> None:
+    bus = FakeBus()
+    analyzer = wifi_analyzer.Analyzer(bus)  # type: ignore[arg-type]
+    point = {"bssid": "02:00:00:00:00:01", "ssid": "a", "ssid_hex": "61", "frequency": 2412, "signal": -50, "security": "WPA2"}
+    scan = {"mono": 100.0, "data": {"source": "recording", "points": [point]}}
+    analyzer.on_scan("scan", scan)
+    analyzer.on_gps("gps", {"mono": 99.5, "data": {"latitude": 1.0, "longitude": 2.0, "accuracy": 5.0}})
+    analyzer.on_scan("scan", scan)
+    analyzer.on_scan("scan", {**scan, "mono": 120.0})
+    assert [topic for topic, _ in bus.sent] == ["wifi/02:00:00:00:00:01"] * 3
+    assert [(data["latitude"], data["age"]) for _, data in bus.sent] == [(None, None), (1.0, 0.5), (None, None)]
+    assert bus.sent[1][1] == {
+        "latitude": 1.0, "longitude": 2.0, "accuracy": 5.0, "age": 0.5, "bssid": "02:00:00:00:00:01", "ssid": "a",
+        "frequency": 2412, "signal": -50, "security": "WPA2", "source": "recording",
+    }  # fmt: skip
+
+
+# --- diagnostic and logging -----------------------------------------------------------------------------------------
+def test_a_report_is_complete_without_a_board() -> None:
+    report = diagnostic.Diagnostic().measure()
+    assert report["memory_total"] > report["memory_available"] > 1_000_000
+    assert len(report["load"]) == 3
+    assert report["disk_total"] >= report["disk_free"] > 0
+    assert abs(report["clock_drift"]) < 1
+    assert report["services"] is None or report["services"]["rows"]
+
+
+def test_apps_log_with_levels_and_count(capsys: pytest.CaptureFixture[str]) -> None:
+    before = dict(counts)
+    logger = get_logger("test_app")
+    logger.handlers[0].setStream(sys.stderr)  # type: ignore[attr-defined]
+    logger.info("fine")
+    logger.warning("two\nlines")
+    logger.error("bad %s", "thing")
+    assert capsys.readouterr().err == "<6>fine\n<4>two\n<4>lines\n<3>bad thing\n"
+    assert {level: counts[level] - before[level] for level in counts} == {"error": 1, "warning": 1, "info": 1, "debug": 0}
+
+
+# --- bus ------------------------------------------------------------------------------------------------------------
+class Broker:
+    """A mosquitto on a Unix socket of the test's own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = str(folder / "mqtt.sock")
+        self.config = folder / "mosquitto.conf"
+        text = (ROOT / "mosquitto.conf").read_text().replace("/run/bus/mqtt.sock", self.path)
+        self.config.write_text(text.replace("user root", "") if os.getuid() else text)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path)
+        self.process = subprocess.Popen([str(MOSQUITTO), "-c", str(self.config)], stderr=subprocess.DEVNULL)
+        eventually(lambda: os.path.exists(self.path))
+
+    def kill(self) -> None:
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Broker]:
+    if MOSQUITTO is None:
+        pytest.skip("no mosquitto here, and only root can install it")
+    one = Broker(tmp_path)
+    yield one
+    one.kill()
+
+
+APP = """
+import sys, time; sys.path.insert(0, {root!r})
+from bus import Bus
+bus = Bus({name!r})
+{body}
+"""
+
+
+def run_app(broker: Broker, name: str, body: str, out: Path) -> subprocess.Popen[str]:
+    code = APP.format(root=str(ROOT), name=name, body=body)
+    with out.open("w") as file:
+        return subprocess.Popen([PYTHON, "-u", "-c", code], stdout=file, stderr=subprocess.STDOUT, text=True,
+                                env={**os.environ, "BUS": broker.path})  # fmt: skip
+
+
+@pytest.mark.timeout(60)
+def test_the_bus_survives_its_broker(broker: Broker, tmp_path: Path) -> None:
+    """Killed and back, three times: no subscription is lost, what waited arrives, and the log has two lines a time."""
+    heard, told = tmp_path / "heard", tmp_path / "told"
+    listener = run_app(broker, "listener", "bus.subscribe('n', lambda t, m: print('n', m['data'])); bus.run()", heard)
+    talker = run_app(broker, "talker", "n = 0\nfor _ in bus.every(0.02):\n n += 1; bus.publish('n', n)", told)
+    try:
+        for life in range(3):
+            time.sleep(0.5)  # both have to do without: before the first life, and between lives
+            broker.start()
+            count = len(heard.read_text().splitlines())
+            eventually(lambda count=count: len(heard.read_text().splitlines()) > count + 20, 15)
+            del life
+            broker.kill()
+        broker.start()
+        eventually(lambda: heard.read_text().count("bus: back") >= 3, 15)
+    finally:
+        talker.terminate()
+        listener.terminate()
+        assert (talker.wait(5), listener.wait(5)) == (0, 0)
+    log = [line for line in (heard.read_text() + told.read_text()).splitlines() if "bus:" in line]
+    assert 8 <= len(log) <= 18, log
+    numbers = [int(line.split()[1]) for line in heard.read_text().splitlines() if line.startswith("n ")]
+    assert numbers == sorted(numbers)
+    assert len(numbers) == len(set(numbers))
+
+
+def test_retained_state_is_told_to_the_next_broker(broker: Broker, tmp_path: Path) -> None:
+    broker.start()
+    teller = run_app(broker, "teller", "bus.publish('state', 'up', retain=True)\nbus.run()", tmp_path / "told")
+    time.sleep(0.5)
+    broker.kill()
+    broker.start()
+    out = tmp_path / "heard"
+    asker = run_app(broker, "asker", "bus.subscribe('state', lambda t, m: print(m)); bus.run()", out)
+    try:
+        eventually(lambda: "'up'" in out.read_text(), 10)
+        message = eval(out.read_text())
+    finally:
+        teller.kill()
+        asker.kill()
+        teller.wait()
+        asker.wait()
+    assert set(message) == {"v", "boot", "from", "seq", "kind", "time", "mono", "synced", "data"}
+    assert (message["v"], message["from"], message["kind"], message["data"]) == (1, "teller", "state", "up")
+    assert message["boot"] == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def test_the_pace_does_not_drift_and_missed_turns_are_left_out(tmp_path: Path) -> None:
+    import bus
+
+    one = bus.Bus("pace", str(tmp_path / "nobody"))
+    started = time.monotonic()
+    turns = []
+    for now in one.every(0.1):
+        turns.append(now - started)
+        if len(turns) == 3:
+            time.sleep(0.25)
+        if len(turns) == 6:
+            break
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    steps = [round(turn * 10) for turn in turns]
+    assert steps[:3] == [0, 1, 2]
+    assert steps[3] >= 5, "those that were missed are left out"
+    assert [steps[5] - steps[4], steps[4] - steps[3]] == [1, 1], "and the next ones are on time"
+
+
+def test_a_handler_that_fails_does_not_end_its_app(broker: Broker, tmp_path: Path) -> None:
+    broker.start()
+    out = tmp_path / "out"
+    body = "def bad(t, m):\n raise ValueError('on purpose')\nbus.subscribe('a', bad)\n" \
+        "for _ in bus.every(0.2):\n bus.publish('a', 1); print('alive')"  # fmt: skip
+    app = run_app(broker, "app", body, out)
+    try:
+        eventually(lambda: "on purpose" in out.read_text() and out.read_text().count("alive") > 8)
+    finally:
+        app.kill()
+        app.wait()

@@ -1,0 +1,275 @@
+"""The whole board of `make run`: observations flow, everything comes back, and the host does not change."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import NO_NAMESPACES, PYTHON, ROOT, Board, eventually
+from laptop import FOREIGN_ROOT
+
+Boot = Callable[..., Board]
+pytestmark = [pytest.mark.skipif(bool(NO_NAMESPACES), reason=NO_NAMESPACES), pytest.mark.timeout(120)]
+APPS = ("fakegps", "wifi_scan", "wifi_analyzer", "diagnostic")
+
+
+@pytest.fixture
+def board(boot: Boot) -> Iterator[Board]:
+    one = boot("", base="SERVICES", settings="SV_COOLDOWN = 1.0").up()
+    eventually(lambda: all(row["state"] == "running" for row in one.all_stats().values()), 20)
+    yield one
+
+
+def observations(board: Board) -> list[dict[str, object]]:
+    return [json.loads(line.partition(" ")[2]) for line in board.console().splitlines() if line.startswith("wifi/")]
+
+
+def test_observations_flow(board: Board) -> None:
+    eventually(lambda: len(observations(board)) >= 5, 20)
+    one = eventually(lambda: next(o for o in observations(board) if o["latitude"] is not None), 20)
+    assert set(one) == {"latitude", "longitude", "accuracy", "age", "bssid", "ssid", "frequency", "signal", "security", "source"}
+    assert one["source"] == "recording", "marked as such in every message"
+    for name in APPS:
+        assert board.stats(name)["restart"] == 0
+        status = Path(f"/proc/{board.outside(board.stats(name)['pid'])}/status").read_text()
+        assert "NoNewPrivs:\t1" in status
+        assert "CapBnd:\t0000000000000000" in status
+
+
+def test_diagnostic_reports_at_the_start(board: Board) -> None:
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import bus; b = bus.Bus('t', sys.argv[2])\n" \
+        "b.subscribe('diag', lambda t, m: (print(__import__('json').dumps(m['data'])), sys.exit()))\nb.run()"  # fmt: skip
+    path = f"{board.root}/run/bus/mqtt.sock"
+    if not os.path.exists(path):
+        pytest.skip("the embedded broker listens inside the board's network namespace")
+    done = subprocess.run([PYTHON, "-c", code, str(ROOT), path], capture_output=True, text=True, timeout=30, check=True)
+    report = json.loads(done.stdout)
+    assert report["memory_total"] > 0
+    assert report["services"]["rows"]["fakegps"]["state"] == "running"
+    assert report["services"]["loop"]["errors"] == 0
+    assert "fakegps" in report["logs"] or report["logs"] == {} or "diagnostic" in report["logs"]
+
+
+def test_each_process_in_turn_killed_comes_back_and_nothing_else_restarts(board: Board) -> None:
+    time.sleep(1.0)  # past the cool-down: what dies is restarted at once
+    for name in [row for row in board.all_stats()]:
+        before = {other: row["pid"] for other, row in board.all_stats().items()}
+        board.kill(name)
+        eventually(lambda name=name, before=before: board.stats(name)["pid"] not in (None, before[name]))
+        board.wait_state(name, "running")
+        after = {other: row["pid"] for other, row in board.all_stats().items()}
+        assert {other for other in before if before[other] != after[other]} == {name}
+    count = len(observations(board))
+    eventually(lambda: len(observations(board)) > count, 20)
+
+
+def test_the_log_of_everything_survives_the_death_of_logd(board: Board) -> None:
+    eventually(lambda: "fakegps: started" in board.log())
+    board.kill("logd")
+    eventually(lambda: board.log().count("logd: started") == 2)
+
+
+# --- nothing on the host changes --------------------------------------------------------------------------------------
+def snapshot() -> dict[str, object]:
+    """What an init let loose could have changed."""
+    folders = {}
+    for top in ("/tmp", "/run", "/var"):
+        found = set()
+        for path, names, files in os.walk(top):
+            names[:] = [name for name in names if not f"{path}/{name}".startswith(("/var/cache", "/var/lib/apt", "/tmp/pytest"))]
+            found |= {f"{path}/{name}" for name in [*names, *files]}
+        folders[top] = found
+    return {
+        "mounts": Path("/proc/self/mountinfo").read_text(), "hostname": os.uname().nodename, "folders": folders,
+        "sysctl": {name: Path(f"/proc/sys/{name}").read_text() for name in ("kernel/panic", "kernel/printk", "vm/swappiness", "kernel/ctrl-alt-del")},
+        "links": Path("/proc/net/dev").read_text().count(":"), "modules": Path("/proc/modules").read_text() if os.path.exists("/proc/modules") else "",
+        "clock": round(time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)),
+    }  # fmt: skip
+
+
+def processes() -> set[int]:
+    """Processes that share no namespace of ours or are children of ours."""
+    me = str(os.getpid())
+    found = set()
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            words = Path(f"/proc/{entry}/cmdline").read_bytes()
+            if b"laptop.py" in words or b"/stack/" in words:
+                found.add(int(entry))
+        except OSError:
+            pass
+    return found - {int(me)}
+
+
+WILD = """
+MOUNTS += (Mount("none", "/run/wild", "tmpfs", "shared"), Mount("/usr", "/tmp/usr", "", "bind"))
+SYSCTLS = (("kernel.panic", "77"), ("kernel.printk", "1 1 1 1"), ("vm.swappiness", "3"))
+MODULES = ("dummy",)
+HOSTNAME = "wild"
+SERVICES += (
+    Service("modules", ("modprobe", "-a", "{MODULES}"), ready="exit", restart="never"),
+    Service("writer", ("sh", "-c", "touch /tmp/wild /run/wild-file /var/wild /usr/wild /etc/wild /wild; rm -rf /tmp/* /run/lock; "
+            "mount -o remount,rw /usr; touch /usr/wild2; echo b > /proc/sysrq-trigger; date -s 2001-01-01; sync; sleep 1000")),
+    Service("killer", ("sh", "-c", "kill -9 -1; sleep 1000"), user="nobody"),
+)
+"""
+
+
+def test_nothing_on_the_host_changes(tmp_path: Path) -> None:
+    """Also with a table that tries: mounts that propagate, kernel settings, modules, files everywhere, the clock."""
+    canary = Path("/tmp/stack-canary")
+    canary.write_text("still here")
+    before, running = snapshot(), processes()
+    profile = tmp_path / "wild.py"
+    profile.write_text(WILD)
+    command = [PYTHON, str(ROOT / "laptop.py"), "--seconds", "5", "--profile", str(profile)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    after = snapshot()
+    assert canary.read_text() == "still here"
+    canary.unlink()
+    assert after["folders"] == before["folders"]
+    assert {key: after[key] for key in after if key != "folders"} == {key: before[key] for key in before if key != "folders"}
+    eventually(lambda: processes() <= running)
+    assert not [path for path in ("/usr/wild", "/usr/wild2", "/etc/wild", "/wild") if os.path.exists(path)]
+
+
+def test_a_killed_launcher_takes_its_board_along(boot: Boot) -> None:
+    board = boot("Service('s', ('sleep', '1000')),").up()
+    board.launcher.send_signal(signal.SIGKILL)
+    board.launcher.wait()
+    eventually(lambda: not os.path.exists(f"/proc/{board.pid}"))
+
+
+# --- on a terminal ----------------------------------------------------------------------------------------------------
+class Terminal:
+    """A terminal with somebody at it."""
+
+    def __init__(self, command: list[str]) -> None:
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0:
+            os.environ["TERM"] = "dumb"
+            os.execv(command[0], command)
+        self.seen = ""
+
+    def expect(self, text: str, seconds: float = 20.0) -> None:
+        deadline = time.monotonic() + seconds
+        while text not in self.seen:
+            if not select.select([self.fd], [], [], max(0, deadline - time.monotonic()))[0]:
+                raise AssertionError(f"no {text!r} in {self.seen!r}")
+            try:
+                self.seen += os.read(self.fd, 65536).decode(errors="replace").replace("\r", "")
+            except OSError:
+                raise AssertionError(f"ended without {text!r}: {self.seen!r}") from None
+
+    def type(self, text: str) -> None:
+        self.seen = ""
+        os.write(self.fd, text.encode())
+
+    def wait(self) -> int:
+        try:
+            while os.read(self.fd, 65536):
+                pass
+        except OSError:
+            pass
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def test_a_terminal_lands_in_the_prompt_and_leaving_it_halts_the_board(tmp_path: Path) -> None:
+    terminal = Terminal([PYTHON, str(ROOT / "laptop.py")])
+    terminal.expect(">>> ")
+    terminal.type("len(stats_process())\n")
+    terminal.expect("7\n>>> ")
+    terminal.type("stats_process('fakegps')[0]['state']\n")
+    terminal.expect("'running'\n>>> ")
+    terminal.type("stop_process('nobody')\n")
+    terminal.expect("SVError: there is no service 'nobody'")
+    terminal.type("import time; time.sleep(100)\n")
+    time.sleep(0.3)
+    terminal.type("\x03")
+    terminal.expect("KeyboardInterrupt")
+    terminal.type("logs('stack')\n")
+    terminal.expect("stack: fakegps: started, pid")
+    terminal.type("board()\n")
+    terminal.expect("profile")
+    terminal.expect(">>> ")
+    terminal.type("\x04")
+    assert terminal.wait() == 0
+
+
+def test_reboot_in_the_prompt_boots_again(tmp_path: Path) -> None:
+    terminal = Terminal([PYTHON, str(ROOT / "laptop.py")])
+    terminal.expect(">>> ")
+    terminal.type("reboot()\n")
+    terminal.expect("functions: ")
+    terminal.expect(">>> ")
+    terminal.type("exit()\n")
+    assert terminal.wait() == 0
+
+
+def test_the_rescue_prompt_waits_for_somebody_who_types(tmp_path: Path) -> None:
+    profile = tmp_path / "p.py"
+    profile.write_text("SERVICES = ()\nRESCUE_TIMEOUT = 4.0")
+    terminal = Terminal([PYTHON, str(ROOT / "laptop.py"), "--profile", str(profile), "--once"])
+    terminal.expect("rescue: press Enter")
+    terminal.type("\n")
+    terminal.expect(">>> ")
+    time.sleep(4.5)  # past the time at which it would have rebooted
+    terminal.type("stats_process('rescue')[0]['status']\n")
+    terminal.expect("'somebody is typing'")
+    terminal.type("halt()\n")
+    assert terminal.wait() == 0
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+def test_the_sv_command(boot: Boot, tmp_path: Path) -> None:
+    board = boot("Service('s', ('sleep', '1000')),").up()
+    folder = os.open(board.root / "run/stack", os.O_PATH)
+    environment = {**os.environ, "STACK_CONTROL": f"/proc/self/fd/{folder}/control"}
+    board_root = {"user": FOREIGN_ROOT, "group": FOREIGN_ROOT, "extra_groups": []} if os.getuid() == 0 else {}
+
+    def sv(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / "prompt.py"), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=40,
+                              pass_fds=(folder,), cwd="/", **board_root)  # type: ignore[call-overload, no-any-return]
+
+    board.wait_state("s", "running")
+    rows = json.loads(sv("--json", "status").stdout)
+    assert [row["name"] for row in rows] == ["logd", "s"]
+    assert json.loads(sv("status", "s", "--json").stdout)[0]["state"] == "running"
+    assert "sleep 1000" in sv("status").stdout
+    assert json.loads(sv("stop", "s", "--json").stdout)["state"] == "stopped"
+    assert sv("start", "s").returncode == 0
+    assert sv("restart", "s").returncode == 0
+    assert sv("signal", "s", "CONT").returncode == 0
+    wrong = sv("stop", "x")
+    assert (wrong.returncode, wrong.stderr) == (1, "sv: there is no service 'x'; there are logd, s\n")
+    assert sv("nonsense").returncode == 2
+    assert sv("halt").stdout == "halt has begun\n"
+    assert board.launcher.wait(30) == 0
+
+
+def test_make_install_has_what_an_image_needs(tmp_path: Path) -> None:
+    done = subprocess.run(["make", "-s", "install", f"DESTDIR={tmp_path}", "PREFIX=/usr", "TARGET_PYTHON=" + PYTHON,
+                           "SITEDIR=/usr/lib/python3/site-packages"], cwd=ROOT, capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert os.access(tmp_path / "sbin/stack.py", os.X_OK)
+    assert (tmp_path / "sbin/stack.py").read_text().startswith("#!/usr/bin/python3 -ESB\n")
+    library = tmp_path / "usr/lib/stack"
+    assert {"stack.py", "sv.py", "settings.py", "logd.py", "fakegps.py", "mosquitto.conf"} <= set(os.listdir(library))
+    assert "laptop.py" not in os.listdir(library)
+    flags = {path.name.split(".")[0]: path.read_bytes()[4] for path in (library / "__pycache__").glob("*.pyc")}
+    assert flags["stack"] == 1, "unchecked hash"
+    assert flags["settings"] == 3, "checked: the owner may edit it on the board"
+    assert str(tmp_path) not in (library / "__pycache__").joinpath(next(os.walk(library / "__pycache__"))[2][0]).read_bytes().decode("latin-1")
+    assert (tmp_path / "usr/lib/python3/site-packages/stack.pth").read_text() == "/usr/lib/stack\n"
+    assert "exec" in (tmp_path / "usr/bin/sv").read_text()
