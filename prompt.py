@@ -10,6 +10,7 @@ import json
 import os
 import select
 import shlex
+import signal
 import socket
 import sys
 import time
@@ -277,6 +278,7 @@ def console(after: Callable[[], object]) -> None:
     """The Python prompt on this terminal, and `after` it."""
     folder = os.path.dirname(os.path.abspath(__file__))
     argv = interactive()
+    signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is for the prompt; ignoring it would be inherited by it
     os.spawnve(os.P_WAIT, argv[0], argv, {**os.environ, "PYTHONPATH": folder})
     after()
     select.select([], [], [])  # until PID 1 stops us: ending by ourselves would start the prompt again
