@@ -4,7 +4,6 @@ PREFIX ?= /usr
 SBINDIR ?= /sbin
 LIB = $(PREFIX)/lib/stack
 VENV = .venv
-BASE_PYTHON ?=
 PYTHON ?= $(VENV)/bin/python
 # The Python of the target: whose byte code is compiled, and whose site-packages gets the path to our modules.
 TARGET_PYTHON ?= /usr/bin/python3
@@ -18,16 +17,31 @@ PROFILE ?=
 .PHONY: help run test lint bench install setup clean
 
 help:
-	@echo "make run [SECONDS=n] [PROFILE=FILE]   boot the board in namespaces"
+	@echo "make run [SECONDS=n] [PROFILE=FILE] [OPTIONS='stack.debug ...']   boot the board in namespaces"
 	@echo "make test | lint | bench              tests, ruff and mypy, figures beside the peers"
 	@echo "make install DESTDIR= PREFIX=         what an image needs"
 
 run: setup
-	@$(PYTHON) laptop.py $(if $(SECONDS),--seconds $(SECONDS)) $(if $(PROFILE),--profile $(PROFILE)) $(OPTIONS)
+	@$(PYTHON) laptop.py $(if $(SECONDS),--seconds $(SECONDS)) $(if $(PROFILE),--profile $(PROFILE)) -- $(OPTIONS)
 
 setup:
-	@./setup.sh
+	@./setup.sh $(NEEDS)
 	@$(MAKE) -s install DESTDIR=$(CURDIR)/build/root PREFIX=/stack SBINDIR=/stack/sbin SITEDIR= TARGET_PYTHON=$(PYTHON)
+
+test: NEEDS = requirements-dev.txt
+test: setup
+	@./test.sh $(TESTS)
+
+lint: NEEDS = requirements-dev.txt
+lint: setup
+	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy *.py bench tests
+
+bench: NEEDS = requirements-dev.txt requirements-bench.txt
+bench: setup
+	@$(PYTHON) bench/bench.py $(BENCH)
+
+clean:
+	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 install:
 	install -d $(DESTDIR)$(LIB) $(DESTDIR)$(SBINDIR) $(DESTDIR)$(PREFIX)/bin

@@ -91,6 +91,8 @@ def get_logger(name: str) -> logging.Logger:
     import logging
 
     class Handler(logging.StreamHandler):  # type: ignore[type-arg]
+        """Marks each line with its syslog level and counts it."""
+
         def emit(self, item: logging.LogRecord) -> None:
             counts[NAMES[_syslog_level(item.levelno)]] += 1
             super().emit(item)

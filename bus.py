@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import paho.mqtt.client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion
 
 import settings
 from _log import counts, get_logger
@@ -58,11 +59,12 @@ class Bus:
         self.boot_id = _read("/proc/sys/kernel/random/boot_id")
 
     def _make_client(self) -> mqtt.Client:
-        kind = "unix" if self.address.startswith("/") else "tcp"
         client = mqtt.Client(
-            mqtt.CallbackAPIVersion.VERSION2, client_id=f"{self.name}-{os.getpid()}", transport=kind,
+            CallbackAPIVersion.VERSION2,
+            client_id=f"{self.name}-{os.getpid()}",
+            transport="unix" if self.address.startswith("/") else "tcp",
             reconnect_on_failure=False,
-        )  # fmt: skip
+        )
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message

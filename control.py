@@ -73,7 +73,10 @@ class Control:
             fd = client.fileno()
             self._clients[fd] = (client, now + PATIENCE)
             if self._serve(fd, now):  # most have spoken already
-                self._loop.watch(fd, lambda now, fd=fd: self._serve(fd, now))
+                self._watch(fd)
+
+    def _watch(self, fd: int) -> None:
+        self._loop.watch(fd, lambda now: self._serve(fd, now))
 
     def _drop(self, fd: int) -> None:
         client, _ = self._clients.pop(fd)

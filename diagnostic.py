@@ -59,7 +59,8 @@ def temperature() -> float | None:
 def services() -> dict[str, Any] | None:
     """What PID 1 says of itself and of each service; None where it does not answer."""
     try:
-        rows = {row["name"]: {key: row[key] for key in ("state", "restart", "exit", "memory", "cpu")} for row in stats_process()}
+        keys = ("state", "restart", "exit", "memory", "cpu")
+        rows = {row["name"]: {key: row[key] for key in keys} for row in stats_process()}
         return {"loop": board()["loop"], "log": board()["log"], "rows": rows}
     except SVError:
         return None

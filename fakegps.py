@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import xml.etree.ElementTree as ET
+from itertools import pairwise
 
 from bus import Bus
 
@@ -16,7 +17,8 @@ Point = tuple[float, float]
 
 def read_gpx(path: str) -> tuple[Point, ...]:
     """The points of a GPX 1.1 file's tracks, routes or waypoints (topografix.com/GPX/1/1), as one closed route."""
-    points = [(float(node.attrib["lat"]), float(node.attrib["lon"])) for node in ET.parse(path).iter() if "lat" in node.attrib]
+    nodes = (node.attrib for node in ET.parse(path).iter())
+    points = [(float(node["lat"]), float(node["lon"])) for node in nodes if "lat" in node]
     if len(points) < 2:
         raise SystemExit(f"{path}: a route needs at least two points, this file has {len(points)}")
     return (*points, points[0])
@@ -31,9 +33,9 @@ def distance(a: Point, b: Point) -> float:
 
 def position(route: tuple[Point, ...], metres: float) -> Point:
     """Where one is after so many metres; the route starts over at its end."""
-    legs = [distance(a, b) for a, b in zip(route, route[1:], strict=False)]
-    metres %= sum(legs) or 1.0
-    for (a, b), leg in zip(zip(route, route[1:], strict=False), legs, strict=True):
+    legs = [(a, b, distance(a, b)) for a, b in pairwise(route)]
+    metres %= sum(leg for _, _, leg in legs) or 1.0
+    for a, b, leg in legs:
         if metres <= leg and leg:
             return (a[0] + (b[0] - a[0]) * metres / leg, a[1] + (b[1] - a[1]) * metres / leg)
         metres -= leg
@@ -46,8 +48,8 @@ def main(arguments: list[str]) -> None:
     bus = Bus("fakegps")
     for now in bus.every(1.0):
         latitude, longitude = position(route, now * SPEED)
-        fix = {"latitude": round(latitude, 6), "longitude": round(longitude, 6), "accuracy": 5.0, "speed": SPEED, "source": "fake"}
-        bus.publish("gps", fix, retain=True)
+        where = {"latitude": round(latitude, 6), "longitude": round(longitude, 6), "accuracy": 5.0}
+        bus.publish("gps", {**where, "speed": SPEED, "source": "fake"}, retain=True)
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000  # 
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 MOUNT_SETATTR, AT_RECURSIVE, MOUNT_ATTR_RDONLY = 442, 0x8000, 0x1  # the same number on every architecture
 
-HOST_FOLDERS = "usr bin sbin lib lib32 lib64 libx32 etc opt nix gnu".split()
-NODES = "null zero full random urandom tty".split()
+HOST_FOLDERS = ["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "etc", "opt", "nix", "gnu"]
+NODES = ["null", "zero", "full", "random", "urandom", "tty"]
 FOREIGN_ROOT, USERS = 1_900_000_000, 65536  # root of root's board, and how many users it has: ids that nobody else has
 GRACE = 40.0  # seconds for a teardown that we asked for; its own deadlines are shorter
 
@@ -106,7 +106,7 @@ def become_root() -> None:
 
 
 class Source:
-    """A file or folder to bind into the board, opened while we still may: the way to it need not be open to the board's root."""
+    """A file or folder to bind into the board, opened while we still may: the board's root may not come that far."""
 
     def __init__(self, path: str) -> None:
         self.is_folder = os.path.isdir(path)
@@ -131,10 +131,9 @@ def make_root(folders: dict[str, str], python: str, files: dict[str, bytes], con
     `folders` (target: source) are bound read-only, those called "+target" writable; `files` are written.
     """
     mount("", "/", "", MOUNT_FLAGS["private"] | MOUNT_FLAGS["rec"])
-    sources = {name: Source(f"/{name}") for name in HOST_FOLDERS if os.path.isdir(f"/{name}") and not os.path.islink(f"/{name}")}
-    sources |= {target: Source(source) for target, source in folders.items()}
-    sources |= python_folders(python)
     links = {name: os.readlink(f"/{name}") for name in HOST_FOLDERS if os.path.islink(f"/{name}")}
+    host = {name: f"/{name}" for name in HOST_FOLDERS if name not in links and os.path.isdir(f"/{name}")}
+    sources = {target: Source(source) for target, source in (host | folders).items()} | python_folders(python)
     nodes = {name: Source(f"/dev/{name}") for name in NODES} | ({"console": Source(console)} if console else {})
     base, host_sys = os.path.realpath(python), Source("/sys")
     become_root()

@@ -40,7 +40,7 @@ else:
                     raise TypeError(f"{cls.__name__}: {name} is given twice")
                 named[name] = value
             if len(values) > len(fields) or len(named) > len(fields) or not named.keys() <= set(fields):
-                unknown = sorted(named.keys() - set(fields)) or values[len(fields):]
+                unknown = sorted(named.keys() - set(fields)) or values[len(fields) :]
                 raise TypeError(f"{cls.__name__} has no column for {unknown}; it has {', '.join(fields)}")
             named = cls._defaults | named
             missing = [name for name in fields if name not in named]
@@ -61,8 +61,7 @@ else:
             pairs = zip(self._fields, self, strict=True)
             return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in pairs)})"
 
-
-    class json:  # noqa: N801
+    class json:
         """`json.loads` and `json.dumps` on the C scanner that the `json` package itself uses."""
 
         strict, object_hook, object_pairs_hook = True, None, None

@@ -88,5 +88,3 @@ class LogPipes:
                 return
             del self._unsent[:BATCH]
         self._loop.unwatch(fd)
-
-

@@ -331,8 +331,9 @@ def _command(options: argparse.Namespace) -> Any:
         "logs": lambda: logs(options.name, options.lines, options.follow),
         "console": lambda: console(halt),
     }
-    plain = {"board": board, "reload": reload, "top": top, "reboot": reboot, "halt": halt, "poweroff": poweroff}
-    return (actions | plain | {"rescue": rescue})[options.command]()
+    actions |= {"board": board, "reload": reload, "top": top, "reboot": reboot, "halt": halt, "poweroff": poweroff}
+    actions["rescue"] = rescue
+    return actions[options.command]()
 
 
 if __name__ == "__main__":

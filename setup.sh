@@ -4,7 +4,7 @@
 set -eu
 umask 022
 cd "$(dirname "$0")"
-needs=${1:-requirements.txt}
+needs=${*:-requirements.txt}
 
 have_mosquitto() { PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin" command -v mosquitto >/dev/null; }
 

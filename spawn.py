@@ -98,9 +98,7 @@ class Spawner:
             program, row.argv, environment, file_actions=actions, setsid=True, setsigmask=(), setsigdef=self.ignored
         )
 
-    def _fork(
-        self, program: str, row: Service, account: Account, environment: dict[str, str], descriptors: Descriptors
-    ) -> int:
+    def _fork(self, program: str, row: Service, account: Account, environment: dict[str, str], descriptors: Descriptors) -> int:
         # Until its exec the child runs our handlers, which would write into PID 1's wake-up pipe: a TERM meant for the
         # child would reboot the board. So no signal is delivered between fork and the child's reset.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, self.valid)
@@ -118,8 +116,8 @@ class Spawner:
         try:
             os.setsid()
             signal.set_wakeup_fd(-1)
-            for number in self.valid - {signal.SIGKILL, signal.SIGSTOP}:
-                signal.signal(number, signal.SIG_DFL)
+            for one in self.valid - {signal.SIGKILL, signal.SIGSTOP}:
+                signal.signal(one, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
             _open_stdio(row.tty, descriptors)
             _limits(row)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 # As busybox has them. SIGINT is what the kernel sends for ctrl-alt-del; SIGHUP re-reads the tables.
-ON_SIGNAL = {
+ON_SIGNAL: dict[int, int] = {
     signal.SIGTERM: Reboot.RESTART,
     signal.SIGINT: Reboot.RESTART,
     signal.SIGUSR1: Reboot.HALT,
@@ -65,9 +65,9 @@ class Init:
         """Each step is on its own: one that fails is logged and shown in board(), and the next one is taken."""
         for step in (
             self.open_stdio, self.open_log, self.catch_signals, self.read_options, self.load_tables,
-            self.disable_ctrl_alt_del, self.mount_all, self.open_kmsg, self.make_devices, self.make_directories, self.write_sysctls,
-            self.set_hostname, self.raise_loopback, self.raise_limits, self.set_environment, self.open_control,
-            self.start_services,
+            self.disable_ctrl_alt_del, self.mount_all, self.open_kmsg, self.make_devices, self.make_directories,
+            self.write_sysctls, self.set_hostname, self.raise_loopback, self.raise_limits, self.set_environment,
+            self.open_control, self.start_services,
         ):  # fmt: skip
             started = time.monotonic()
             try:
@@ -82,7 +82,7 @@ class Init:
         _log.error(text)
 
     def open_stdio(self) -> None:
-        """The kernel opens the console for init if there is one; without, descriptors 0 to 2 must not become files of ours."""
+        """The kernel opens the console for init, if there is one. Descriptors 0 to 2 must not become files of ours."""
         os.umask(0o022)
         os.chdir("/")
         for fd in (0, 1, 2):
@@ -147,11 +147,11 @@ class Init:
 
     def make_devices(self) -> None:
         for row in self.tables.DEVICES:
-            self.best_effort(row.path, lambda row=row: make_device(row))
+            self.best_effort(row.path, make_device, row)
 
     def make_directories(self) -> None:
         for row in (Directory(self.tables.LOG), *self.tables.DIRECTORIES):
-            self.best_effort(row.path, lambda row=row: self.make_directory(row))
+            self.best_effort(row.path, self.make_directory, row)
 
     def make_directory(self, row: Directory) -> None:
         os.makedirs(row.path, exist_ok=True)
@@ -164,11 +164,12 @@ class Init:
 
     def write_sysctls(self) -> None:
         for name, value in self.tables.SYSCTLS:
-            self.best_effort(name, lambda name=name, value=value: write_file(f"/proc/sys/{name.replace('.', '/')}", value))
+            self.best_effort(name, write_file, f"/proc/sys/{name.replace('.', '/')}", value)
 
-    def best_effort(self, what: str, step: Callable[[], object]) -> None:
+    def best_effort(self, what: str, step: Callable[..., object], *arguments: object) -> None:
+        """A step whose refusal by the kernel is worth a warning, not a fault."""
         try:
-            step()
+            step(*arguments)
         except OSError as error:
             _log.warning(f"{what}: {error.strerror}")
 
@@ -176,7 +177,7 @@ class Init:
         socket.sethostname(self.tables.HOSTNAME)
 
     def raise_loopback(self) -> None:
-        self.best_effort("lo", lambda: interface_up("lo"))
+        self.best_effort("lo", interface_up, "lo")
 
     def raise_limits(self) -> None:
         """Two descriptors a service for its log: past some 450 services the usual 1,024 do not do."""
@@ -471,8 +472,10 @@ def plan(options: dict[str, str]) -> int:
         print(f"sysctl    {name} = {value}")
     for name in tables.order:
         row = tables.services[name]
+        print(f"service   {name:<16} {' '.join(word or repr(word) for word in row.argv)}")
         waits = [f"{other} ({tables.services[other].ready or 'started'})" for other in row.after if other in tables.services]
-        print(f"service   {name:<16} {' '.join(word or repr(word) for word in row.argv)}" + (f"\n          {'':<16} after {', '.join(waits)}" if waits else ""))
+        if waits:
+            print(f"{'':<26} after {', '.join(waits)}")
     for text in tables.rejected:
         print(f"rejected  {text}", file=sys.stderr)
     return 1 if tables.rejected else 0

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
         poweroff,
         reboot,
         reload,
-        rescue,
         restart_process,
         signal_process,
         start_process,
@@ -49,7 +48,7 @@ STATS_A_REPLY = 100  # services in one reply; the client asks for the rest
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__ or name == "rescue":
+    if name in __all__:
         import prompt
 
         return getattr(prompt, name)
@@ -81,7 +80,7 @@ class SV(Actions):
         row = process.row
         account = self.tables.account(row)
         if not account.mapped:
-            _log.info(f"{row.name}: there is no user {row.user} in this user namespace; runs as root without capabilities")
+            _log.info(f"{row.name}: no user {row.user} in this user namespace; runs as root without capabilities")
         extra: dict[str, str] = {}
         if row.ready == "notify" or row.watchdog:
             extra["NOTIFY_SOCKET"] = self.notify.prepare(process, account.uid if account.mapped else 0, self._notified)
@@ -118,7 +117,7 @@ class SV(Actions):
         return bool(self.groups.get(name)) or bool(self._strays(name))
 
     def _strays(self, name: str) -> list[int]:
-        """Relatives that forked twice and left the group: our children by adoption, with the service's mark in their environment."""
+        """Relatives that forked twice and left the group: children that we adopted, with the service's mark on them."""
         if self.stopping is not None:
             return []  # kill(-1) ends them all
         mark = f"{MARK}={name}\0".encode()
@@ -207,7 +206,7 @@ class SV(Actions):
             return
         process.pid = pid
         self.by_pid[pid] = process
-        if group > 1 and group not in (other for name, all in self.groups.items() if name != process.row.name for other in all):
+        if group > 1 and not any(group in groups for name, groups in self.groups.items() if name != process.row.name):
             self.groups[process.row.name].add(group)
 
     # --- who may start, who may stop --------------------------------------------------------------------------------

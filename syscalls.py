@@ -19,7 +19,7 @@ MOUNT_FLAGS = {
     "strictatime": 1 << 24, "lazytime": 1 << 25,
 }  # fmt: skip
 UNSET_FLAGS = {"rw": "ro", "suid": "nosuid", "dev": "nodev", "exec": "noexec", "atime": "noatime", "async": "sync"}
-MNT_FORCE, MNT_DETACH = 1, 2
+MNT_DETACH = 2
 
 # linux/capability.h
 CAPABILITIES = tuple(
@@ -31,7 +31,7 @@ CAPABILITIES = tuple(
 
 # linux/prctl.h
 PR_SET_PDEATHSIG, PR_SET_KEEPCAPS, PR_CAPBSET_READ, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 1, 8, 23, 24, 38, 47
-PR_CAP_AMBIENT_RAISE, PR_CAP_AMBIENT_CLEAR_ALL = 2, 4
+PR_CAP_AMBIENT_RAISE = 2
 
 IN_CREATE, IN_MOVED_TO, IN_CLOSE_WRITE, IN_ONLYDIR = 0x100, 0x80, 0x8, 0x01000000
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1

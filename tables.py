@@ -65,7 +65,9 @@ class Tables:
         return base._replace(groups=groups)
 
     def delays(self) -> Delays:
-        return Delays(*(self.values.get(name, default) for name, default in Delays()._asdict().items()))
+        """What the process machine needs of the settings."""
+        chosen: dict[str, Any] = {name: self.values.get(name, default) for name, default in Delays()._asdict().items()}
+        return Delays(**chosen)
 
     def expand(self, text: str) -> str:
         """`{NAME}` of a setting that is text or a number becomes its value: rows follow what a profile changes."""
@@ -82,32 +84,37 @@ def load(options: dict[str, str] | None = None) -> Tables:
     """Settings and profiles, read anew, as the kernel command line's `stack.` options choose them."""
     tables = Tables(options)
     folder = os.path.dirname(os.path.abspath(__file__))
-    values = tables.values
     for name in [name for name in sys.modules if name.startswith("settings")]:
         del sys.modules[name]
-    _guarded(tables, "settings.py", lambda: values.update(vars(__import__("settings"))))
+    _guarded(tables, "settings.py", _base, tables)
     names = (options or {}).get("stack.profile", "")
     if not names and os.path.exists(f"{folder}/settings_prod.py"):
         names = "prod"
     for name in filter(None, names.split(",")):
         path = name if "/" in name else f"{folder}/settings_{name}.py"
-        _guarded(tables, f"profile {name}", lambda path=path: _overlay(tables, _run(path, dict(values))))
+        _guarded(tables, f"profile {name}", _overlay, tables, path)
         tables.profiles.append(name)
     _check_tables(tables)
     return tables
+
+
+def _base(tables: Tables) -> None:
+    import settings  # not at the top: a mistake in it must not keep PID 1 from starting
+
+    tables.values.update(vars(settings))
 
 
 def _run(path: str, names: dict[str, Any]) -> dict[str, Any]:
     """The names of a profile after running it on top of `names`. Its byte code is used where it is up to date."""
     code = SourceFileLoader("profile", path).get_code("profile")
     names |= {"__name__": "profile", "__file__": path, "__builtins__": __builtins__}
-    exec(code, names)
+    exec(code or "", names)
     return names
 
 
-def _overlay(tables: Tables, names: dict[str, Any]) -> None:
+def _overlay(tables: Tables, path: str) -> None:
     """Take a profile's values; one of another type than the default's is refused."""
-    for name, value in names.items():
+    for name, value in _run(path, dict(tables.values)).items():
         old = tables.values.get(name)
         if not name.isupper() or value is old:
             continue
@@ -123,7 +130,7 @@ def _overlay(tables: Tables, names: dict[str, Any]) -> None:
             tables.rejected.append(f"profile: {name} = {value!r} should be like {type(old).__name__}; the default stays")
 
 
-def _guarded(tables: Tables, what: str, step: Callable[[], object]) -> None:
+def _guarded(tables: Tables, what: str, step: Callable[..., object], *arguments: object) -> None:
     """Evaluate somebody's Python under a time limit; its faults are its own."""
 
     def too_long(*_: object) -> None:
@@ -132,7 +139,7 @@ def _guarded(tables: Tables, what: str, step: Callable[[], object]) -> None:
     before = signal.signal(signal.SIGALRM, too_long)
     signal.setitimer(signal.ITIMER_REAL, PROFILE_SECONDS)
     try:
-        step()
+        step(*arguments)
     except (Exception, SystemExit, KeyboardInterrupt) as error:
         where = f" line {error.lineno}" if isinstance(error, SyntaxError) else _line_of(error)
         tables.rejected.append(f"{what}{where}: {type(error).__name__}: {error}; left out")
@@ -288,10 +295,11 @@ def _check_services(tables: Tables) -> None:
 
 def expand_row(tables: Tables, row: Service) -> Service:
     """A row with `{NAME}` replaced; an argument that is a table's name alone becomes its items, and none leaves argv empty."""
-    if isinstance(row.argv, str):
-        raise TypeError(f"argv is one string; write a tuple of words: {tuple(row.argv.split())!r}")
+    words: Any = row.argv
+    if isinstance(words, str):
+        raise TypeError(f"argv is one string; write a tuple of words: {tuple(words.split())!r}")
     argv: list[str] = []
-    for word in row.argv:
+    for word in words:
         value = tables.values.get(word[1:-1]) if isinstance(word, str) and word[:1] == "{" else None
         if isinstance(value, tuple):
             if not value:
@@ -299,14 +307,14 @@ def expand_row(tables: Tables, row: Service) -> Service:
             argv += value
         else:
             argv.append(tables.expand(word) if isinstance(word, str) else word)
-    text = {name: tables.expand(getattr(row, name)) for name in ("ready", "user", "cwd", "tty")}
+    text: dict[str, Any] = {name: tables.expand(getattr(row, name)) for name in ("ready", "user", "cwd", "tty")}
     env = tuple((name, tables.expand(value)) for name, value in row.env)
     return row._replace(argv=tuple(argv), env=env, **text)
 
 
 def _service_faults(tables: Tables, row: Service, known: set[str]) -> Iterator[str]:
     """Every fault of a row, as a sentence."""
-    if not _is_text(row.name) or not row.name.replace("_", "").replace("-", "").replace("@", "").replace(".", "").isalnum():
+    if not _is_text(row.name) or not row.name.translate({ord(char): None for char in "_-@."}).isalnum():
         yield f"name {row.name!r} must be letters, digits and _-@."
     if row.name in tables.services or row.name == "stack":
         yield "the name is taken"
@@ -317,12 +325,20 @@ def _service_faults(tables: Tables, row: Service, known: set[str]) -> Iterator[s
             yield f"after names {other!r}, which is {'itself' if other == row.name else 'no service'}"
     if row.ready not in ("", "notify", "exit") and not row.ready.startswith("/"):
         yield f"ready {row.ready!r} is not 'notify', 'exit' or an absolute path"
-    for name, value, choices in (
-        ("restart", row.restart, ("always", "on-failure", "never")), ("log", row.log, ("memory", "disk", "none")),
-    ):  # fmt: skip
-        if value not in choices:
-            yield f"{name} {value!r} is not one of {', '.join(choices)}"
+    for name, choices in (("restart", ("always", "on-failure", "never")), ("log", ("memory", "disk", "none"))):
+        if getattr(row, name) not in choices:
+            yield f"{name} {getattr(row, name)!r} is not one of {', '.join(choices)}"
+    for name, path in (("cwd", row.cwd), ("tty", row.tty or "/")):
+        if not path.startswith("/"):
+            yield f"{name} {path!r} is not absolute"
+    if row.logger and any(other.logger for other in tables.services.values()):
+        yield "there is a logger already"
     yield from _number_faults(row)
+    yield from _rights_faults(tables, row)
+
+
+def _rights_faults(tables: Tables, row: Service) -> Iterator[str]:
+    """Faults in who a service is and what it may."""
     if fault := _user_fault(tables, row.user):
         yield fault
     for group in row.groups:
@@ -334,11 +350,9 @@ def _service_faults(tables: Tables, row: Service, known: set[str]) -> Iterator[s
     for limit, value in row.rlimits:
         if limit not in RLIMITS or not isinstance(value, int):
             yield f"rlimit {limit!r} is not one of {', '.join(RLIMITS)} with a number"
-    for name, path in (("cwd", row.cwd), ("tty", row.tty or "/")):
-        if not path.startswith("/"):
-            yield f"{name} {path!r} is not absolute"
-    if row.logger and any(other.logger for other in tables.services.values()):
-        yield "there is a logger already"
+    for pair in row.env:
+        if len(pair) != 2 or not _is_text(*pair) or "=" in pair[0]:
+            yield f"env {pair!r} is not a pair such as ('TZ', 'UTC')"
 
 
 def _number_faults(row: Service) -> Iterator[str]:
@@ -356,4 +370,5 @@ def _number_faults(row: Service) -> Iterator[str]:
 
 def start_order(services: dict[str, Service]) -> list[str]:
     """Names so that each comes after those in its `after`; CycleError where that cannot be."""
-    return list(TopologicalSorter({name: [o for o in row.after if o in services] for name, row in services.items()}).static_order())
+    graph = {name: [other for other in row.after if other in services] for name, row in services.items()}
+    return list(TopologicalSorter(graph).static_order())

@@ -83,8 +83,9 @@ def parse_bss(answer: str) -> dict[str, Any]:
         return {}
     ssid = unescape(fields.get("ssid", ""))
     return {
-        "id": int(fields["id"]), "bssid": fields["bssid"], "ssid": ssid.decode("utf-8", "replace") if ssid.strip(b"\0") else None,
-        "ssid_hex": ssid.hex(), "frequency": int(fields["freq"]), "signal": int(fields["level"]),
+        "id": int(fields["id"]), "bssid": fields["bssid"],
+        "ssid": ssid.decode("utf-8", "replace") if ssid.strip(b"\0") else None, "ssid_hex": ssid.hex(),
+        "frequency": int(fields["freq"]), "signal": int(fields["level"]),
         "security": security(fields.get("flags", "")), "age": int(fields.get("age", 0)),
     }  # fmt: skip
 

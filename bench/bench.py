@@ -22,7 +22,7 @@ from typing import NamedTuple
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 import laptop  # noqa: E402
-from syscalls import MOUNT_FLAGS, mount  # noqa: E402
+from syscalls import PR_SET_PDEATHSIG, mount, prctl  # noqa: E402
 
 BUILD = HERE.parent / "build" / "bench"
 INSTALLED = HERE.parent / "build" / "root" / "stack"
@@ -80,7 +80,8 @@ def s6(folder: Path, count: int) -> list[str]:
 def supervisord(folder: Path, count: int) -> list[str]:
     text = "[supervisord]\nnodaemon=true\nlogfile=/dev/null\nlogfile_maxbytes=0\npidfile=/tmp/supervisord.pid\nuser=root\n"
     for index in range(count):
-        text += f"[program:s{index}]\ncommand={' '.join(service(index))}\nautorestart=true\nstdout_logfile=NONE\nstderr_logfile=NONE\n"
+        text += f"[program:s{index}]\ncommand={' '.join(service(index))}\nautorestart=true\n"
+        text += "stdout_logfile=NONE\nstderr_logfile=NONE\n"
     write(folder / "supervisord.conf", text)
     return ["/python/bin/python", "/python/bin/supervisord", "-c", "/bench/conf/supervisord.conf"]
 
@@ -110,6 +111,7 @@ class Run:
         self.out = folder / "out" / "stamps"
         shutil.rmtree(folder / "out", ignore_errors=True)
         (folder / "out").mkdir(parents=True)
+        (folder / "out").chmod(0o777)
         reader, writer = os.pipe2(os.O_CLOEXEC)
         self.keeper = os.fork()
         if self.keeper == 0:
@@ -122,8 +124,8 @@ class Run:
         self.pid, self.started = int(words[0]), int(words[1])
 
     def _keep(self, argv: list[str], folder: Path, writer: int) -> None:
-        laptop.prctl(laptop.PR_SET_PDEATHSIG, signal.SIGKILL)
-        laptop.unshare(laptop.CLONE_NEWPID | laptop.CLONE_NEWNS | laptop.CLONE_NEWNET | laptop.CLONE_NEWUTS | laptop.CLONE_NEWIPC)
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        laptop.enter_namespaces()
         pid = os.fork()
         if pid == 0:
             try:
@@ -135,11 +137,16 @@ class Run:
         os._exit(0)
 
     def _become(self, argv: list[str], folder: Path, writer: int, outside: str) -> None:
-        laptop.prctl(laptop.PR_SET_PDEATHSIG, signal.SIGKILL)
-        root = str(BUILD / "root")
-        os.makedirs(root, exist_ok=True)
+        inittab = folder / "conf" / "inittab"
+        files = {"inittab": inittab.read_bytes()} if inittab.exists() else {}
+        laptop.make_root({"stack": str(INSTALLED), "+bench": str(folder)}, str(VENV / "python"), files)
+        if files:  # busybox has one place for it
+            users = {name: Path("/etc", name).read_bytes() for name in ("passwd", "group", "ld.so.cache")}
+            mount("etc", "/etc", "tmpfs", 0, "")
+            for name, text in (users | files).items():
+                Path("/etc", name).write_bytes(text)
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         null = os.open("/dev/null", os.O_RDWR)
-        make_root(root, folder)
         for fd in (0, 1, 2):
             os.dup2(null, fd)
         os.environ.clear()
@@ -162,18 +169,6 @@ class Run:
             time.sleep(0.005)
         return rows
 
-    def tree(self) -> dict[int, str]:
-        """Pid (outside) and program of every process in the namespace."""
-        space = os.readlink(f"/proc/{self.pid}/ns/pid")
-        found = {}
-        for entry in filter(str.isdigit, os.listdir("/proc")):
-            try:
-                if os.readlink(f"/proc/{entry}/ns/pid") == space:
-                    found[int(entry)] = Path(f"/proc/{entry}/comm").read_text().strip()
-            except OSError:
-                pass
-        return found
-
     def end(self) -> None:
         try:
             os.kill(self.pid, signal.SIGKILL)
@@ -182,31 +177,17 @@ class Run:
         os.waitpid(self.keeper, 0)
 
 
-def make_root(root: str, folder: Path) -> None:
-    """The laptop's root view, with an /etc that has an inittab."""
-    mount("", "/", "", MOUNT_FLAGS["private"] | MOUNT_FLAGS["rec"])
-    mount("bench", root, "tmpfs", 0, "mode=755")
-    for name in laptop.HOST_FOLDERS:
-        if os.path.islink(f"/{name}"):
-            os.symlink(os.readlink(f"/{name}"), f"{root}/{name}")
-        elif os.path.isdir(f"/{name}") and name != "etc":
-            laptop.bind(f"/{name}", f"{root}/{name}")
-    for name in ("etc", "proc", "sys", "run", "tmp", "var", "root", "dev"):
-        os.mkdir(f"{root}/{name}")
-    for name in ("passwd", "group", "ld.so.cache"):
-        shutil.copy(f"/etc/{name}", f"{root}/etc/{name}")
-    if (folder / "conf" / "inittab").exists():
-        shutil.copy(folder / "conf" / "inittab", f"{root}/etc/inittab")
-    laptop.bind(str(INSTALLED), f"{root}/stack")
-    laptop.make_python(root, str(VENV / "python"))
-    laptop.bind(str(folder), f"{root}/bench", read_only=False)
-    for name in laptop.NODES:
-        laptop.bind(f"/dev/{name}", f"{root}/dev/{name}", read_only=False)
-    mount("proc", f"{root}/proc", "proc", 0, "")
-    os.chdir(root)
-    laptop.check(laptop.libc.pivot_root(b".", b"."), root)
-    laptop.umount(".", laptop.MNT_DETACH)
-    os.chdir("/")
+def namespace(init: int) -> dict[int, str]:
+    """Pid (outside) and program of every process in the PID namespace of `init`."""
+    space = os.readlink(f"/proc/{init}/ns/pid")
+    found = {}
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if os.readlink(f"/proc/{entry}/ns/pid") == space:
+                found[int(entry)] = Path(f"/proc/{entry}/comm").read_text().strip()
+        except OSError:
+            pass
+    return found
 
 
 def prepare(peer: Peer, count: int) -> tuple[list[str], Path]:
@@ -244,7 +225,7 @@ def measure(peer: Peer, count: int, *, idle: float = 0.0) -> dict[str, float]:
         starts = [when / 1e6 for _, when, _ in run.wait_for(count)]
         result = {"first": min(starts), "all": max(starts)}
         time.sleep(1.3)  # s6 and runit wait a second before they start again what has just started
-        tree = run.tree()
+        tree = namespace(run.pid)
         own = [pid for pid, comm in tree.items() if comm != "stamp"]
         services = [pid for pid, comm in tree.items() if comm == "stamp"]
         result |= {"PSS": pss(own), "processes": len(own)}
@@ -265,7 +246,7 @@ def stop_time(run: Run, peer: Peer) -> float:
     """From the signal to the death of the last service, in ms."""
     poller = select.poll()
     waiting = 0
-    for pid in [pid for pid, comm in run.tree().items() if comm == "stamp"]:
+    for pid in [pid for pid, comm in namespace(run.pid).items() if comm == "stamp"]:
         poller.register(os.pidfd_open(pid), select.POLLIN)
         waiting += 1
     started = time.monotonic()
@@ -324,13 +305,22 @@ def linear(rounds: int) -> None:
     for count in (1, 50, 500):
         rows = [measure(PEERS[0], count) for _ in range(rounds)]
         mid = {key: statistics.median(r[key] for r in rows) for key in rows[0]}
-        row(str(count), [f"{mid['first']:.1f}", f"{mid['all']:.1f}", f"{mid['all'] / count:.2f}", f"{mid['PSS']:.1f}", f"{mid['stop']:.1f}"])
+        row(
+            str(count),
+            [
+                f"{mid['first']:.1f}",
+                f"{mid['all']:.1f}",
+                f"{mid['all'] / count:.2f}",
+                f"{mid['PSS']:.1f}",
+                f"{mid['stop']:.1f}",
+            ],
+        )
 
 
 def reaping() -> None:
     ours = orphans(*prepare(Peer("stack", "", stack_orphans), 0))
     theirs = orphans(*prepare(Peer("reaper", "", c_orphans), 0))
-    print(f"\n1,000 orphans dying at once: {ours:.1f} ms until the last is reaped; a loop in C {theirs:.1f} ms ({ours / theirs:.2f}x)")
+    print(f"\n1,000 orphans dying at once: {ours:.1f} ms until the last is reaped; in C {theirs:.1f} ms ({ours / theirs:.2f}x)")
 
 
 def imports(rounds: int) -> None:
@@ -346,7 +336,8 @@ def spawn_time(code: str, rounds: int) -> float:
     took = []
     for _ in range(rounds):
         started = time.perf_counter()
-        pid = os.posix_spawn("/usr/bin/python3", ["python3", "-ESB", "-c", f"import sys; sys.path.append({str(INSTALLED / 'lib/stack')!r}); {code}"], {})
+        code = f"import sys; sys.path.append({str(INSTALLED / 'lib/stack')!r}); {code}"
+        pid = os.posix_spawn("/usr/bin/python3", ["python3", "-ESB", "-c", code], {})
         os.waitpid(pid, 0)
         took.append((time.perf_counter() - started) * 1e3)
     return statistics.median(took)
@@ -354,25 +345,15 @@ def spawn_time(code: str, rounds: int) -> float:
 
 def whole_board() -> None:
     """PSS of everything that `make run` runs."""
-    process = subprocess.Popen([str(VENV / "python"), str(HERE.parent / "laptop.py"), "--seconds", "8"], stdout=subprocess.DEVNULL)
+    pid_file = BUILD / "pid"
+    pid_file.unlink(missing_ok=True)
+    command = [str(VENV / "python"), str(HERE.parent / "laptop.py"), "--seconds", "8", "--pid-file", str(pid_file)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
     time.sleep(6)
     rows = []
-    space = None
-    for entry in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            if b"/stack/sbin/stack.py" in Path(f"/proc/{entry}/cmdline").read_bytes() and b"laptop.py" not in Path(f"/proc/{entry}/cmdline").read_bytes():
-                if "\t1\n" in Path(f"/proc/{entry}/status").read_text().partition("NSpid:")[2].partition("\n")[0] + "\n":
-                    space = os.readlink(f"/proc/{entry}/ns/pid")
-        except OSError:
-            pass
-    for entry in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            if space and os.readlink(f"/proc/{entry}/ns/pid") == space:
-                words = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
-                name = next((os.path.basename(word.decode()) for word in words[1:] if word.endswith(b".py")), os.path.basename(words[0].decode()))
-                rows.append((name, pss([int(entry)])))
-        except OSError:
-            pass
+    for pid in namespace(int(pid_file.read_text())):
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+        rows.append((os.path.basename(next((word for word in words if word.endswith(".py")), words[0])), pss([pid])))
     process.wait()
     print("\nthe whole board of `make run`, PSS MiB")
     for name, value in rows:
@@ -385,8 +366,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", choices=("compare", "linear", "reaping", "imports", "board"))
     options = parser.parse_args()
-    if os.getuid() != 0:
-        laptop.enter_user_namespace()
     BUILD.mkdir(parents=True, exist_ok=True)
     for program in ("stamp", "orphans", "reaper"):
         subprocess.run(["cc", "-O2", "-o", BUILD / program, HERE / f"{program}.c"], check=True)

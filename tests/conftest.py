@@ -49,7 +49,7 @@ def why_no_namespaces() -> str:
             laptop.enter_namespaces()
             os._exit(0)
         except OSError as error:
-            os._exit(error.errno)
+            os._exit(error.errno or 1)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     return f"the kernel refuses namespaces: {os.strerror(code)}" if code else ""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import shutil
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def test_positions_follow_the_route_and_start_over() -> None:
     assert fakegps.position(route, 0.0) == (50.0, 8.0)
     latitude, longitude = fakegps.position(route, first_leg / 2)
     assert (latitude, round(longitude, 4)) == (50.0, 8.005)
-    whole = sum(fakegps.distance(a, b) for a, b in zip(route, route[1:], strict=False))
+    whole = sum(fakegps.distance(a, b) for a, b in itertools.pairwise(route))
     again = fakegps.position(route, whole * 7 + first_leg / 2)
     assert math.isclose(again[1], 8.005, abs_tol=1e-5)
 
@@ -200,6 +201,10 @@ def run_app(broker: Broker, name: str, body: str, out: Path) -> subprocess.Popen
                                 env={**os.environ, "BUS": broker.path})  # fmt: skip
 
 
+def more_than(path: Path, lines: int) -> Callable[[], bool]:
+    return lambda: len(path.read_text().splitlines()) > lines
+
+
 @pytest.mark.timeout(60)
 def test_the_bus_survives_its_broker(broker: Broker, tmp_path: Path) -> None:
     """Killed and back, three times: no subscription is lost, what waited arrives, and the log has two lines a time."""
@@ -207,12 +212,11 @@ def test_the_bus_survives_its_broker(broker: Broker, tmp_path: Path) -> None:
     listener = run_app(broker, "listener", "bus.subscribe('n', lambda t, m: print('n', m['data'])); bus.run()", heard)
     talker = run_app(broker, "talker", "n = 0\nfor _ in bus.every(0.02):\n n += 1; bus.publish('n', n)", told)
     try:
-        for life in range(3):
+        for _ in range(3):
             time.sleep(0.5)  # both have to do without: before the first life, and between lives
             broker.start()
             count = len(heard.read_text().splitlines())
-            eventually(lambda count=count: len(heard.read_text().splitlines()) > count + 20, 15)
-            del life
+            eventually(more_than(heard, count + 20), 15)
             broker.kill()
         broker.start()
         eventually(lambda: heard.read_text().count("bus: back") >= 3, 15)

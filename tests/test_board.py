@@ -12,9 +12,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import NO_NAMESPACES, PYTHON, ROOT, Board, eventually
+
 from laptop import FOREIGN_ROOT
 
 Boot = Callable[..., Board]
@@ -29,6 +31,10 @@ def board(boot: Boot) -> Iterator[Board]:
     yield one
 
 
+def successor(board: Board, name: str, before: int | None) -> Callable[[], bool]:
+    return lambda: board.stats(name)["pid"] not in (None, before)
+
+
 def observations(board: Board) -> list[dict[str, object]]:
     return [json.loads(line.partition(" ")[2]) for line in board.console().splitlines() if line.startswith("wifi/")]
 
@@ -36,7 +42,18 @@ def observations(board: Board) -> list[dict[str, object]]:
 def test_observations_flow(board: Board) -> None:
     eventually(lambda: len(observations(board)) >= 5, 20)
     one = eventually(lambda: next(o for o in observations(board) if o["latitude"] is not None), 20)
-    assert set(one) == {"latitude", "longitude", "accuracy", "age", "bssid", "ssid", "frequency", "signal", "security", "source"}
+    assert set(one) == {
+        "latitude",
+        "longitude",
+        "accuracy",
+        "age",
+        "bssid",
+        "ssid",
+        "frequency",
+        "signal",
+        "security",
+        "source",
+    }
     assert one["source"] == "recording", "marked as such in every message"
     for name in APPS:
         assert board.stats(name)["restart"] == 0
@@ -64,7 +81,7 @@ def test_each_process_in_turn_killed_comes_back_and_nothing_else_restarts(board:
     for name in [row for row in board.all_stats()]:
         before = {other: row["pid"] for other, row in board.all_stats().items()}
         board.kill(name)
-        eventually(lambda name=name, before=before: board.stats(name)["pid"] not in (None, before[name]))
+        eventually(successor(board, name, before[name]))
         board.wait_state(name, "running")
         after = {other: row["pid"] for other, row in board.all_stats().items()}
         assert {other for other in before if before[other] != after[other]} == {name}
@@ -85,7 +102,9 @@ def snapshot() -> dict[str, object]:
     for top in ("/tmp", "/run", "/var"):
         found = set()
         for path, names, files in os.walk(top):
-            names[:] = [name for name in names if not f"{path}/{name}".startswith(("/var/cache", "/var/lib/apt", "/tmp/pytest"))]
+            names[:] = [
+                name for name in names if not f"{path}/{name}".startswith(("/var/cache", "/var/lib/apt", "/tmp/pytest"))
+            ]
             found |= {f"{path}/{name}" for name in [*names, *files]}
         folders[top] = found
     return {
@@ -237,10 +256,19 @@ def test_the_sv_command(boot: Boot, tmp_path: Path) -> None:
     environment = {**os.environ, "STACK_CONTROL": f"/proc/self/fd/{folder}/control"}
     board_root = {"user": FOREIGN_ROOT, "group": FOREIGN_ROOT, "extra_groups": []} if os.getuid() == 0 else {}
 
-    def sv(*words: str) -> subprocess.CompletedProcess[str]:
+    def sv(*words: str) -> Any:
         command = [sys.executable, str(ROOT / "prompt.py"), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=40,
-                              pass_fds=(folder,), cwd="/", **board_root)  # type: ignore[call-overload, no-any-return]
+        return subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+            timeout=40,
+            pass_fds=(folder,),
+            cwd="/",
+            **board_root,
+        )  # type: ignore[call-overload]
 
     board.wait_state("s", "running")
     rows = json.loads(sv("--json", "status").stdout)
@@ -270,6 +298,8 @@ def test_make_install_has_what_an_image_needs(tmp_path: Path) -> None:
     flags = {path.name.split(".")[0]: path.read_bytes()[4] for path in (library / "__pycache__").glob("*.pyc")}
     assert flags["stack"] == 1, "unchecked hash"
     assert flags["settings"] == 3, "checked: the owner may edit it on the board"
-    assert str(tmp_path) not in (library / "__pycache__").joinpath(next(os.walk(library / "__pycache__"))[2][0]).read_bytes().decode("latin-1")
+    assert str(tmp_path) not in (library / "__pycache__").joinpath(
+        next(os.walk(library / "__pycache__"))[2][0]
+    ).read_bytes().decode("latin-1")
     assert (tmp_path / "usr/lib/python3/site-packages/stack.pth").read_text() == "/usr/lib/stack\n"
     assert "exec" in (tmp_path / "usr/bin/sv").read_text()

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -116,7 +116,7 @@ def zombies(board: Board) -> int:
 
 
 @pytest.fixture
-def prepared(boot: Boot, tmp_path: Path) -> Boot:
+def prepared(boot: Boot, tmp_path: Path) -> Iterator[Boot]:
     """Like boot, with files for the board's /test."""
 
     def start(services: str, files: dict[str, str], **options: object) -> Board:
@@ -159,6 +159,10 @@ def status_of(board: Board, name: str) -> dict[str, str]:
     return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
+def is_sleeping(board: Board, name: str) -> Callable[[], bool]:
+    return lambda: status_of(board, name)["Name"] == "sleep"
+
+
 @pytest.mark.parametrize("columns", ["", "nice=1", "user='nobody', capabilities=(), no_new_privs=True"])
 def test_children_start_clean(boot: Boot, columns: str) -> None:
     """Empty masks, default dispositions, a session of their own, and no descriptors of PID 1."""
@@ -181,7 +185,7 @@ def test_an_unprivileged_service_has_only_what_its_row_names(boot: Boot) -> None
         "Service('all', ('sleep', '1000')),"
     ).up()
     for name in ("none", "net", "all"):
-        eventually(lambda name=name: status_of(board, name)["Name"] == "sleep")
+        eventually(is_sleeping(board, name))
     none, net, everything = (status_of(board, name) for name in ("none", "net", "all"))
     assert {int(none[key], 16) for key in ("CapEff", "CapPrm", "CapBnd", "CapAmb", "CapInh")} == {0}
     assert none["NoNewPrivs"] == "1"
@@ -297,7 +301,12 @@ def test_crash_loops_back_off_and_leave_others_alone(boot: Boot) -> None:
 
 @pytest.mark.parametrize(
     ("script", "policy", "again"),
-    [("exit 125", "always", False), ("exit 0", "on-failure", False), ("exit 3", "on-failure", True), ("exit 1", "never", False)],
+    [
+        ("exit 125", "always", False),
+        ("exit 0", "on-failure", False),
+        ("exit 3", "on-failure", True),
+        ("exit 1", "never", False),
+    ],
 )
 def test_restart_policies(boot: Boot, script: str, policy: str, again: bool) -> None:
     board = boot(sh("s", script, f"restart={policy!r}")).up()
@@ -324,7 +333,22 @@ def test_stats_have_the_same_keys_in_every_state(boot: Boot) -> None:
     states = {"up": "running", "bad": "backoff", "off": "stopped", "slow": "starting", "last": "waiting"}
     rows = [board.wait_state(name, state) for name, state in states.items()]
     assert len({tuple(row) for row in rows}) == 1
-    assert "name cmd alive state pid runtime total_runtime restart exit since next_restart ready status user".split() == list(rows[0])[:14]
+    assert list(rows[0])[:14] == [
+        "name",
+        "cmd",
+        "alive",
+        "state",
+        "pid",
+        "runtime",
+        "total_runtime",
+        "restart",
+        "exit",
+        "since",
+        "next_restart",
+        "ready",
+        "status",
+        "user",
+    ]
 
 
 # --- readiness ------------------------------------------------------------------------------------------------------
@@ -385,7 +409,9 @@ def test_ready_timeout_is_logged_and_the_others_go_on(boot: Boot) -> None:
 
 
 def test_nobody_waits_for_ever(boot: Boot) -> None:
-    board = boot("Service('bad', ('false',), ready='notify'), Service('s', ('sleep', '1000'), ('bad',)),", settings="AFTER_TIMEOUT = 0.7").up()
+    board = boot(
+        "Service('bad', ('false',), ready='notify'), Service('s', ('sleep', '1000'), ('bad',)),", settings="AFTER_TIMEOUT = 0.7"
+    ).up()
     board.wait_state("s", "running")
     eventually(lambda: "s: still waits for bad; starts without" in board.log())
 
@@ -426,14 +452,18 @@ def test_a_service_that_stops_answering_its_watchdog_is_killed_and_restarted(pre
 
 # --- reload ---------------------------------------------------------------------------------------------------------
 def test_sighup_starts_what_is_new_stops_what_vanished_restarts_what_changed(boot: Boot) -> None:
-    board = boot("Service('same', ('sleep', '1000')), Service('changed', ('sleep', '1001')), Service('gone', ('sleep', '1002')),").up()
+    board = boot(
+        "Service('same', ('sleep', '1000')), Service('changed', ('sleep', '1001')), Service('gone', ('sleep', '1002')),"
+    ).up()
     before = {name: board.wait_state(name, "running")["pid"] for name in ("same", "changed", "gone")}
     profile = board.root / "profile.py"
-    os.chown(profile, os.getuid(), os.getgid()) if os.getuid() == 0 else None
-    profile.write_text("SERVICES = (LOGD, Service('same', ('sleep', '1000')), Service('changed', ('sleep', '2001')), Service('new', ('sleep', '3')), 5)")
+    profile.write_text(
+        "SERVICES = (LOGD, Service('same', ('sleep', '1000')), Service('changed', ('sleep', '2001')), Service('new', ('sleep', '3')), 5)"
+    )
     os.kill(board.pid, signal.SIGHUP)
     eventually(lambda: list(board.all_stats()) == ["logd", "same", "changed", "new"])
-    row = eventually(lambda: (row := board.stats("changed"))["pid"] not in (None, before["changed"]) and row)
+    eventually(lambda: board.stats("changed")["pid"] not in (None, before["changed"]))
+    row = board.stats("changed")
     assert row["cmd"] == ["sleep", "2001"]
     assert board.stats("same")["pid"] == before["same"]
     assert board.ask("board")["rejected"] == ["SERVICES[4] 5: is not a Service(...) row"]
@@ -486,14 +516,15 @@ def use_the_prompt(sv: ModuleType) -> None:
     assert sv.stop_process("sleep")["state"] == "stopped"
     assert sv.board()["profile"] == ["laptop", "/profile.py"]
     sv.top()
-    for call, words in (
+    wrong: list[tuple[Callable[[], object], str]] = [
         (lambda: sv.stats_process("x"), "there is no service 'x'; there are logd, s, t"),
         (lambda: sv.stats_process("."), "there is no service"),
         (lambda: sv.stop_process(""), "there is no service ''"),
         (lambda: sv.start_process("no-such-thing --now"), "neither a service nor a program"),
         (lambda: sv.start_process("'"), "not a command line"),
         (lambda: sv.signal_process("s", "LOUD"), "is not a signal"),
-    ):
+    ]
+    for call, words in wrong:
         with pytest.raises(SVError, match=words):
             call()
 
@@ -576,8 +607,9 @@ def test_more_services_than_one_reply_holds(boot: Boot, monkeypatch: pytest.Monk
 
 
 # --- exceptions -----------------------------------------------------------------------------------------------------
-BOOT_STEPS = """open_stdio open_log open_kmsg catch_signals read_options load_tables disable_ctrl_alt_del mount_all make_devices
-make_directories write_sysctls set_hostname raise_loopback raise_limits set_environment open_control start_services""".split()
+BOOT_STEPS = """open_stdio open_log catch_signals read_options load_tables disable_ctrl_alt_del mount_all open_kmsg
+make_devices make_directories write_sysctls set_hostname raise_loopback raise_limits set_environment open_control
+start_services""".split()
 
 INJECT = """
 import sys; sys.path.insert(0, "/stack/lib/stack")
@@ -654,7 +686,9 @@ def test_nothing_to_run_opens_a_rescue_prompt_and_nobody_typing_ends_in_a_reboot
 
 
 def test_services_that_all_keep_dying_open_a_rescue_prompt(boot: Boot) -> None:
-    board = boot("Service('a', ('false',)), Service('b', ('no-such-thing',)),", base="()", settings="RESCUE_TIMEOUT = 60.0").up()
+    board = boot(
+        "Service('a', ('false',)), Service('b', ('no-such-thing',)),", base="()", settings="RESCUE_TIMEOUT = 60.0"
+    ).up()
     eventually(lambda: "rescue: press Enter" in board.console())
     assert any("no service stays alive" in fault for fault in board.ask("board")["faults"])
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,7 +26,14 @@ class Daemon:
         self.keep = folder / "keep"
         self.pipes = LogPipes(Loop())
         self.process: subprocess.Popen[bytes] | None = None
-        self.options = {"folder": self.folder, "keep": self.keep, "file-size": 262144, "total-size": 1 << 24, "rate": 1000, "burst": 5000}
+        self.options = {
+            "folder": self.folder,
+            "keep": self.keep,
+            "file-size": 262144,
+            "total-size": 1 << 24,
+            "rate": 1000,
+            "burst": 5000,
+        }
 
     def start(self, **options: object) -> None:
         self.options |= {name.replace("_", "-"): value for name, value in options.items()}
@@ -53,6 +60,10 @@ class Daemon:
             if path.exists():
                 found += [line.split(" ", 2)[2] for line in path.read_text().splitlines()]
         return found
+
+
+def last_line(daemon: Daemon, name: str, text: str) -> Callable[[], bool]:
+    return lambda: daemon.lines(name)[-1:] == [text]
 
 
 @pytest.fixture
@@ -137,7 +148,7 @@ def test_a_flood_is_limited_counted_and_disturbs_nobody(daemon: Daemon) -> None:
     for number in range(20):
         os.write(quiet, b"%d\n" % number)
         started = time.monotonic()
-        eventually(lambda number=number: daemon.lines("quiet")[-1:] == [str(number)], 5)
+        eventually(last_line(daemon, "quiet", str(number)), 5)
         delays.append(time.monotonic() - started)
         time.sleep(0.1)
     printed = int(service.communicate(timeout=20)[1])
@@ -160,7 +171,7 @@ def test_files_are_bounded_each_and_together(daemon: Daemon) -> None:
         fd = daemon.writer(f"s{number}")
         for _ in range(40):
             os.write(fd, b"%s\n" % (b"x" * 1000))
-        eventually(lambda number=number: (daemon.folder / f"s{number}.log").exists())
+        eventually((daemon.folder / f"s{number}.log").exists)
     time.sleep(0.5)
     sizes = {path.name: path.stat().st_size for path in daemon.folder.iterdir()}
     assert max(sizes.values()) <= 20_000

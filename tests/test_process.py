@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import signal
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -69,7 +70,12 @@ def invariants(process: Process) -> None:
     assert process.failures >= 0
 
 
-EVENTS = {
+def children_go(process: Process, world: World, now: float) -> None:
+    world.left_behind = False
+    process.relative_exited(now)
+
+
+EVENTS: dict[str, Callable[[Process, World, float], object]] = {
     "start": lambda p, w, t: p.start(t),
     "go": lambda p, w, t: p.go(t),
     "stop": lambda p, w, t: p.stop(t),
@@ -85,12 +91,12 @@ EVENTS = {
     "deadline": lambda p, w, t: p.tick(t if p.deadline is None else max(t, p.deadline)),
     "early tick": lambda p, w, t: p.tick(0.0),
     "children stay": lambda p, w, t: setattr(w, "left_behind", True),
-    "children go": lambda p, w, t: (setattr(w, "left_behind", False), p.relative_exited(t)),
+    "children go": children_go,
     "broken": lambda p, w, t: setattr(w, "next_pid", None),
     "mended": lambda p, w, t: setattr(w, "next_pid", 500),
 }
 
-ROADS = {  # how to get into each state
+ROADS: dict[str, list[str]] = {  # how to get into each state
     State.STOPPED: [],
     State.WAITING: ["start"],
     State.STARTING: ["start", "go"],

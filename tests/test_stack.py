@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
+import lean
 import stack
 import syscalls
 import tables
@@ -84,7 +85,7 @@ class Recorder:
             monkeypatch.setattr(stack, name, function)
         monkeypatch.setattr(stack, "mounted", lambda: self.mounts[::-1])
         monkeypatch.setattr(stack, "write_file", self.note("write"))
-        monkeypatch.setattr(stack.socket, "sethostname", self.note("sethostname"))
+        monkeypatch.setattr(lean.socket, "sethostname", self.note("sethostname"))
         for name in ("symlink", "sync"):
             monkeypatch.setattr(os, name, self.note(name))
         monkeypatch.setattr(os, "makedirs", lambda path, exist_ok=False: path in self.mounts or self.note("mkdir")(path))
@@ -160,20 +161,19 @@ def test_teardown(init: stack.Init, recorder: Recorder, monkeypatch: pytest.Monk
     assert recorder.text == TEARDOWN
 
 
-def test_in_a_namespace_the_super_blocks_are_left_alone(init: stack.Init, recorder: Recorder) -> None:
+def test_in_a_namespace_the_super_blocks_are_left_alone(
+    init: stack.Init, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     init.boot()
     recorder.lines.clear()
-    assert os.readlink("/proc/self/ns/pid")
-    os_readlink = os.readlink
-    try:
-        os.readlink = lambda path: "pid:[1]"  # type: ignore[assignment]
-        stack.close_disks(init.tables)
-    finally:
-        os.readlink = os_readlink
+    monkeypatch.setattr(os, "readlink", lambda path: "pid:[1]")
+    stack.close_disks(init.tables)
     assert recorder.text == "umount /var/run\numount /var\numount /run\n"
 
 
-def test_a_file_system_that_stays_busy_ends_read_only(init: stack.Init, recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_that_stays_busy_ends_read_only(
+    init: stack.Init, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     init.boot()
     recorder.lines.clear()
     monkeypatch.setattr(os, "readlink", lambda path: stack.INITIAL_PID_NAMESPACE)
@@ -192,12 +192,12 @@ def test_a_file_system_that_stays_busy_ends_read_only(init: stack.Init, recorder
     ],
 )  # fmt: skip
 def test_mount_options(options: str, flags: int, data: str) -> None:
-    """"rw" must clear ro alone: a peer's did `flags &= MS_RDONLY` and so lost noexec and nosuid."""
+    """ "rw" must clear ro alone: a peer's did `flags &= MS_RDONLY` and so lost noexec and nosuid."""
     assert syscalls.mount_options(options) == (flags, data)
 
 
 def test_options_of_the_kernel_command_line() -> None:
-    words = "root=/dev/mmcblk0p2 stack.debug stack.profile=prod quiet stack.skip=a,b stack.profile=lab".split()
+    words = ["root=/dev/mmcblk0p2", "stack.debug", "stack.profile=prod", "quiet", "stack.skip=a,b", "stack.profile=lab"]
     assert stack.parse_options(words) == {"stack.debug": "1", "stack.profile": "lab", "stack.skip": "a,b"}
 
 
@@ -245,7 +245,9 @@ def test_plan(tmp_path: Path) -> None:
 def test_the_plan_is_in_start_order(tmp_path: Path) -> None:
     profile = tmp_path / "p.py"
     profile.write_text("SERVICES = (Service('late', ('true',), ('early',)), Service('early', ('true',)))")
-    lines = [line.split()[1] for line in run("--plan", f"stack.profile={profile}").stdout.splitlines() if line.startswith("service")]
+    lines = [
+        line.split()[1] for line in run("--plan", f"stack.profile={profile}").stdout.splitlines() if line.startswith("service")
+    ]
     assert lines == ["early", "late"]
 
 

@@ -22,7 +22,9 @@ def load(tmp_path: Path, text: str, **options: str) -> tables.Tables:
 def test_the_default_table_is_clean() -> None:
     board = tables.load({})
     assert board.rejected == []
-    assert {"logd", "broker", "klogd", "syslogd", "dropbear", "ntpd", "wpa_supplicant", "getty", "fakegps"} <= set(board.services)
+    assert {"logd", "broker", "klogd", "syslogd", "dropbear", "ntpd", "wpa_supplicant", "getty", "fakegps"} <= set(
+        board.services
+    )
 
 
 def test_rows_follow_the_settings_that_a_profile_changes(tmp_path: Path) -> None:
