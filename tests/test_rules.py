@@ -165,6 +165,6 @@ def test_the_repository_speaks_of_the_project_alone() -> None:
     files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
     for name in files:
         text = (ROOT / name).read_text(errors="replace") if (ROOT / name).exists() else ""
-        words = "pypi" + r"\.org|" + "pythonhosted" + r"|deb\." + "debian|/" + "work/|" + "pyenv"
+        words = "pypi" + r"\.org|" + "python" + "hosted" + r"|deb\." + "debian|/" + "work/|" + "py" + "env"
         found = re.search(words, text)
         assert found is None, f"{name}: {found}"
