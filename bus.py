@@ -16,6 +16,7 @@ import os
 import random
 import select
 import signal
+import socket
 import sys
 import time
 from collections import deque
@@ -30,6 +31,7 @@ from _log import counts, get_logger
 
 VERSION = 1  # of the envelope
 BACKLOG = 1000  # messages kept while the broker is away; the oldest go first
+ANSWER_TIMEOUT = 5.0  # seconds
 RECONNECT_FIRST, RECONNECT_MAX = 0.1, 5.0  # seconds; doubled, jittered
 PLAUSIBLE = 1_735_689_600  # 2025-01-01: a clock before it has never been set
 TIME_ERROR = 5  # adjtimex(2): the clock is not synchronised
@@ -53,6 +55,7 @@ class Bus:
         self._lost: float | None = None  # since when, once it has been said
         self._retry = RECONNECT_FIRST
         self._next_try = 0.0
+        self._patience = 0.0  # for the broker's answer to our CONNECT
         self._sequence = 0
         self._told: dict[str, int] = {}
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # out of whatever wait we are in
@@ -120,23 +123,27 @@ class Bus:
     def _serve(self, seconds: float) -> None:
         """Wait for messages, at most so long; connect if need be."""
         now = time.monotonic()
-        if self._client.socket() is None:
+        link = self._client.socket()
+        if link is None:
             if now < self._next_try:
                 select.select([], [], [], min(seconds, self._next_try - now))
                 return
             self._connect(now)
-        elif self._client.loop(timeout=min(seconds, 30.0)) != mqtt.MQTT_ERR_SUCCESS and self._client.socket() is None:
-            self._connected = False
+            return
+        if not self._connected and now >= self._patience:  # it accepted us and never answered
+            link.shutdown(socket.SHUT_RDWR)  # type: ignore[attr-defined]
+        self._client.loop(timeout=min(seconds, 30.0) if self._connected else min(seconds, 1.0))
 
     def _connect(self, now: float) -> None:
         try:
             if self.address.startswith("/"):
-                self._client.connect(self.address, 1, keepalive=60)
+                self._client.connect(self.address, 1, keepalive=20)
             else:
                 host, _, port = self.address.rpartition(":")
-                self._client.connect(host, int(port), keepalive=60)
+                self._client.connect(host, int(port), keepalive=20)
         except OSError as error:
             self._say_lost(f"{error.strerror or error}")
+        self._patience = now + ANSWER_TIMEOUT
         self._next_try = now + self._retry * random.uniform(0.5, 1.0)
         self._retry = min(2 * self._retry, RECONNECT_MAX)
 

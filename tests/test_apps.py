@@ -271,6 +271,24 @@ def test_the_pace_does_not_drift_and_missed_turns_are_left_out(tmp_path: Path) -
     assert [steps[5] - steps[4], steps[4] - steps[3]] == [1, 1], "and the next ones are on time"
 
 
+def test_a_broker_that_accepts_and_stays_silent_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import bus
+
+    monkeypatch.setattr(bus, "ANSWER_TIMEOUT", 0.3)
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(tmp_path / "s"))
+    server.listen()
+    server.settimeout(0.0)
+    clients = []
+    one = bus.Bus("patient", str(tmp_path / "s"))
+    for _ in one.every(0.05):
+        with contextlib.suppress(BlockingIOError):
+            clients.append(server.accept())
+        if len(clients) == 3:
+            break
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def test_a_handler_that_fails_does_not_end_its_app(broker: Broker, tmp_path: Path) -> None:
     broker.start()
     out = tmp_path / "out"
