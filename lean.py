@@ -20,33 +20,33 @@ else:
     import _socket as socket
     from _collections import _tuplegetter
 
+    MISSING = object()
+
     class NamedTuple(tuple):
         """`typing.NamedTuple` for rows of settings: fields, defaults, equality, repr and `_replace`."""
 
         __slots__ = ()
-        _fields = ()
-        _defaults = {}
 
         def __init_subclass__(cls) -> None:
             cls._fields = tuple(cls.__annotations__)
-            cls._defaults = {name: cls.__dict__[name] for name in cls._fields if name in cls.__dict__}
+            cls._index = {name: index for index, name in enumerate(cls._fields)}
+            cls._defaults = [cls.__dict__.get(name, MISSING) for name in cls._fields]
             for index, name in enumerate(cls._fields):
                 setattr(cls, name, _tuplegetter(index, name))
 
         def __new__(cls, *values, **named):
-            fields = cls._fields
-            for name, value in zip(fields, values, strict=False):
-                if name in named:
-                    raise TypeError(f"{cls.__name__}: {name} is given twice")
-                named[name] = value
-            if len(values) > len(fields) or len(named) > len(fields) or not named.keys() <= set(fields):
-                unknown = sorted(named.keys() - set(fields)) or values[len(fields) :]
-                raise TypeError(f"{cls.__name__} has no column for {unknown}; it has {', '.join(fields)}")
-            named = cls._defaults | named
-            missing = [name for name in fields if name not in named]
-            if missing:
-                raise TypeError(f"{cls.__name__}: {', '.join(missing)} missing")
-            return tuple.__new__(cls, [named[name] for name in fields])
+            row = cls._defaults.copy()
+            row[: len(values)] = values
+            for name, value in named.items():
+                index = cls._index.get(name, -1)
+                if index < len(values):
+                    raise TypeError(f"{cls.__name__}: {name} is {'given twice' if index >= 0 else 'not a column'}")
+                row[index] = value
+            if len(row) > len(cls._fields):
+                raise TypeError(f"{cls.__name__} has {len(cls._fields)} columns, not {len(row)}")
+            if MISSING in row:
+                raise TypeError(f"{cls.__name__}: {cls._fields[row.index(MISSING)]} is missing")
+            return tuple.__new__(cls, row)
 
         def __getnewargs__(self):
             return tuple(self)

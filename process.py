@@ -7,6 +7,7 @@ kernel comes in through `Actions`, so that every state meets every event in the 
 from __future__ import annotations
 
 import os
+from errno import errorcode
 
 import _log
 from lean import TYPE_CHECKING, NamedTuple, signal
@@ -121,7 +122,7 @@ class Process:
         if self.pid is None:
             return
         self.pid = None
-        self.last_exit = f"{failure.strerror}" if failure else describe(status)
+        self.last_exit = explain(failure) if failure else describe(status)
         self.ran = now - self.started
         self.total_runtime += self.ran
         if self.state in (State.STARTING, State.RUNNING):
@@ -216,9 +217,7 @@ class Process:
         try:
             self.pid = self.actions.spawn(self)
         except Exception as error:  # whatever keeps it from starting, it is tried again, with back-off
-            text = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-            where = f": {error.filename}" if isinstance(error, OSError) and error.filename else ""
-            self.last_exit = f"{text}{where}"
+            self.last_exit = explain(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
             _log.warning(f"{self.row.name}: cannot start, {self.last_exit}")
             if self.row.restart == "never":
                 self.wanted = False
@@ -281,6 +280,12 @@ def signal_number(name: str | int) -> int:
     if not isinstance(number, int) or number not in signal.valid_signals():
         raise ValueError(f"{name!r} is not a signal: a name as in `man 7 signal` (TERM, HUP, USR1) or its number")
     return int(number)
+
+
+def explain(error: OSError) -> str:
+    """An OSError for people, its errno first: "ENOENT no such program: gpsd"."""
+    name = errorcode.get(error.errno or 0, "error")
+    return f"{name} {error.strerror}: {error.filename}" if error.filename else f"{name} {error.strerror}"
 
 
 def describe(status: int) -> str:

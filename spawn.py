@@ -127,8 +127,9 @@ class Spawner:
         except BaseException as error:  # this is the child: whatever it is, it must not return into PID 1's code
             try:
                 number = error.errno if isinstance(error, OSError) and error.errno else EINVAL
-                text = f"{os.getpid()} {number} {error}".replace("\n", " ")
-                os.write(self._report, text.encode()[:500] + b"\n")
+                words = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) else f"{error}"
+                text = f"{os.getpid()} {number} {words}".replace("\n", " ")
+                os.write(self._report, text.encode("utf-8", "replace")[:500] + b"\n")
             finally:
                 os._exit(EXEC_FAILED)
 

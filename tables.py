@@ -25,6 +25,11 @@ else:
 PROFILE_SECONDS = 5.0  # a profile that takes longer to evaluate is a fault of the profile
 RLIMITS = "as core cpu data fsize memlock msgqueue nice nofile nproc rss rtprio rttime sigpending stack".split()
 
+RANGES = (
+    ("ready_timeout", 0.001, 86400), ("stop_timeout", 0, 3600), ("watchdog", 0, 86400), ("nice", -20, 19),
+    ("oom_score", -1000, 1000), ("umask", 0, 0o777),
+)  # fmt: skip
+
 # Enough for the rescue prompt, where settings.py itself cannot be read.
 FALLBACK: dict[str, Any] = {
     **Delays()._asdict(),
@@ -298,6 +303,9 @@ def expand_row(tables: Tables, row: Service) -> Service:
     words: Any = row.argv
     if isinstance(words, str):
         raise TypeError(f"argv is one string; write a tuple of words: {tuple(words.split())!r}")
+    texts = (*words, *(value for _, value in row.env), row.ready, row.user, row.cwd, row.tty)
+    if not any("{" in text for text in texts if isinstance(text, str)):
+        return row
     argv: list[str] = []
     for word in words:
         value = tables.values.get(word[1:-1]) if isinstance(word, str) and word[:1] == "{" else None
@@ -360,9 +368,7 @@ def _number_faults(row: Service) -> Iterator[str]:
         signal_number(row.stop_signal)
     except ValueError as error:
         yield f"stop_signal {error}"
-    ranges = {"ready_timeout": (0.001, 86400), "stop_timeout": (0, 3600), "watchdog": (0, 86400), "nice": (-20, 19)}
-    ranges |= {"oom_score": (-1000, 1000), "umask": (0, 0o777)}
-    for name, (least, most) in ranges.items():
+    for name, least, most in RANGES:
         value = getattr(row, name)
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not least <= value <= most:
             yield f"{name} {value!r} is not a number from {least:g} to {most:g}"

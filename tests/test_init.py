@@ -198,6 +198,15 @@ def test_an_unprivileged_service_has_only_what_its_row_names(boot: Boot) -> None
         assert os.getuid() != 0, "only a user namespace with one user may keep root's number"
 
 
+def test_supplementary_groups(boot: Boot) -> None:
+    board = boot("Service('s', ('sleep', '1000'), user='nobody', groups=('adm', '20')),").up()
+    eventually(is_sleeping(board, "s"))
+    if board.stats("s")["user"] != "nobody":
+        pytest.skip("a user namespace with one user has no groups to give")
+    outside = [laptop.FOREIGN_ROOT + number if os.getuid() == 0 else number for number in (4, 20)]
+    assert list(map(int, status_of(board, "s")["Groups"].split())) == outside
+
+
 def test_limits_nice_environment_umask_folder(boot: Boot) -> None:
     script = "ulimit -n; nice; umask; pwd; echo $HELLO; cat /proc/self/oom_score_adj; sleep 1000"
     columns = "rlimits=(('nofile', 77),), nice=3, umask=0o027, cwd='/tmp', env=(('HELLO', 'you'),), oom_score=300"
@@ -222,8 +231,9 @@ def test_what_cannot_start_is_an_early_death_with_its_reason(boot: Boot, tmp_pat
         "Service('tty', ('sleep', '1'), tty='/dev/none'), Service('good', ('sleep', '1000')),"
     ).up()
     expected = {
-        "missing": "no such program: no-such-program", "folder": "not an executable file: /tmp", "text": "not an executable file",
-        "cwd": "No such file or directory: '/no/where'", "deep": "'/no'", "tty": "'/dev/none'",
+        "missing": "ENOENT no such program: no-such-program", "folder": "EACCES not an executable file: /tmp",
+        "text": "EACCES not an executable file", "cwd": "ENOENT No such file or directory: /no/where",
+        "deep": "ENOENT No such file or directory: /no", "tty": "ENOENT No such file or directory: /dev/none",
     }  # fmt: skip
     for name, reason in expected.items():
         row = board.wait_state(name, "backoff")

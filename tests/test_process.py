@@ -185,7 +185,7 @@ def test_failing_to_start_is_dying_early() -> None:
     process = make(world)
     run(process, 100.0)
     assert process.state == State.BACKOFF
-    assert process.last_exit == "No such file or directory: /bin/one"
+    assert process.last_exit == "ENOENT No such file or directory: /bin/one"
 
 
 @pytest.mark.parametrize(
