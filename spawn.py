@@ -127,7 +127,8 @@ class Spawner:
         except BaseException as error:  # this is the child: whatever it is, it must not return into PID 1's code
             try:
                 number = error.errno if isinstance(error, OSError) and error.errno else EINVAL
-                words = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) else f"{error}"
+                where = f": {error.filename}" if isinstance(error, OSError) and error.filename else ""
+                words = f"{error.strerror}{where}" if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
                 text = f"{os.getpid()} {number} {words}".replace("\n", " ")
                 os.write(self._report, text.encode("utf-8", "replace")[:500] + b"\n")
             finally:
@@ -181,7 +182,8 @@ def _become(row: Service, account: Account) -> None:
     wanted = None if row.capabilities is None else [CAPABILITIES.index(name) for name in row.capabilities]
     if not account.mapped and wanted is None:
         wanted = []  # this user cannot be had here, but the powers of root can still be given up
-    if account.mapped and row.user:
+    other = account.mapped and (account.uid != 0 or bool(account.groups))
+    if other:
         os.setgroups(account.groups)
         os.setresgid(account.gid, account.gid, account.gid)
     if wanted is not None:
@@ -190,7 +192,7 @@ def _become(row: Service, account: Account) -> None:
             if number not in wanted:
                 _drop_from_bounding_set(number)
         prctl(PR_SET_KEEPCAPS, 1)
-    if account.mapped and row.user:
+    if other:
         os.setresuid(account.uid, account.uid, account.uid)
     if wanted is not None:
         mask = sum(1 << number for number in wanted)

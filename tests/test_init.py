@@ -182,7 +182,7 @@ def test_an_unprivileged_service_has_only_what_its_row_names(boot: Boot) -> None
     board = boot(
         "Service('none', ('sleep', '1000'), user='nobody', capabilities=(), no_new_privs=True),"
         "Service('net', ('sleep', '1000'), user='nobody', capabilities=('net_admin',)),"
-        "Service('all', ('sleep', '1000')),"
+        "Service('all', ('sleep', '1000'), user='root', nice=1),"
     ).up()
     for name in ("none", "net", "all"):
         eventually(is_sleeping(board, name))
