@@ -11,6 +11,7 @@ import sys
 
 import _log
 from lean import TYPE_CHECKING, json, socket
+from syscalls import receive, refuse_rights
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,6 +45,7 @@ class Control:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         kind = socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
         self._listener = socket.socket(socket.AF_UNIX, kind, 0)
+        refuse_rights(self._listener)
         self._listener.bind(path)
         os.chmod(path, 0o666)
         self._listener.listen(BACKLOG)
@@ -68,6 +70,12 @@ class Control:
             try:
                 client = accept(self._listener)
             except BlockingIOError:
+                return
+            except OSError as error:  # EMFILE: those who are silent give theirs back
+                _log.warning(f"control socket: {error.strerror}")
+                if not self._clients:
+                    raise
+                self._drop(next(iter(self._clients)))
                 return
             client.setblocking(False)
             fd = client.fileno()
@@ -95,7 +103,7 @@ class Control:
         return False
 
     def _readable(self, client: socket.socket, now: float) -> None:
-        message, _, flags, _ = client.recvmsg(MAX_REQUEST)
+        message, flags = receive(client, MAX_REQUEST)
         if message:
             _send(client, self._answer(client, message, flags, now))
 

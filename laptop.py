@@ -264,7 +264,7 @@ class Board:
     def ended(self) -> None:
         """The keeper has spoken: PID 1's wait status."""
         last = os.read(self._reader, 64).decode()
-        self.status = int(last.split()[1]) if last.startswith("status ") else 1
+        self.status = int(last.split()[1]) if last.startswith("status ") else 256
         os.waitpid(self.keeper, 0)
 
     def signal(self, number: int) -> None:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     Callback = Callable[[float], object]
 
 READ, WRITE = select.EPOLLIN, select.EPOLLOUT
-GIVE_UP = 100  # a descriptor whose callback fails so often in a row is no longer watched
+FAILURES = 100  # a descriptor whose callback fails so often in a row...
+REST = 1.0  # ...is left alone for so many seconds
 
 
 class Loop:
@@ -24,6 +25,7 @@ class Loop:
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callback] = {}
         self._failures: dict[int, int] = {}
+        self._resting: dict[int, tuple[float, int]] = {}  # until when, and then for which events
         self.timers: list[tuple[Callable[[], float | None], Callback]] = []  # (next deadline, what to do every turn)
         self.turns = 0
         self.wakeups = 0  # turns that slept first
@@ -42,6 +44,7 @@ class Loop:
         """Before the descriptor is closed."""
         if self._callbacks.pop(fd, None):
             self._failures.pop(fd, None)
+            self._resting.pop(fd, None)
             self._epoll.unregister(fd)
 
     def turn(self) -> None:
@@ -57,15 +60,17 @@ class Loop:
         now = time.monotonic()
         self.turns += 1
         self.wakeups += timeout != 0
-        for fd, _ in ready:
+        self._wake_rested(now)
+        for fd, events in ready:
             callback = self._callbacks.get(fd)
             if callback and self.guard(f"descriptor {fd}", callback, now):
                 self._failures.pop(fd, None)
             elif callback:
                 self._failures[fd] = self._failures.get(fd, 0) + 1
-                if self._failures[fd] >= GIVE_UP:
-                    _log.error(f"descriptor {fd} failed {GIVE_UP} times in a row: not watched any more")
-                    self.unwatch(fd)
+                if self._failures[fd] % FAILURES == 0:
+                    _log.error(f"descriptor {fd} failed {FAILURES} times in a row: left alone for {REST:g} s")
+                    self._epoll.modify(fd, 0)
+                    self._resting[fd] = (now + REST, events)
         for _, tick in self.timers:
             self.guard("timer", tick, now)
         self.longest = max(self.longest, time.monotonic() - now)
@@ -79,8 +84,14 @@ class Loop:
             return False
         return True
 
+    def _wake_rested(self, now: float) -> None:
+        for fd, (until, events) in list(self._resting.items()):
+            if until <= now:
+                del self._resting[fd]
+                self._epoll.modify(fd, events)
+
     def _timeout(self) -> float | None:
-        deadlines: list[float] = []
+        deadlines = [until for until, _ in self._resting.values()]
         for next_deadline, _ in self.timers:
             try:
                 deadline = next_deadline()

@@ -7,6 +7,7 @@ kernel comes in through `Actions`, so that every state meets every event in the 
 from __future__ import annotations
 
 import os
+import time
 from errno import errorcode
 
 import _log
@@ -15,6 +16,9 @@ from rows import Service
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+HOPELESS_FAILURES = 3
 
 
 class State:
@@ -58,7 +62,7 @@ class Actions:
 
 def jitter() -> float:
     """Between 0.75 and 1: services that failed together should not come back together."""
-    return 1 - os.urandom(1)[0] / 1024
+    return 1 - (time.monotonic_ns() >> 10 & 255) / 1024  # not os.urandom: early in a boot it may wait for the kernel's pool
 
 
 class Process:
@@ -147,7 +151,8 @@ class Process:
 
     def notified(self, message: dict[str, str], now: float) -> None:
         """A datagram on its $NOTIFY_SOCKET (`man 3 sd_notify`): READY, STATUS, STOPPING, WATCHDOG."""
-        self.status = message.get("STATUS", self.status)[:200]
+        if "STATUS" in message:
+            self.status = "".join(char if char.isprintable() else "?" for char in message["STATUS"][:200])
         if self.state not in (State.STARTING, State.RUNNING):
             return
         if message.get("READY") == "1":
@@ -184,6 +189,8 @@ class Process:
             self._bark(now)
         elif self.state == State.BACKOFF:
             self._enter(State.WAITING, now, self.delays.AFTER_TIMEOUT)
+        elif self.state == State.STOPPING and self.pid is None and not self.actions.lingers(self):
+            self._gone(now)  # the last of it died without our hearing of it
         elif self.state == State.STOPPING:
             self._kill(now)
         elif self.wanted:  # SV's start of it failed
@@ -194,6 +201,10 @@ class Process:
     def settled(self) -> bool:
         """Whether those that wait for it may go on: it is ready, late, or not meant to run."""
         return self.ready or self.late or (self.state == State.STOPPED and not self.wanted)
+
+    def dies_young(self, now: float) -> bool:
+        """Whether it has failed several times in a row and has not lived long since."""
+        return self.failures >= HOPELESS_FAILURES and self.runtime(now) < self.delays.SV_COOLDOWN
 
     def runtime(self, now: float) -> float:
         """Seconds since the launch of the process that is there now."""
@@ -259,7 +270,7 @@ class Process:
             self.ready = self.done
         elif self.asked:
             self.start_over(now)
-        elif self.ran >= self.delays.SV_COOLDOWN:
+        elif self.ran and self.ran >= self.delays.SV_COOLDOWN:
             self.failures = 0
             self.start_over(now)
         else:

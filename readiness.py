@@ -6,7 +6,16 @@ import os
 
 import _log
 from lean import TYPE_CHECKING, socket
-from syscalls import IN_CLOSE_WRITE, IN_CREATE, IN_MOVED_TO, IN_ONLYDIR, inotify_add_watch, inotify_init
+from syscalls import (
+    IN_CLOSE_WRITE,
+    IN_CREATE,
+    IN_MOVED_TO,
+    IN_ONLYDIR,
+    inotify_add_watch,
+    inotify_init,
+    receive,
+    refuse_rights,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,6 +44,7 @@ class NotifySockets:
         name = process.row.name
         path = f"{self._folder}/{name}"
         if name in self._sockets:
+            os.chown(path, uid, -1)  # the row may name another user by now
             _drain(self._sockets[name])  # words of the predecessor
             return path
         os.makedirs(self._folder, exist_ok=True)
@@ -42,6 +52,7 @@ class NotifySockets:
             os.unlink(path)
         kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
         listener = socket.socket(socket.AF_UNIX, kind, 0)
+        refuse_rights(listener)
         listener.bind(path)
         os.chmod(path, 0o600)
         os.chown(path, uid, -1)
@@ -72,7 +83,7 @@ def _drain(listener: socket.socket, most: int = 1000) -> list[bytes]:
     messages: list[bytes] = []
     try:
         while len(messages) < most:
-            messages.append(listener.recv(4096))
+            messages.append(receive(listener, 4096)[0])
     except BlockingIOError:
         pass
     return messages

@@ -61,6 +61,7 @@ DEVICES = (  # what devtmpfs leaves to udev
 MODULES: tuple[str, ...] = ("brcmfmac", "bcm2835_wdt", "i2c_dev")  # loaded by the one-shot service "modules"
 SYSCTLS = (  # name and value, as sysctl(8) writes them
     ("kernel.printk", "4 4 1 7"),
+    ("kernel.printk_devkmsg", "on"),  # or the kernel drops most of what PID 1 says at boot
     ("kernel.panic", "10"),
     ("kernel.panic_on_oops", "1"),
     ("net.ipv4.conf.all.rp_filter", "1"),

@@ -139,8 +139,10 @@ class Spawner:
         try:
             while block := os.read(self._reports, 65536):
                 for line in block.decode(errors="replace").splitlines():
-                    died, number, text = line.split(" ", 2)
-                    self.failures[int(died)] = OSError(int(number), text)
+                    died, _, reason = line.partition(" ")
+                    number, _, text = reason.partition(" ")
+                    if died.isdigit() and number.isdigit():
+                        self.failures[int(died)] = OSError(int(number), text)
         except BlockingIOError:
             pass
         return self.failures.pop(pid, None)

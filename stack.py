@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from errno import EBUSY
 
 import _log
 import control
@@ -18,7 +19,7 @@ from lean import TYPE_CHECKING, signal, socket
 from loop import Loop, trace
 from process import Process, State
 from rows import Device, Directory, Mount
-from spawn import Spawner
+from spawn import Account, Spawner
 from sv import SV
 from syscalls import MOUNT_FLAGS, Reboot, interface_up, mount, mount_options, reboot, umount
 from tables import Tables
@@ -34,6 +35,7 @@ ON_SIGNAL: dict[int, int] = {
     signal.SIGUSR1: Reboot.HALT,
     signal.SIGUSR2: Reboot.POWER_OFF,
 }
+PATIENCE = 2.0  # seconds for one umount(2) at the end
 INITIAL_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO, linux/proc_ns.h
 
 
@@ -54,17 +56,18 @@ class Init:
         self.sv = SV(self.tables, self.loop, Spawner({}))  # of an empty table: boot is a reload from nothing
         self.rescue: Process | None = None
         self.rescue_until: float | None = None
+        self.displaced: list[Process] = []  # services whose terminal the rescue prompt has taken
         self.incomplete = False
         self.boot_waits = False  # the rescue prompt comes before the services
         self.loop.timers += [
-            (self.next_reap, self.reap), (self.sv.next_deadline, self.sv.tick), (lambda: self.rescue_until, self.rescue_tick),
+            (self.next_reap, self.reap), (self.sv.next_deadline, self.sv.tick), (self.rescue_deadline, self.rescue_tick),
         ]  # fmt: skip
 
     # --- boot -------------------------------------------------------------------------------------------------------
     def boot(self) -> None:
         """Each step is on its own: one that fails is logged and shown in board(), and the next one is taken."""
         for step in (
-            self.open_stdio, self.open_log, self.catch_signals, self.read_options, self.load_tables,
+            self.set_defaults, self.open_log, self.catch_signals, self.read_options, self.load_tables,
             self.disable_ctrl_alt_del, self.mount_all, self.open_kmsg, self.make_devices, self.make_directories,
             self.write_sysctls, self.set_hostname, self.raise_loopback, self.raise_limits, self.set_environment,
             self.open_control, self.start_services,
@@ -81,15 +84,10 @@ class Init:
         self.faults.append(text)
         _log.error(text)
 
-    def open_stdio(self) -> None:
-        """The kernel opens the console for init, if there is one. Descriptors 0 to 2 must not become files of ours."""
+    def set_defaults(self) -> None:
+        """What children inherit without asking."""
         os.umask(0o022)
         os.chdir("/")
-        for fd in (0, 1, 2):
-            try:
-                os.fstat(fd)
-            except OSError:
-                os.open("/dev/null", os.O_RDWR)  # the lowest free descriptor: this one
 
     def open_log(self) -> None:
         """Our own log goes to logd too, through a pipe that keeps the first lines until logd runs."""
@@ -155,12 +153,9 @@ class Init:
 
     def make_directory(self, row: Directory) -> None:
         os.makedirs(row.path, exist_ok=True)
-        os.chmod(row.path, row.mode)
-        user = self.tables.expand(row.user)
-        if user:
-            account = self.tables.accounts.get(user)
-            if account is None or account.mapped:
-                os.chown(row.path, account.uid if account else int(user), account.gid if account else -1)
+        user = self.tables.expand(row.user) or "root"
+        account = self.tables.accounts.get(user) or Account(int(user), -1)
+        set_owner(row.path, row.mode, *((account.uid, account.gid) if account.mapped else (-1, -1)))
 
     def write_sysctls(self) -> None:
         for name, value in self.tables.SYSCTLS:
@@ -203,7 +198,7 @@ class Init:
             self.open_rescue("stack.rescue is on the kernel command line", now)
             return
         self.sv.reload(self.tables, now)
-        if self.incomplete or self.sv.hopeless:
+        if self.incomplete or self.sv.hopeless(now):
             self.open_rescue("the boot was not complete", now)
 
     # --- what happens ----------------------------------------------------------------------------------------------
@@ -212,7 +207,10 @@ class Init:
             if number in ON_SIGNAL:
                 self.shut_down(ON_SIGNAL[number], f"signal {number}", now)
             elif number == signal.SIGHUP:
-                self.reload(now)
+                try:
+                    self.reload(now)
+                except SVError as error:
+                    _log.error(f"reload: {error}")
 
     def next_reap(self) -> float | None:
         """Nothing to wait for but SIGCHLD; without its pipe we have to look ourselves."""
@@ -237,44 +235,65 @@ class Init:
             self.shut_down(Reboot.RESTART, reason, now)
 
     def reload(self, now: float) -> dict[str, list[str]]:
-        self.tables = tables_module.load(self.options)
-        for text in self.tables.rejected:
+        """Take new tables. A file that cannot be read as a whole changes nothing: a typo must not stop the board."""
+        if self.command is not None:
+            raise SVError("the board is shutting down")
+        tables = tables_module.load(self.options)
+        if tables.broken:
+            raise SVError(f"nothing was changed: {'; '.join(tables.rejected)}")
+        for text in tables.rejected:
             _log.error(text)
-        changes = self.sv.reload(self.tables, now)
+        self.tables = tables
+        before = self.sv.spawner.environment
+        self.set_environment()
+        changes = self.sv.reload(tables, now, everything=self.sv.spawner.environment != before)
         _log.info("reload: " + "; ".join(f"{what} {', '.join(names)}" for what, names in changes.items() if names))
         return changes
 
     # --- the last resort --------------------------------------------------------------------------------------------
     def open_rescue(self, reason: str, now: float) -> None:
         """A Python prompt on the console, supervised like any service; a reboot if nobody uses it."""
+        if not os.path.exists(control.SOCKET):
+            self.best_effort(control.SOCKET, self.open_control)
+        self.displaced = [p for p in self.sv.processes.values() if p.row.tty == self.tables.CONSOLE and p.wanted]
+        for process in self.displaced:
+            self.sv.stop(process, now)
         timeout = self.tables.RESCUE_TIMEOUT
         self.fault(f"rescue prompt on {self.tables.CONSOLE}: {reason}; in {timeout:g} s without anyone typing it is over")
         self.rescue_until = now + timeout
         restart = "on-failure" if self.boot_waits else "always"
         self.rescue = self.sv.add(self.tables.RESCUE._replace(ready_timeout=timeout, restart=restart), now)
 
+    def rescue_deadline(self) -> float | None:
+        """When an unused rescue prompt is over; never, while somebody is there."""
+        used = self.command is not None or (self.rescue is not None and self.rescue.ready)
+        return None if used else self.rescue_until
+
     def rescue_tick(self, now: float) -> None:
         """Every turn: is a rescue prompt needed, used, or over?"""
-        if self.command is not None:
-            return
-        if self.rescue_until is None:
-            if self.rescue is None and self.steps and self.sv.hopeless:
-                self.open_rescue("no service stays alive", now)
+        if self.command is not None or not self.steps:
             return
         if self.rescue is None:
+            if self.sv.hopeless(now):
+                self.open_rescue("no service stays alive", now)
             return
         ended = self.rescue.state == State.STOPPED
-        if self.rescue.ready and not ended:
-            return  # somebody is there
-        if self.boot_waits and (ended or now >= self.rescue_until):
-            self.boot_waits, self.rescue_until = False, None
-            self.sv.stop(self.rescue, now)
-            self.sv.reload(self.tables, now)
-        elif now >= self.rescue_until and self.sv.hopeless:
+        over = self.rescue_until is not None and now >= self.rescue_until and not self.rescue.ready
+        if over and not self.boot_waits and self.sv.hopeless(now):
             self.shut_down(Reboot.RESTART, "nobody came to the rescue", now)
-        elif now >= self.rescue_until or ended:
-            self.rescue_until = None
-            self.sv.stop(self.rescue, now)
+        elif over or ended:
+            self.close_rescue(self.rescue, now)
+
+    def close_rescue(self, rescue: Process, now: float) -> None:
+        """Give the console back, and go on with a boot that waited."""
+        self.rescue = self.rescue_until = None
+        rescue.removed = True
+        self.sv.stop(rescue, now)
+        if self.boot_waits:
+            self.boot_waits = False
+            self.sv.reload(self.tables, now)
+        for process in self.displaced:
+            self.sv.start(process, now)
 
     # --- requests ---------------------------------------------------------------------------------------------------
     def handle(self, request: dict[str, Any], uid: int, now: float) -> Any:
@@ -341,7 +360,7 @@ def mount_row(row: Mount) -> None:
         if flags & MOUNT_FLAGS["bind"] and flags & ~(MOUNT_FLAGS["bind"] | MOUNT_FLAGS["rec"]):
             mount("", row.target, "", flags | MOUNT_FLAGS["remount"], "")
     except OSError as error:
-        if error.errno != 16:  # EBUSY
+        if error.errno != EBUSY or flags & MOUNT_FLAGS["remount"]:  # a remount's EBUSY says that it could not
             raise
 
 
@@ -355,6 +374,16 @@ def make_device(row: Device) -> None:
         kind = 0o020000 if row.kind == "c" else 0o060000  # S_IFCHR, S_IFBLK
         os.mknod(row.path, kind | row.mode, os.makedev(row.major, row.minor))
         os.chmod(row.path, row.mode)
+
+
+def set_owner(path: str, mode: int, uid: int, gid: int) -> None:
+    """Mode and owner of a folder, through a descriptor: whoever owns the folder above may have put a link in its place."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fchmod(fd, mode)
+        os.fchown(fd, uid, gid)
+    finally:
+        os.close(fd)
 
 
 def read_file(path: str) -> str:
@@ -395,15 +424,7 @@ def tear_down(command: int, tables: Tables) -> None:
                 break
         if not wait_for_children(tables.KILL_TIMEOUT) and number == signal.SIGKILL:
             _log.error("some processes cannot be killed; going on without them")
-    # sync(2) and umount(2) may hang on a dead disk: a child takes the risk.
-    pid = os.fork()
-    if pid == 0:
-        try:
-            close_disks(tables)
-        finally:
-            os._exit(0)
-    if not wait_for_children(tables.SYNC_TIMEOUT, only=pid):
-        _log.error(f"file systems were not closed within {tables.SYNC_TIMEOUT:g} s; going on without")
+    close_disks(tables)
     _log.info(f"reboot({Reboot.NAMES[command]})")
     reboot(command)
 
@@ -425,23 +446,41 @@ def wait_for_children(seconds: float, only: int = -1) -> bool:
 
 def close_disks(tables: Tables) -> None:
     """Sync, unmount in reverse, root read-only. In a namespace the disks are somebody else's: only our mounts go."""
-    own_kernel = os.readlink("/proc/self/ns/pid") == INITIAL_PID_NAMESPACE
-    if own_kernel:
-        os.sync()
+    deadline = time.monotonic() + tables.SYNC_TIMEOUT
+    ours = owns_kernel()
+    if ours or not os.path.exists("/proc/self"):
+        bounded(deadline, "sync", os.sync)
     for target in file_systems():
         if target != "/":
-            try:
-                umount(target)
-            except OSError as error:
-                _log.debug(f"umount {target}: {error.strerror}")
-    if own_kernel:
-        ours = {"/", *(row.target for row in tables.MOUNTS)}
-        for target in filter(ours.__contains__, file_systems()):
-            try:
-                mount("", target, "", MOUNT_FLAGS["remount"] | MOUNT_FLAGS["ro"])
-            except OSError as error:
-                _log.warning(f"remount {target} read-only: {error.strerror}")
-        os.sync()
+            bounded(deadline, f"umount {target}", umount, target)
+    if ours:
+        known = {"/", *(row.target for row in tables.MOUNTS)}
+        for target in filter(known.__contains__, file_systems()):
+            flags = MOUNT_FLAGS["remount"] | MOUNT_FLAGS["ro"]
+            bounded(deadline, f"remount {target} read-only", mount, "", target, "", flags)
+        bounded(deadline, "sync", os.sync)
+
+
+def bounded(deadline: float, what: str, step: Callable[..., object], *arguments: object) -> None:
+    """A system call that may hang on a dead disk: a child takes the risk, and we go on at the deadline."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            step(*arguments)
+        except OSError as error:
+            _log.debug(f"{what}: {error.strerror}")
+        finally:
+            os._exit(0)
+    if not wait_for_children(max(0.5, deadline - time.monotonic()) if what == "sync" else PATIENCE, only=pid):
+        _log.error(f"{what} hangs; going on without")
+
+
+def owns_kernel() -> bool:
+    """Whether this is the first PID namespace, and super blocks are ours to write-protect."""
+    try:
+        return os.readlink("/proc/self/ns/pid") == INITIAL_PID_NAMESPACE
+    except OSError:
+        return os.path.exists("/proc/self")  # a kernel without CONFIG_PID_NS; without /proc we do not know
 
 
 def file_systems() -> list[str]:
@@ -451,8 +490,12 @@ def file_systems() -> list[str]:
 
 def mounted() -> list[str]:
     """Mount points, the newest first (`man 5 fstab`: white space in them is escaped in octal)."""
-    with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as file:
-        targets = [line.split()[1] for line in file]
+    try:
+        with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as file:
+            targets = [line.split()[1] for line in file]
+    except OSError as error:
+        _log.error(f"what is mounted is unknown: {error}")
+        return ["/"]
     plain = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))
     for escaped, char in plain:
         targets = [target.replace(escaped, char) for target in targets]
@@ -460,6 +503,18 @@ def mounted() -> list[str]:
 
 
 # --- the beginning --------------------------------------------------------------------------------------------------
+def hold_stdio() -> None:
+    """The kernel opens the console for init, if there is one. Descriptors 0 to 2 must not become files of ours."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            try:
+                os.open("/dev/null", os.O_RDWR)  # the lowest free descriptor: this one
+            except OSError:
+                os.pipe2(os.O_NONBLOCK)  # no /dev yet: something that takes a few lines and never blocks
+
+
 def plan(options: dict[str, str]) -> int:
     """Print what a boot would do; the exit status is 1 where a table has a fault."""
     tables = tables_module.load(options)
@@ -489,6 +544,7 @@ def main(arguments: list[str]) -> int:
         print("stack.py is the init of a board and runs only as PID 1; `make run` boots it in namespaces.", file=sys.stderr)
         return 2
     init, command = None, Reboot.RESTART
+    hold_stdio()
     try:
         init = Init(arguments)
         command = init.run()

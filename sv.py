@@ -42,8 +42,8 @@ __all__ = [
     "start_process", "stats_process", "stop_process", "top",
 ]  # fmt: skip
 
-HOPELESS_FAILURES = 3
 RETRY = 1.0  # seconds
+ENDED_COMMANDS = 20
 STATS_A_REPLY = 100  # services in one reply; the client asks for the rest
 
 
@@ -83,12 +83,19 @@ class SV(Actions):
             _log.info(f"{row.name}: no user {row.user} in this user namespace; runs as root without capabilities")
         extra: dict[str, str] = {}
         if row.ready == "notify" or row.watchdog:
-            extra["NOTIFY_SOCKET"] = self.notify.prepare(process, account.uid if account.mapped else 0, self._notified)
+            try:
+                extra["NOTIFY_SOCKET"] = self.notify.prepare(process, account.uid if account.mapped else 0, self._notified)
+            except OSError as error:  # a /run that cannot be written must not keep the rescue prompt from starting
+                _log.warning(f"{row.name}: no notify socket, {error}")
         if row.watchdog:
             extra["WATCHDOG_USEC"] = str(int(row.watchdog * 1e6))
         if row.ready.startswith("/"):
             self.paths.expect(process)
-        log = None if row.log == "none" else self.pipes.write_end(row.name, row.log, process.since)
+        log = None
+        if row.log != "none" and self.loggers:
+            log = self.pipes.write_end(row.name, row.log, process.since)
+            if account.mapped:
+                os.fchown(log, account.uid, account.gid)  # so that it may open its own /dev/stderr
         channel: socket.socket | None = self.pipes.connect() if row.logger else None
         try:
             pid = self.spawner.spawn(row, account, extra, log, channel.fileno() if channel else None)
@@ -110,11 +117,15 @@ class SV(Actions):
             _send(os.kill, pid, number)
 
     def lingers(self, process: Process) -> bool:
+        self._prune(process)
         name = process.row.name
-        for group in list(self.groups.get(name, ())):
-            if not _send(os.killpg, group, 0):
-                self.groups[name].discard(group)  # from now on the number may become somebody else's
         return bool(self.groups.get(name)) or bool(self._strays(name))
+
+    def _prune(self, process: Process) -> None:
+        """Forget groups that are empty: from now on the number may become somebody else's."""
+        for group in list(self.groups.get(process.row.name, ())):
+            if group != process.pid and not _send(os.killpg, group, 0):
+                self.groups[process.row.name].discard(group)
 
     def _strays(self, name: str) -> list[int]:
         """Relatives that forked twice and left the group: children that we adopted, with the service's mark on them."""
@@ -150,6 +161,8 @@ class SV(Actions):
             self.statuses[process.row.name] = status
             self._try(process, self._bury, now)
         for process in self.processes.values():
+            if len(self.groups.get(process.row.name, ())) > 1:
+                self._prune(process)
             if process.state == State.STOPPING and process.pid is None:
                 process.relative_exited(now)
                 self._touch(process)
@@ -220,18 +233,23 @@ class SV(Actions):
         self._settle(now)
         return process
 
+    def start(self, process: Process, now: float) -> None:
+        """Start one service."""
+        process.start(now)
+        self._touch(process)
+        self._settle(now)
+
     def stop(self, process: Process, now: float) -> None:
         """Stop one service."""
         process.stop(now)
         self._touch(process)
         self._settle(now)
 
-    @property
-    def hopeless(self) -> bool:
+    def hopeless(self, now: float) -> bool:
         """Whether nothing of the table lives: it is empty, or everything that we want keeps dying young."""
         table = [process for process in self.processes.values() if not process.transient]
         wanted = [process for process in table if process.wanted]
-        return not table or (bool(wanted) and all(process.failures >= HOPELESS_FAILURES for process in wanted))
+        return not table or (bool(wanted) and all(process.dies_young(now) for process in wanted))
 
     def _add(self, row: Service) -> Process:
         process = self.processes[row.name] = Process(row, self, self.tables.delays())
@@ -266,8 +284,18 @@ class SV(Actions):
                 waiting = (self.processes[name] for name in self.dependents.get(process.row.name, ()))
                 self._touched += [other for other in waiting if other.state == State.WAITING and self._may_start(other)]
             self._escalate(process, now)
-            if process.removed and process.state == State.STOPPED:
-                self._remove(process)
+            if process.state == State.STOPPED and not process.wanted:
+                self._forget_ended(process)
+
+    def _forget_ended(self, process: Process) -> None:
+        """What left the table goes; of ended commands of the prompt, the last few can still be looked at."""
+        if process.transient and not process.removed:
+            ended = [other for other in self.processes.values() if other.transient and other.state == State.STOPPED]
+            ended.sort(key=lambda other: other.since)
+            for other in ended[:-ENDED_COMMANDS]:
+                self._remove(other)
+        elif process.removed:
+            self._remove(process)
 
     def _may_start(self, process: Process) -> bool:
         return all(self.processes[name].settled for name in process.row.after if name in self.processes)
@@ -315,17 +343,17 @@ class SV(Actions):
             self._touch(process)
 
     # --- reload -----------------------------------------------------------------------------------------------------
-    def reload(self, tables: Tables, now: float) -> dict[str, list[str]]:
+    def reload(self, tables: Tables, now: float, *, everything: bool = False) -> dict[str, list[str]]:
         """Take new tables: start what is new, stop what vanished, restart what changed, leave the rest alone.
 
-        At boot everything is new.
+        At boot everything is new. A service whose row has become bad goes on as it was. `everything` restarts all.
         """
         self.tables = tables
         changes: dict[str, list[str]] = {"started": [], "stopped": [], "restarted": []}
         delays = tables.delays()
         for name, process in self.processes.items():
             process.delays = delays
-            if name not in tables.services and not process.transient:
+            if name not in tables.services and name not in tables.bad_names and not process.transient:
                 process.removed = True
                 self._try(process, Process.stop, now)
                 changes["stopped"].append(name)
@@ -336,11 +364,11 @@ class SV(Actions):
                 new.wanted = True
                 self._try(new, Process.start, now)
                 changes["started"].append(name)
-            elif old.row != row or old.removed:
-                if old.wanted or old.removed:
+            elif everything or old.row != row or old.removed or old.transient:
+                if old.wanted or old.removed or old.transient or old.done:
                     self._try(old, Process.restart, now)
+                    changes["restarted"].append(name)
                 old.row, old.removed, old.transient = row, False, False
-                changes["restarted"].append(name)
         self._link()
         for process in self.processes.values():
             self._touch(process)
@@ -376,6 +404,10 @@ class SV(Actions):
                 process.start(now)
             case {"op": "stop", "name": str(name)}:
                 process = self._named(name)
+                if process.row.logger:
+                    raise SVError(
+                        f"{name} reads what all others print: without it they would come to a halt; restart it instead"
+                    )
                 process.stop(now)
             case {"op": "restart", "name": str(name)}:
                 process = self._named(name)
@@ -450,14 +482,21 @@ def adopted(known: dict[int, Process]) -> list[int]:
 
 
 def _parent(pid: int) -> int:
+    return int(_stat(pid)[1])
+
+
+def _stat(pid: int) -> list[str]:
+    """State, parent and the rest of /proc/PID/stat (`man 5 proc`); a process that has gone is an orphan of nobody."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return int(file.read().rpartition(")")[2].split()[1])
+            return file.read().rpartition(")")[2].split()
     except OSError:
-        return 0
+        return ["X", "0"]
 
 
 def _environment(pid: int) -> bytes:
+    if _stat(pid)[0] == "D":
+        return b""  # it may hold the lock that reading its memory waits for
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
             return file.read() + b"\0"

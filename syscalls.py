@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from fcntl import ioctl
 
 from lean import socket
@@ -36,6 +37,8 @@ PR_CAP_AMBIENT_RAISE = 2
 IN_CREATE, IN_MOVED_TO, IN_CLOSE_WRITE, IN_ONLYDIR = 0x100, 0x80, 0x8, 0x01000000
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
 TIOCSCTTY = 0x540E
+SO_PASSRIGHTS = 83
+RIGHTS_SPACE = 4 * 253 + 32  # SCM_MAX_FD descriptors and their header
 
 
 class Reboot:
@@ -118,6 +121,33 @@ def inotify_init() -> int:
 def inotify_add_watch(fd: int, path: str, mask: int) -> int:
     """man 2 inotify_add_watch."""
     return check(libc.inotify_add_watch(fd, os.fsencode(path), mask), path)
+
+
+def refuse_rights(listener: socket.socket) -> None:
+    """Take no descriptors over this Unix socket, nor over what it accepts (Linux 6.16, SO_PASSRIGHTS)."""
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
+    except OSError:
+        pass  # an older kernel: receive() disarms what comes
+
+
+def receive(source: socket.socket, size: int) -> tuple[bytes, int]:
+    """One message and its flags. Descriptors that came with it are closed without waiting.
+
+    Dropped unseen, the last reference to a TCP socket with SO_LINGER would make PID 1 wait for its peer.
+    """
+    message, rights, flags, _ = source.recvmsg(size, RIGHTS_SPACE)
+    for _, _, data in rights:
+        for at in range(0, len(data) - 3, 4):
+            fd = int.from_bytes(data[at : at + 4], sys.byteorder)
+            try:
+                one = socket.socket(fileno=fd)
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes(8))
+                one.detach()
+            except OSError:
+                pass  # not a socket
+            os.close(fd)
+    return message, flags
 
 
 def interface_up(name: str) -> None:

@@ -30,6 +30,8 @@ RANGES = (
     ("oom_score", -1000, 1000), ("umask", 0, 0o777),
 )  # fmt: skip
 
+LEAST = {"BACKOFF_FIRST": 0.01, "BACKOFF_MAX": 0.01, "KILL_RETRY": 0.1}  # seconds: less would be a busy loop
+
 # Enough for the rescue prompt, where settings.py itself cannot be read.
 FALLBACK: dict[str, Any] = {
     **Delays()._asdict(),
@@ -50,6 +52,8 @@ class Tables:
     def __init__(self, options: dict[str, str] | None = None) -> None:
         options = options or {}
         self.rejected: list[str] = []
+        self.broken = False  # a whole file was left out
+        self.bad_names: set[str] = set()  # of services whose rows were left out
         self.skipped = set(filter(None, options.get("stack.skip", "").split(",")))
         self.profiles: list[str] = []
         self.values: dict[str, Any] = dict(FALLBACK)
@@ -148,6 +152,7 @@ def _guarded(tables: Tables, what: str, step: Callable[..., object], *arguments:
     except (Exception, SystemExit, KeyboardInterrupt) as error:
         where = f" line {error.lineno}" if isinstance(error, SyntaxError) else _line_of(error)
         tables.rejected.append(f"{what}{where}: {type(error).__name__}: {error}; left out")
+        tables.broken = True
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -198,8 +203,12 @@ def _mapped_ids(path: str) -> list[range]:
 # --- validation -----------------------------------------------------------------------------------------------------
 def _check_tables(tables: Tables) -> None:
     for name, default in FALLBACK.items():
-        if isinstance(default, (int, float)) and not 0 <= tables.values[name] < 1e6:
-            tables.rejected.append(f"{name} = {tables.values[name]} is not a sane number; {default} is used")
+        value = tables.values[name]
+        if not isinstance(value, (int, float) if isinstance(default, (int, float)) else type(default)):
+            tables.rejected.append(f"{name} = {value!r} should be like {default!r}, which is used")
+            tables.values[name] = default
+        elif isinstance(default, (int, float)) and not LEAST.get(name, 0) <= value < 1e6:
+            tables.rejected.append(f"{name} = {value} is not a sane number; {default} is used")
             tables.values[name] = default
     for name, check in (
         ("MOUNTS", _mount_fault), ("DIRECTORIES", _directory_fault), ("DEVICES", _device_fault),
@@ -285,6 +294,7 @@ def _check_services(tables: Tables) -> None:
             fault = f"{type(error).__name__}: {error}"
         if fault:
             tables.rejected.append(f"SERVICES[{index}] {_label(row)}: {fault}")
+            tables.bad_names.add(_label(row))
         elif row.argv and row.name not in tables.skipped:
             services[row.name] = row
     tables.order = []
@@ -324,7 +334,7 @@ def _service_faults(tables: Tables, row: Service, known: set[str]) -> Iterator[s
     """Every fault of a row, as a sentence."""
     if not _is_text(row.name) or not row.name.translate({ord(char): None for char in "_-@."}).isalnum():
         yield f"name {row.name!r} must be letters, digits and _-@."
-    if row.name in tables.services or row.name == "stack":
+    if row.name in tables.services or row.name in ("stack", "rescue"):
         yield "the name is taken"
     if not _is_text(*row.argv) or (row.argv and not row.argv[0]):
         yield f"argv {row.argv!r} must be words"

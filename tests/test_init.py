@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -480,8 +481,52 @@ def test_sighup_starts_what_is_new_stops_what_vanished_restarts_what_changed(boo
     assert not [words for words in board.processes().values() if "1002" in words]
     changes = board.ask("reload")
     assert (changes["started"], changes["stopped"], changes["restarted"]) == ([], [], [])
+    before = {name: row["pid"] for name, row in board.all_stats().items()}
     profile.write_text("this is no Python")
-    assert "SyntaxError" in board.ask("reload")["rejected"][0]
+    with pytest.raises(SVError, match=r"nothing was changed: .*SyntaxError"):
+        board.ask("reload")
+    os.kill(board.pid, signal.SIGHUP)
+    profile.write_text(
+        "SERVICES = (LOGD, Service('same', 'oops'), Service('changed', ('sleep', '2001')), Service('new', ('sleep', '3')))"
+    )
+    assert "argv is one string" in board.ask("reload")["rejected"][0]
+    assert {name: row["pid"] for name, row in board.all_stats().items()} == before, "a typo stops nothing"
+
+
+def test_a_changed_environment_restarts_what_has_it(boot: Boot) -> None:
+    board = boot(sh("s", "echo the zone is $TZ; sleep 1000"), settings="ENVIRONMENT += (('TZ', 'UTC'),)").up()
+    eventually(lambda: "the zone is UTC" in board.log("s"))
+    profile = board.root / "profile.py"
+    profile.write_text(profile.read_text().replace("'UTC'", "'CET'"))
+    assert "s" in board.ask("reload")["restarted"]
+    eventually(lambda: "the zone is CET" in board.log("s"))
+
+
+def test_the_logger_cannot_be_stopped_and_a_board_without_one_does_not_block(boot: Boot) -> None:
+    board = boot(sh("s", "while :; do echo a line that nobody reads; done"), words=("stack.skip=logd",)).up()
+    board.wait_state("s", "running")
+    before = board.outside(board.stats("s")["pid"])
+
+    def cpu() -> int:
+        return int(Path(f"/proc/{before}/stat").read_text().rpartition(")")[2].split()[11])
+
+    first = cpu()
+    eventually(lambda: cpu() > first + 5), "it is not stuck in a full pipe"
+    other = boot(f"{SLEEP},").up()
+    with pytest.raises(SVError, match="logd reads what all others print"):
+        other.ask("stop", name="logd")
+
+
+def test_a_new_user_takes_over_the_notify_socket(prepared: Boot) -> None:
+    rows = "Service('n', ('python3', '/test/notify.py', 'READY=1'), ready='notify', user={!r}),"
+    board = prepared(rows.format("root"), {"notify.py": NOTIFY}).up()
+    board.wait_state("n", "running")
+    profile = board.root / "profile.py"
+    profile.write_text(profile.read_text().replace("'root'", "'nobody'"))
+    board.ask("reload")
+    row = eventually(lambda: board.stats("n")["restart"] == 1 and board.wait_state("n", "running"))
+    assert row
+    assert board.stats("n")["ready"]
 
 
 def test_a_bad_profile_and_bad_rows_do_not_stop_the_boot(boot: Boot) -> None:
@@ -616,8 +661,120 @@ def test_more_services_than_one_reply_holds(boot: Boot, monkeypatch: pytest.Monk
         assert len(sv.stats_process()) == 151
 
 
+RIGHTS = """
+import array, os, socket, struct, sys, time
+listener = socket.socket()
+listener.bind(("127.0.0.1", 0))
+listener.listen()
+path, kind = sys.argv[1], int(sys.argv[2])
+for _ in range(2):
+    one = socket.create_connection(listener.getsockname())
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 20))
+    one.setblocking(False)
+    try:
+        while one.send(bytes(65536)):
+            pass
+    except BlockingIOError:
+        pass
+    client = socket.socket(socket.AF_UNIX, kind)
+    client.connect(path)
+    try:
+        client.sendmsg([b"{}"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [one.fileno()]))])
+        print("sent", flush=True)
+    except PermissionError:
+        print("refused", flush=True)
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)  # an exit does not linger: ours is no longer the last reference
+    one.detach()
+print("done", flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_descriptors_sent_to_pid_1_do_not_make_it_wait(prepared: Boot) -> None:
+    """A TCP socket with SO_LINGER whose last reference PID 1 drops would hold it for the linger time."""
+    board = prepared(
+        f"Service('r', ('python3', '/test/rights.py', '{control.SOCKET}', '5'), restart='never'),", {"rights.py": RIGHTS}
+    ).up()
+    eventually(lambda: "done" in board.log("r"))
+    board.wait_state("r", "stopped")
+    assert board.ask("board")["loop"]["longest_turn_ms"] < 2000
+
+
+def test_descriptors_that_come_all_the_same_are_disarmed() -> None:
+    """What kernels before 6.16 let through."""
+    import struct
+
+    import syscalls
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    one = socket.create_connection(listener.getsockname())
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 20))
+    one.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while one.send(bytes(65536)):
+            pass
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    socket.send_fds(theirs, [b"hello"], [one.fileno(), 0])
+    os.close(one.detach())
+    started, count = time.monotonic(), len(os.listdir("/proc/self/fd"))
+    assert syscalls.receive(ours, 100)[0] == b"hello"
+    assert time.monotonic() - started < 2
+    assert len(os.listdir("/proc/self/fd")) == count
+
+
+def test_without_descriptors_left_the_control_socket_recovers(boot: Boot) -> None:
+    board = boot(f"{SLEEP},").up()
+    import resource
+
+    old = resource.prlimit(board.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(board.pid, resource.RLIMIT_NOFILE, (3, old[1]))
+    time.sleep(0.05)
+    folder = os.open(board.root / "run/stack", os.O_PATH)
+    waiting = []
+    for _ in range(5):
+        client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        client.connect(f"/proc/self/fd/{folder}/control")
+        waiting.append(client)
+    time.sleep(0.5)
+    resource.prlimit(board.pid, resource.RLIMIT_NOFILE, old)
+    assert eventually(lambda: board.stats("s")["state"] == "running", 5)
+    times = Path(f"/proc/{board.pid}/stat").read_text().rpartition(")")[2].split()
+    assert int(times[11]) + int(times[12]) < 200, "and it did not spin meanwhile"
+
+
+def test_without_a_cool_down_what_cannot_start_does_not_hold_pid_1(boot: Boot) -> None:
+    board = boot(f"Service('missing', ('no-such-thing',)), {SLEEP},", settings="SV_COOLDOWN = 0.0").up()
+    assert board.wait_state("missing", "backoff")["next_restart"] is not None
+
+
+NO_STDIO = """
+import os, sys
+os.closerange(0, 3)
+os.execv(sys.executable, [sys.executable, "-ESB", "/stack/sbin/stack.py", *sys.argv[1:]])
+"""
+
+
+def test_pid_1_without_a_console(prepared: Boot) -> None:
+    rows = f"{SLEEP}, Service('bad', ('sleep', '1'), cwd='/none'),"
+    board = prepared(rows, {"no_stdio.py": NO_STDIO}, init="/test/no_stdio.py").up()
+    assert "ENOENT No such file or directory: /none" in board.wait_state("bad", "backoff")["exit"]
+    targets = [os.readlink(f"/proc/{board.pid}/fd/{fd}") for fd in (0, 1, 2)]
+    assert targets == ["/dev/null"] * 3
+    assert board.ask("board")["loop"]["errors"] == 0
+
+
+def test_commands_of_the_prompt_are_forgotten_in_the_end(boot: Boot) -> None:
+    board = boot(f"{SLEEP},").up()
+    for _ in range(40):
+        board.ask("run", argv=["true"])
+    eventually(lambda: len(board.all_stats()) <= 2 + 20)
+    assert len(os.listdir(f"/proc/{board.pid}/fd")) < 80
+
+
 # --- exceptions -----------------------------------------------------------------------------------------------------
-BOOT_STEPS = """open_stdio open_log catch_signals read_options load_tables disable_ctrl_alt_del mount_all open_kmsg
+BOOT_STEPS = """set_defaults open_log catch_signals read_options load_tables disable_ctrl_alt_del mount_all open_kmsg
 make_devices make_directories write_sysctls set_hostname raise_loopback raise_limits set_environment open_control
 start_services""".split()
 
@@ -701,6 +858,36 @@ def test_services_that_all_keep_dying_open_a_rescue_prompt(boot: Boot) -> None:
     ).up()
     eventually(lambda: "rescue: press Enter" in board.console())
     assert any("no service stays alive" in fault for fault in board.ask("board")["faults"])
+
+
+def test_a_board_that_recovers_is_not_rebooted(boot: Boot) -> None:
+    script = "test -e /tmp/fourth && sleep 1000; echo x >> /tmp/n; test $(wc -l < /tmp/n) -ge 4 && touch /tmp/fourth; exit 1"
+    board = boot(sh("s", script), base="()", settings="RESCUE_TIMEOUT = 3.0\nSV_COOLDOWN = 1.0").up()
+    eventually(lambda: "rescue: press Enter" in board.console())
+    eventually(lambda: "rescue" not in board.all_stats())
+    assert board.stats("s")["state"] == "running"
+
+
+def test_the_rescue_prompt_takes_the_console_and_gives_it_back(boot: Boot) -> None:
+    rows = "Service('getty', ('sleep', '1000'), tty='/dev/console'),"
+    settings = "MOUNTS += (Mount('none', '/mnt/x', 'no-such-fs'),)\nRESCUE_TIMEOUT = 2.0"
+    board = boot(rows, settings=settings).up()
+    eventually(lambda: "rescue: press Enter" in board.console())
+    assert board.stats("getty")["state"] in ("stopped", "stopping")
+    eventually(lambda: "rescue" not in board.all_stats())
+    board.wait_state("getty", "running")
+    assert any("mount none on /mnt/x" in fault for fault in board.ask("board")["faults"])
+
+
+def test_pid_1_sleeps_while_somebody_uses_the_rescue_prompt(prepared: Boot) -> None:
+    rescue = "RESCUE = Service('rescue', ('python3', '/test/notify.py', 'READY=1'), ready='notify')"
+    board = prepared("", {"notify.py": NOTIFY}, base="()", settings=f"{rescue}\nRESCUE_TIMEOUT = 0.5").up()
+    board.wait_state("rescue", "running")
+    time.sleep(1.0)
+    before = board.ask("board")["loop"]["turns"]
+    time.sleep(0.5)
+    assert board.ask("board")["loop"]["turns"] - before < 10
+    assert board.launcher.poll() is None
 
 
 def test_stack_rescue_comes_before_the_services_and_they_follow(boot: Boot) -> None:

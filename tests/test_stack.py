@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,10 +51,9 @@ mkdir /dev
 mknod /dev/null7 020666 1:3
 chmod /dev/null7 666
 mkdir /run/log
-chmod /run/log 755
+own /run/log 755 0 0
 mkdir /run/bus
-chmod /run/bus 750
-chown /run/bus 65534
+own /run/bus 750 65534 65534
 write /proc/sys/kernel/panic 10
 sethostname golden
 up lo
@@ -88,9 +89,10 @@ class Recorder:
         monkeypatch.setattr(lean.socket, "sethostname", self.note("sethostname"))
         for name in ("symlink", "sync"):
             monkeypatch.setattr(os, name, self.note(name))
+        monkeypatch.setattr(stack, "set_owner", lambda path, mode, uid, gid: self.note("own")(path, f"{mode:o}", uid, gid))
+        monkeypatch.setattr(stack, "bounded", self.bounded)
         monkeypatch.setattr(os, "makedirs", lambda path, exist_ok=False: path in self.mounts or self.note("mkdir")(path))
         monkeypatch.setattr(os, "chmod", lambda path, mode: self.note("chmod")(path, f"{mode:o}"))
-        monkeypatch.setattr(os, "chown", lambda path, uid, gid: self.note("chown")(path, uid))
         monkeypatch.setattr(os, "mknod", lambda p, m, d: self.note("mknod")(p, f"0{m:o}", f"{os.major(d)}:{os.minor(d)}"))
 
     def note(self, what: str) -> Callable[..., None]:
@@ -111,6 +113,11 @@ class Recorder:
     def reboot(self, command: int) -> None:
         self.lines.append(f"reboot {Reboot.NAMES.get(command, 'CAD_OFF')}")
 
+    def bounded(self, deadline: float, what: str, step: Callable[..., object], *arguments: object) -> None:
+        """Without the child that takes the risk."""
+        with contextlib.suppress(OSError):
+            step(*arguments)
+
     @property
     def text(self) -> str:
         return "\n".join(self.lines) + "\n"
@@ -127,7 +134,7 @@ def init(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> stack.Init:
     profile.write_text(TABLE)
     monkeypatch.setattr(stack.Init, "open_log", lambda self: None)
     monkeypatch.setattr(stack.Init, "open_kmsg", lambda self: None)
-    monkeypatch.setattr(stack.Init, "open_stdio", lambda self: None)
+    monkeypatch.setattr(stack.Init, "set_defaults", lambda self: None)
     monkeypatch.setattr(stack.Init, "catch_signals", lambda self: None)
     monkeypatch.setattr(stack.Init, "open_control", lambda self: None)
     monkeypatch.setattr(stack.Init, "open_rescue", lambda self, reason, now: None)
@@ -155,8 +162,6 @@ def test_teardown(init: stack.Init, recorder: Recorder, monkeypatch: pytest.Monk
     monkeypatch.setattr(os, "kill", lambda pid, number: recorder.lines.append(f"kill {pid} {signal.Signals(number).name}"))
     monkeypatch.setattr(stack, "wait_for_children", lambda seconds, only=-1: only != -1)
     monkeypatch.setattr(os, "readlink", lambda path: stack.INITIAL_PID_NAMESPACE)
-    monkeypatch.setattr(os, "fork", lambda: 0)  # the child's part, in this process
-    monkeypatch.setattr(os, "_exit", lambda code: None)
     stack.tear_down(Reboot.POWER_OFF, init.tables)
     assert recorder.text == TEARDOWN
 
@@ -178,7 +183,7 @@ def test_a_file_system_that_stays_busy_ends_read_only(
     recorder.lines.clear()
     monkeypatch.setattr(os, "readlink", lambda path: stack.INITIAL_PID_NAMESPACE)
     recorder.fail = {"/var": OSError(16, "busy")}
-    monkeypatch.setattr(stack, "mount", lambda *a: recorder.lines.append(f"mount {a[1]} {a[3]}"))
+    monkeypatch.setattr(stack, "mount", lambda *a: recorder.note("mount")(a[1], a[3]))
     stack.close_disks(init.tables)
     flags = syscalls.MOUNT_FLAGS["remount"] | syscalls.MOUNT_FLAGS["ro"]
     assert recorder.lines[-3:] == [f"mount /var {flags}", f"mount / {flags}", "sync"]
@@ -256,3 +261,29 @@ def test_tables_of_the_fallback_are_enough_for_a_rescue_prompt() -> None:
     row = tables.expand_row(board, board.RESCUE)
     assert row.argv[1].endswith("/prompt.py")
     assert all(isinstance(mount, Mount) for mount in board.MOUNTS)
+
+
+def test_a_system_call_that_hangs_at_the_end_does_not_stop_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stack, "PATIENCE", 0.2)
+    started = time.monotonic()
+    stack.bounded(started + 0.1, "umount /mnt/dead", time.sleep, 3)
+    assert 0.2 <= time.monotonic() - started < 2
+    started = time.monotonic()
+    stack.bounded(started + 10, "quick", time.sleep, 0)
+    assert time.monotonic() - started < 2
+
+
+def test_an_owner_is_not_set_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/etc")
+    with pytest.raises(OSError, match="Not a directory"):
+        stack.set_owner(str(tmp_path / "link"), 0o777, -1, -1)
+
+
+def test_a_remount_that_is_busy_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(*_: object) -> None:
+        raise OSError(16, "Device or resource busy")
+
+    monkeypatch.setattr(stack, "mount", busy)
+    stack.mount_row(Mount("proc", "/proc", "proc"))
+    with pytest.raises(OSError, match="busy"):
+        stack.mount_row(Mount("", "/", "", "remount,ro"))
