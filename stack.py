@@ -6,6 +6,7 @@ Read from the end: main() is the life of a board. Standard library only (-S make
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
@@ -332,6 +333,8 @@ class Init:
     def run(self) -> int:
         """Boot, and live until the services are down; the command for reboot(2)."""
         self.boot()
+        gc.freeze()  # what boot has made stays: the collector, off until here to save time, need not look at it
+        gc.enable()
         while True:
             try:
                 self.loop.turn()

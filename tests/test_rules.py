@@ -59,7 +59,7 @@ ALLOWED = {
 }
 THIRD_PARTY = {"paho": "bus", "amqtt": "broker_amqtt"}
 # What PID 1's own files may take from the standard library, besides __future__.
-AFFORDABLE = {"os", "sys", "time", "select", "errno", "fcntl", "ctypes", "graphlib", "resource", "_signal", "_socket", "_json",
+AFFORDABLE = {"gc", "os", "sys", "time", "select", "errno", "fcntl", "ctypes", "graphlib", "resource", "_signal", "_socket", "_json",
               "_collections", "_frozen_importlib_external"}  # fmt: skip
 
 
