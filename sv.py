@@ -13,6 +13,7 @@ from lean import TYPE_CHECKING, socket
 from logpipe import LogPipes
 from process import Actions, Process, State, signal_number
 from readiness import NotifySockets, PathWatch
+from relatives import adopted, environment_of, parent_of, send
 from rows import Service
 from spawn import EXEC_FAILED, MARK, Spawner, find
 from tables import Tables
@@ -111,10 +112,10 @@ class SV(Actions):
     def kill(self, process: Process, number: int) -> None:
         name = process.row.name
         for group in self.groups.get(name, set()):
-            if not _send(os.killpg, group, number) and group == process.pid:
-                _send(os.kill, group, number)  # forked, but not yet the leader of its session
+            if not send(os.killpg, group, number) and group == process.pid:
+                send(os.kill, group, number)  # forked, but not yet the leader of its session
         for pid in self._strays(name):
-            _send(os.kill, pid, number)
+            send(os.kill, pid, number)
 
     def lingers(self, process: Process) -> bool:
         self._prune(process)
@@ -124,7 +125,7 @@ class SV(Actions):
     def _prune(self, process: Process) -> None:
         """Forget groups that are empty: from now on the number may become somebody else's."""
         for group in list(self.groups.get(process.row.name, ())):
-            if group != process.pid and not _send(os.killpg, group, 0):
+            if group != process.pid and not send(os.killpg, group, 0):
                 self.groups[process.row.name].discard(group)
 
     def _strays(self, name: str) -> list[int]:
@@ -132,7 +133,7 @@ class SV(Actions):
         if self.stopping is not None:
             return []  # kill(-1) ends them all
         mark = f"{MARK}={name}\0".encode()
-        return [pid for pid in adopted(self.by_pid) if mark in _environment(pid)]
+        return [pid for pid in adopted(self.by_pid) if mark in environment_of(pid)]
 
     # --- events -----------------------------------------------------------------------------------------------------
     def _bury(self, process: Process, now: float) -> None:
@@ -172,7 +173,7 @@ class SV(Actions):
         """Whether this death ends the service: not if it named another MAINPID that is our child by now."""
         if process.pid == pid or process.pid is None:
             return True
-        if _parent(process.pid) == os.getpid():
+        if parent_of(process.pid) == os.getpid():
             return False
         del self.by_pid[process.pid]  # the one it named died before it: nobody else will tell us
         return True
@@ -459,46 +460,3 @@ class SV(Actions):
             "status": process.status, "user": (row.user or "root") if account.mapped else "root",
             "wanted": process.wanted, "after": list(row.after),
         }  # fmt: skip
-
-
-def _send(send: Callable[[int, int], None], target: int, number: int) -> bool:
-    """kill(2) or killpg(3); whether there was somebody to send to."""
-    try:
-        send(target, number)
-    except OSError:  # ESRCH
-        return False
-    return True
-
-
-def adopted(known: dict[int, Process]) -> list[int]:
-    """Our children that we did not start: orphans that the kernel gave to PID 1."""
-    me = os.getpid()
-    try:
-        with open(f"/proc/{me}/task/{me}/children", encoding="ascii") as file:
-            children = [int(word) for word in file.read().split()]
-    except OSError:  # a kernel without CONFIG_PROC_CHILDREN
-        children = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _parent(pid) == me]
-    return [pid for pid in children if pid not in known]
-
-
-def _parent(pid: int) -> int:
-    return int(_stat(pid)[1])
-
-
-def _stat(pid: int) -> list[str]:
-    """State, parent and the rest of /proc/PID/stat (`man 5 proc`); a process that has gone is an orphan of nobody."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()
-    except OSError:
-        return ["X", "0"]
-
-
-def _environment(pid: int) -> bytes:
-    if _stat(pid)[0] == "D":
-        return b""  # it may hold the lock that reading its memory waits for
-    try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            return file.read() + b"\0"
-    except OSError:
-        return b""

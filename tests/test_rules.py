@@ -13,22 +13,9 @@ import pytest
 from conftest import PYTHON, ROOT
 
 OURS = {path.stem for path in ROOT.glob("*.py")}
-PID1 = {
-    "lean",
-    "rows",
-    "settings",
-    "_log",
-    "syscalls",
-    "spawn",
-    "process",
-    "loop",
-    "logpipe",
-    "readiness",
-    "control",
-    "tables",
-    "sv",
-    "stack",
-}
+PID1 = set(
+    "lean rows settings _log syscalls spawn process loop logpipe readiness control tables relatives sv teardown stack".split()
+)
 APPS = {"fakegps", "wifi_scan", "wifi_analyzer", "diagnostic"}
 # Who may import what of ours: each line only what stands above it, and of that what it names.
 ALLOWED = {
@@ -44,10 +31,25 @@ ALLOWED = {
     "tables": {"lean", "process", "rows", "settings", "spawn", "syscalls"},
     "logpipe": {"lean", "loop"},
     "readiness": {"_log", "lean", "loop", "process", "syscalls"},
-    "control": {"_log", "lean", "loop"},
+    "control": {"_log", "lean", "loop", "syscalls"},
     "prompt": {"control", "settings"},
-    "sv": {"_log", "control", "lean", "logpipe", "loop", "process", "prompt", "readiness", "rows", "spawn", "tables"},
-    "stack": {"_log", "control", "lean", "loop", "process", "rows", "spawn", "sv", "syscalls", "tables"},
+    "relatives": {"lean"},
+    "sv": {
+        "_log",
+        "control",
+        "lean",
+        "logpipe",
+        "loop",
+        "process",
+        "prompt",
+        "readiness",
+        "relatives",
+        "rows",
+        "spawn",
+        "tables",
+    },
+    "teardown": {"_log", "lean", "syscalls"},
+    "stack": {"_log", "control", "lean", "loop", "process", "rows", "spawn", "sv", "syscalls", "tables", "teardown"},
     "logd": {"lean", "syscalls"},
     "bus": {"_log", "settings"},
     "fakegps": {"bus"},
@@ -134,7 +136,7 @@ def test_no_file_takes_a_name_of_python() -> None:
 @pytest.mark.parametrize("name", sorted(OURS))
 def test_a_file_is_read_in_one_sitting(name: str) -> None:
     tree = ast.parse((ROOT / f"{name}.py").read_text())
-    assert len((ROOT / f"{name}.py").read_text().splitlines()) <= 520
+    assert len((ROOT / f"{name}.py").read_text().splitlines()) <= 480
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Module)) and not getattr(node, "name", "").startswith("_"):
             if isinstance(node, ast.FunctionDef):

@@ -19,6 +19,7 @@ import lean
 import stack
 import syscalls
 import tables
+import teardown
 from rows import Mount
 from syscalls import Reboot
 
@@ -81,16 +82,18 @@ class Recorder:
         self.lines: list[str] = []
         self.fail: dict[str, OSError] = {}
         self.mounts = ["/", "/proc", "/run", "/var", "/var/run"]
-        names = {"mount": self.mount, "umount": self.umount, "reboot": self.reboot, "interface_up": self.note("up")}
-        for name, function in names.items():
-            monkeypatch.setattr(stack, name, function)
-        monkeypatch.setattr(stack, "mounted", lambda: self.mounts[::-1])
+        monkeypatch.setattr(stack, "interface_up", self.note("up"))
+        monkeypatch.setattr(teardown, "umount", self.umount)
+        for module in (stack, teardown):
+            monkeypatch.setattr(module, "mount", self.mount)
+            monkeypatch.setattr(module, "reboot", self.reboot)
+        monkeypatch.setattr(teardown, "mounted", lambda: self.mounts[::-1])
         monkeypatch.setattr(stack, "write_file", self.note("write"))
         monkeypatch.setattr(lean.socket, "sethostname", self.note("sethostname"))
         for name in ("symlink", "sync"):
             monkeypatch.setattr(os, name, self.note(name))
         monkeypatch.setattr(stack, "set_owner", lambda path, mode, uid, gid: self.note("own")(path, f"{mode:o}", uid, gid))
-        monkeypatch.setattr(stack, "bounded", self.bounded)
+        monkeypatch.setattr(teardown, "bounded", self.bounded)
         monkeypatch.setattr(os, "makedirs", lambda path, exist_ok=False: path in self.mounts or self.note("mkdir")(path))
         monkeypatch.setattr(os, "chmod", lambda path, mode: self.note("chmod")(path, f"{mode:o}"))
         monkeypatch.setattr(os, "mknod", lambda p, m, d: self.note("mknod")(p, f"0{m:o}", f"{os.major(d)}:{os.minor(d)}"))
@@ -160,9 +163,9 @@ def test_teardown(init: stack.Init, recorder: Recorder, monkeypatch: pytest.Monk
     init.boot()
     recorder.lines.clear()
     monkeypatch.setattr(os, "kill", lambda pid, number: recorder.lines.append(f"kill {pid} {signal.Signals(number).name}"))
-    monkeypatch.setattr(stack, "wait_for_children", lambda seconds, only=-1: only != -1)
-    monkeypatch.setattr(os, "readlink", lambda path: stack.INITIAL_PID_NAMESPACE)
-    stack.tear_down(Reboot.POWER_OFF, init.tables)
+    monkeypatch.setattr(teardown, "wait_for_children", lambda seconds, only=-1: only != -1)
+    monkeypatch.setattr(os, "readlink", lambda path: teardown.INITIAL_PID_NAMESPACE)
+    teardown.tear_down(Reboot.POWER_OFF, init.tables)
     assert recorder.text == TEARDOWN
 
 
@@ -172,7 +175,7 @@ def test_in_a_namespace_the_super_blocks_are_left_alone(
     init.boot()
     recorder.lines.clear()
     monkeypatch.setattr(os, "readlink", lambda path: "pid:[1]")
-    stack.close_disks(init.tables)
+    teardown.close_disks(init.tables)
     assert recorder.text == "umount /var/run\numount /var\numount /run\n"
 
 
@@ -181,10 +184,10 @@ def test_a_file_system_that_stays_busy_ends_read_only(
 ) -> None:
     init.boot()
     recorder.lines.clear()
-    monkeypatch.setattr(os, "readlink", lambda path: stack.INITIAL_PID_NAMESPACE)
+    monkeypatch.setattr(os, "readlink", lambda path: teardown.INITIAL_PID_NAMESPACE)
     recorder.fail = {"/var": OSError(16, "busy")}
-    monkeypatch.setattr(stack, "mount", lambda *a: recorder.note("mount")(a[1], a[3]))
-    stack.close_disks(init.tables)
+    monkeypatch.setattr(teardown, "mount", lambda *a: recorder.note("mount")(a[1], a[3]))
+    teardown.close_disks(init.tables)
     flags = syscalls.MOUNT_FLAGS["remount"] | syscalls.MOUNT_FLAGS["ro"]
     assert recorder.lines[-3:] == [f"mount /var {flags}", f"mount / {flags}", "sync"]
 
@@ -218,7 +221,7 @@ def test_mount_points_with_white_space(monkeypatch: pytest.MonkeyPatch, tmp_path
     (tmp_path / "mounts").write_text("a / x rw 0 0\nb /with\\040space x rw 0 0\n")
     real = open
     monkeypatch.setattr("builtins.open", lambda path, *a, **k: real(tmp_path / "mounts", *a, **k))
-    assert stack.mounted() == ["/with space", "/"]
+    assert teardown.mounted() == ["/with space", "/"]
 
 
 def run(*arguments: str) -> Any:
@@ -264,12 +267,12 @@ def test_tables_of_the_fallback_are_enough_for_a_rescue_prompt() -> None:
 
 
 def test_a_system_call_that_hangs_at_the_end_does_not_stop_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stack, "PATIENCE", 0.2)
+    monkeypatch.setattr(teardown, "PATIENCE", 0.2)
     started = time.monotonic()
-    stack.bounded(started + 0.1, "umount /mnt/dead", time.sleep, 3)
+    teardown.bounded(started + 0.1, "umount /mnt/dead", time.sleep, 3)
     assert 0.2 <= time.monotonic() - started < 2
     started = time.monotonic()
-    stack.bounded(started + 10, "quick", time.sleep, 0)
+    teardown.bounded(started + 10, "quick", time.sleep, 0)
     assert time.monotonic() - started < 2
 
 
