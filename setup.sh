@@ -23,7 +23,7 @@ install_packages() { # without starting their daemons on this machine
 make_venv() { # with the distribution's Python first: other users can run it too
     for python in ${BASE_PYTHON:-/usr/bin/python3 python3 python3.14 python3.13 python3.12 python3.11}; do
         "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue
-        rm -rf .venv
+        rm -rf .venv build/*.stamp
         if "$python" -m venv .venv >build/venv.log 2>&1; then
             echo "setup: .venv from $python"
             return
@@ -46,11 +46,12 @@ if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! .venv/bin/python -c 
     /usr/bin/python3 -c 'import ensurepip' 2>/dev/null || install_packages python3-venv
 fi
 .venv/bin/python -c '' 2>/dev/null || make_venv
-stamp=build/requirements.stamp
-wanted=$(cat $needs; echo "$needs"; .venv/bin/python -V)
-if [ "$wanted" != "$(cat $stamp 2>/dev/null)" ]; then
-    echo "setup: installing $needs"
-    # shellcheck disable=SC2046,SC2086
-    .venv/bin/python -m pip install -q --disable-pip-version-check $(printf -- '-r %s ' $needs)
-    printf '%s\n' "$wanted" >$stamp
-fi
+for file in $needs; do # once for each content of each file
+    stamp=build/$file.stamp
+    wanted=$(cat requirements*.txt "$file"; .venv/bin/python -V)
+    if [ "$wanted" != "$(cat "$stamp" 2>/dev/null)" ]; then
+        echo "setup: installing $file"
+        .venv/bin/python -m pip install -qq --disable-pip-version-check -r "$file"
+        printf '%s\n' "$wanted" >"$stamp"
+    fi
+done

@@ -62,6 +62,17 @@ def test_observations_flow(board: Board) -> None:
         assert "CapBnd:\t0000000000000000" in status
 
 
+def test_observations_flow_over_the_embedded_broker(boot: Boot) -> None:
+    """What an ordinary user without mosquitto gets."""
+    settings = (
+        "BUS = '127.0.0.1:1883'\n"
+        "AMQTT = dict(argv=('{PYTHON}', '{LIB}/broker_amqtt.py'), ready='notify')\n"
+        "SERVICES = tuple(row._replace(**AMQTT) if row.name == 'broker' else row for row in SERVICES)"
+    )
+    board = boot("", base="SERVICES", settings=settings).up()
+    eventually(lambda: next(o for o in observations(board) if o["latitude"] is not None), 30)
+
+
 def test_diagnostic_reports_at_the_start(board: Board) -> None:
     code = "import sys; sys.path.insert(0, sys.argv[1]); import bus; b = bus.Bus('t', sys.argv[2])\n" \
         "b.subscribe('diag', lambda t, m: (print(__import__('json').dumps(m['data'])), sys.exit()))\nb.run()"  # fmt: skip
