@@ -26,7 +26,7 @@ run: setup
 
 setup:
 	@./setup.sh $(NEEDS)
-	@$(MAKE) -s install DESTDIR=$(CURDIR)/build/root PREFIX=/stack SBINDIR=/stack/sbin SITEDIR= TARGET_PYTHON=$(PYTHON)
+	@$(MAKE) -s install DESTDIR=$(CURDIR)/build/root PREFIX=/stack SBINDIR=/stack/sbin SITEDIR= TARGET_PYTHON=$(PYTHON) INIT_PYTHON=/python/bin/python
 
 test: NEEDS = requirements-dev.txt
 test: setup
@@ -47,7 +47,7 @@ install:
 	install -d $(DESTDIR)$(LIB) $(DESTDIR)$(SBINDIR) $(DESTDIR)$(PREFIX)/bin
 	install -m 644 $(MODULES) $(DATA) $(DESTDIR)$(LIB)
 	printf '#!%s -ESB\n%s\n' "$(INIT_PYTHON)" 'import gc, sys; gc.disable(); sys.path.insert(0, "$(LIB)"); import stack; sys.exit(stack.main(sys.argv[1:]))' > $(DESTDIR)$(SBINDIR)/stack.py
-	printf '#!/bin/sh\nexec "$${STACK_PYTHON:-$(INIT_PYTHON)}" $(LIB)/prompt.py "$$@"\n' > $(DESTDIR)$(PREFIX)/bin/sv
+	printf '#!/bin/sh\nexec $(INIT_PYTHON) $(LIB)/prompt.py "$$@"\n' > $(DESTDIR)$(PREFIX)/bin/sv
 	chmod 755 $(DESTDIR)$(SBINDIR)/stack.py $(DESTDIR)$(PREFIX)/bin/sv
 	if [ -n "$(SITEDIR)" ]; then install -d $(DESTDIR)$(SITEDIR) && echo $(LIB) > $(DESTDIR)$(SITEDIR)/stack.pth; fi
 	rm -rf $(DESTDIR)$(LIB)/__pycache__

@@ -208,7 +208,7 @@ def main(arguments: list[str]) -> None:
     """Print what passes on a topic, one line a message."""
     bus = Bus("print")
     for pattern in arguments or ["#"]:
-        bus.subscribe(pattern, lambda topic, message: print(topic, json.dumps(message["data"]), flush=True))
+        bus.subscribe(pattern, lambda topic, message: print(topic, json.dumps(message["data"], ensure_ascii=False), flush=True))
     bus.run()
 
 

@@ -204,12 +204,12 @@ def prepare(peer: Peer, count: int) -> tuple[list[str], Path]:
     return argv, folder
 
 
-def pss(pids: list[int]) -> float:
-    """MiB, from smaps_rollup."""
+def memory(pids: list[int], kind: str) -> float:
+    """MiB of "Pss" or "Rss", from smaps_rollup. Pss divides what the bench's own Python shares with ours, Rss does not."""
     total = 0
     for pid in pids:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            total += int(line.split()[1]) if line.startswith("Pss:") else 0
+            total += int(line.split()[1]) if line.startswith(f"{kind}:") else 0
     return total / 1024
 
 
@@ -233,7 +233,7 @@ def measure(peer: Peer, count: int, *, idle: float = 0.0) -> dict[str, float]:
         tree = namespace(run.pid)
         own = [pid for pid, comm in tree.items() if comm != "stamp"]
         services = [pid for pid, comm in tree.items() if comm == "stamp"]
-        result |= {"PSS": pss(own), "processes": len(own)}
+        result |= {"PSS": memory(own, "Pss"), "RSS": memory(own, "Rss"), "processes": len(own)}
         if idle:
             before = switches(own)
             time.sleep(idle)
@@ -285,7 +285,7 @@ def c_orphans(_: Path, __: int) -> list[str]:
 
 
 def row(name: str, values: list[str]) -> None:
-    print(f"{name:<14}" + "".join(f"{value:>12}" for value in values), flush=True)
+    print(f"{name:<14}" + "".join(f"{value:>11}" for value in values), flush=True)
 
 
 def compare(rounds: int) -> None:
@@ -297,8 +297,8 @@ def compare(rounds: int) -> None:
         for peer in there:
             results[peer.name].append(measure(peer, 50, idle=0 if number else 10.0))
     print(f"\n50 services, median of {rounds} rounds")
-    columns = ("first", "all", "restart", "stop", "PSS", "processes", "wake-ups/s")
-    units = ("first ms", "all ms", "restart ms", "stop ms", "PSS MiB", "processes", "idle wake/s")
+    columns = ("first", "all", "restart", "stop", "PSS", "RSS", "processes", "wake-ups/s")
+    units = ("first ms", "all ms", "restart ms", "stop ms", "PSS MiB", "RSS MiB", "processes", "idle wake/s")
     row("", list(units))
     for name, rows in results.items():
         row(name, [f"{statistics.median(r[c] for r in rows if c in r):.1f}" for c in columns])
@@ -358,7 +358,7 @@ def whole_board() -> None:
     rows = []
     for pid in namespace(int(pid_file.read_text())):
         words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
-        rows.append((os.path.basename(next((word for word in words if word.endswith(".py")), words[0])), pss([pid])))
+        rows.append((os.path.basename(next((word for word in words if word.endswith(".py")), words[0])), memory([pid], "Pss")))
     process.wait()
     print("\nthe whole board of `make run`, PSS MiB")
     for name, value in rows:
