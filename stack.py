@@ -81,7 +81,7 @@ class Init:
 
     def fault(self, text: str) -> None:
         """Something that people should see: in the log and in board()."""
-        self.faults.append(text)
+        self.faults = [*self.faults[-49:], text]
         _log.error(text)
 
     def set_defaults(self) -> None:
@@ -104,6 +104,7 @@ class Init:
 
     def read_options(self) -> None:
         """`stack.` words of the kernel command line, and of our own arguments where a launcher gives them."""
+        self.options = parse_options(self.arguments)
         if not os.path.exists("/proc/cmdline"):
             os.makedirs("/proc", exist_ok=True)
             mount("proc", "/proc", "proc", *mount_options("nosuid,nodev,noexec"))
@@ -274,7 +275,9 @@ class Init:
         if self.command is not None or not self.steps:
             return
         if self.rescue is None:
-            if self.sv.hopeless(now):
+            if (
+                self.sv.hopeless(now) and self.tables.RESCUE.name not in self.sv.processes
+            ):  # an earlier one may be on its way out
                 self.open_rescue("no service stays alive", now)
             return
         ended = self.rescue.state == State.STOPPED
@@ -318,7 +321,7 @@ class Init:
             "hostname": os.uname().nodename, "boot_id": read_file("/proc/sys/kernel/random/boot_id"),
             "uptime": round(now - self.born, 3), "kernel": os.uname().release, "python": sys.version.split()[0],
             "profile": self.tables.profiles or ["default"], "options": self.options,
-            "log_folder": self.tables.LOG, "rejected": self.tables.rejected, "faults": self.faults[-50:],
+            "log_folder": self.tables.LOG, "rejected": self.tables.rejected, "faults": self.faults,
             "state": "stopping" if self.command is not None else "running", "services": len(self.sv.processes),
             "loop": {
                 "turns": self.loop.turns, "wakeups": self.loop.wakeups, "errors": self.loop.errors,
