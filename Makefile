@@ -26,6 +26,7 @@ run: setup
 
 setup:
 	@./setup.sh $(NEEDS)
+	@rm -rf build/root/stack/lib/stack
 	@$(MAKE) -s install DESTDIR=$(CURDIR)/build/root PREFIX=/stack SBINDIR=/stack/sbin SITEDIR= TARGET_PYTHON=$(PYTHON) INIT_PYTHON=/python/bin/python
 
 test: NEEDS = requirements-dev.txt

@@ -5,7 +5,7 @@
         bus.publish("hello", {"text": "world"})
 
 An app that only listens ends with `bus.run()`. `python3 bus.py TOPIC` prints what passes on a topic.
-What must not be lost does not rely on this bus: it has no memory (see uplink.py's outbox).
+What must not be lost must not rely on this bus: it has no memory.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Bus:
             self._waiting.append((topic, payload, retain))
 
     def subscribe(self, pattern: str, handler: Handler) -> None:
-        """Call `handler(topic, message)` for what matches; also after the broker has come back."""
+        """Call `handler(topic, message)` for what matches, instead of an earlier handler of the same pattern."""
         self._handlers[pattern] = handler
         if self._connected:
             self._client.subscribe(pattern)
@@ -147,7 +147,10 @@ class Bus:
         self._next_try = now + self._retry * random.uniform(0.5, 1.0)
         self._retry = min(2 * self._retry, RECONNECT_MAX)
 
-    def _on_connect(self, *_: Any) -> None:
+    def _on_connect(self, _client: mqtt.Client, _data: Any, _flags: Any, reason: Any, *_: Any) -> None:
+        if reason.is_failure:
+            self._say_lost(f"refused: {reason}")
+            return
         self._connected = True
         self._retry = RECONNECT_FIRST
         if self._lost is not None:
@@ -174,10 +177,10 @@ class Bus:
     def _on_message(self, _client: mqtt.Client, _data: Any, packet: mqtt.MQTTMessage) -> None:
         try:
             message = json.loads(packet.payload)
-        except ValueError:
+        except (ValueError, RecursionError):
             self.log.warning("bus: %s is not JSON", packet.topic)
             return
-        for pattern, handler in self._handlers.items():
+        for pattern, handler in list(self._handlers.items()):
             if mqtt.topic_matches_sub(pattern, packet.topic):
                 try:
                     handler(packet.topic, message)
@@ -206,6 +209,7 @@ def _read(path: str) -> str:
 
 def main(arguments: list[str]) -> None:
     """Print what passes on a topic, one line a message."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `bus.py '#' | head`
     bus = Bus("print")
     for pattern in arguments or ["#"]:
         bus.subscribe(pattern, lambda topic, message: print(topic, json.dumps(message["data"], ensure_ascii=False), flush=True))

@@ -31,6 +31,7 @@ MOUNT_SETATTR, AT_RECURSIVE, MOUNT_ATTR_RDONLY = 442, 0x8000, 0x1  # the same nu
 HOST_FOLDERS = ["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "etc", "opt", "nix", "gnu"]
 NODES = ["null", "zero", "full", "random", "urandom", "tty"]
 FOREIGN_ROOT, USERS = 1_900_000_000, 65536  # root of root's board, and how many users it has: ids that nobody else has
+ESCAPE = b"\x1d"  # Ctrl-]: shuts the board down, whatever its console does
 GRACE = 40.0  # seconds for a teardown that we asked for; its own deadlines are shorter
 
 
@@ -229,8 +230,9 @@ class Board:
         os.close(writer)
         os.close(slave)
         self.status: int | None = None
+        self.asked: float | None = None  # when somebody wanted the board to shut down
         self._reader = reader
-        first = os.read(reader, 64).decode()
+        first = os.read(reader, 4096).decode()
         if not first.startswith("pid "):
             os.waitpid(self.keeper, 0)
             raise SystemExit(f"the board does not start: {first or 'no reason given'}")
@@ -274,30 +276,22 @@ class Board:
     def attend(self, *, interactive: bool, deadline: float | None, wakeup: int) -> None:
         """Carry bytes between console and terminal until the board has ended."""
         poller = select.poll()
-        sources = [self.master, self._reader, wakeup] + ([0] if interactive else [])
-        for fd in sources:
+        for fd in [self.master, self._reader, wakeup] + ([0] if interactive else []):
             poller.register(fd, select.POLLIN)
-        asked: float | None = None
         while self.status is None:
             now = time.monotonic()
-            if asked is None and deadline is not None and now >= deadline:
-                asked = self._ask(now)
-            elif asked is not None and now >= asked + GRACE:
-                print(f"the board did not shut down within {GRACE:g} s; killed", file=sys.stderr)
-                self.signal(signal.SIGKILL)
-                asked = now
-            due = asked + GRACE if asked is not None else deadline
+            if self.asked is None and deadline is not None and now >= deadline:
+                self.asked = now
+            if self.asked is not None:
+                self._ask_again(now)
+            due = deadline if self.asked is None else now + 1.0
             for fd, _ in poller.poll(None if due is None else max(0.0, due - now) * 1000):
                 if fd == self.master:
                     _copy(self.master, 1)
-                elif fd == 0 and not _copy(0, self.master):
+                elif fd == 0 and not self._keys():
                     poller.unregister(0)
                 elif fd == wakeup:
-                    numbers = os.read(wakeup, 64)
-                    if signal.SIGWINCH in numbers:
-                        _copy_size(self.master)
-                    if {signal.SIGTERM, signal.SIGINT, signal.SIGHUP} & set(numbers):
-                        asked = self._ask(now)
+                    self._on_signals(os.read(wakeup, 64))
                 elif fd == self._reader:
                     self.ended()
         while select.select([self.master], [], [], 0)[0] and _copy(self.master, 1):
@@ -305,9 +299,27 @@ class Board:
         os.close(self.master)
         os.close(self._reader)
 
-    def _ask(self, now: float) -> float:
-        self.signal(signal.SIGUSR2)
-        return now
+    def _ask_again(self, now: float) -> None:
+        """Every second: before PID 1 has its handlers, the kernel drops what we send."""
+        if self.asked is not None and now >= self.asked + GRACE:
+            print(f"the board did not shut down within {GRACE:g} s; killed", file=sys.stderr)
+            self.signal(signal.SIGKILL)
+        else:
+            self.signal(signal.SIGUSR2)
+
+    def _keys(self) -> bool:
+        """What was typed is for the console; false at its end."""
+        keys = os.read(0, 65536)
+        os.write(self.master, keys)
+        if ESCAPE in keys:
+            self.asked = self.asked or time.monotonic()
+        return bool(keys)
+
+    def _on_signals(self, numbers: bytes) -> None:
+        if signal.SIGWINCH in numbers:
+            _copy_size(self.master)
+        if {signal.SIGTERM, signal.SIGINT, signal.SIGHUP} & set(numbers):
+            self.asked = self.asked or time.monotonic()
 
 
 def _copy(source: int, target: int) -> bool:
@@ -352,6 +364,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("option", nargs="*", help="words of the kernel command line: stack.debug, stack.skip=NAME")
     options = parser.parse_args(arguments)
     options.flags = options.flags.split()
+    if options.seconds is not None and not 0 < options.seconds < 1e9:
+        parser.error("--seconds takes a number greater than 0")
+    if options.profile and not os.path.isfile(options.profile):
+        parser.error(f"there is no profile {options.profile}")
     return options
 
 

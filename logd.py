@@ -23,7 +23,9 @@ LINE_MAX = 8 * 1024  # bytes; a longer line is split
 TAIL_SECONDS = 1.0  # text without a newline is taken for a line after so long
 PAUSE = 0.02  # seconds between two looks at a service that prints too much
 LEVELS = {ord("0"): b"error: ", ord("1"): b"error: ", ord("2"): b"error: ", ord("3"): b"error: ", ord("4"): b"warning: "}
-CONTROL = bytes(byte if byte >= 32 or byte == 9 else ord("?") for byte in range(256))  # nobody's terminal is attacked
+# Nobody's terminal is attacked: neither with C0 control characters nor, in UTF-8, with C1.
+CONTROL = bytes(byte if byte == 9 or 32 <= byte != 127 else ord("?") for byte in range(256))
+C1 = {code: "?" for code in range(0x80, 0xA0)}
 
 libc.tee.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_size_t, ctypes.c_uint)
 libc.tee.restype = ctypes.c_ssize_t
@@ -44,11 +46,13 @@ class File:
     def write(self, block: bytes, limit: int) -> bool:
         """Append; whether the file was rotated for it. A full disk loses the block, not the daemon."""
         rotate = self.size > 0 and self.size + len(block) > limit
-        if rotate:
-            os.close(self.fd)
-            os.rename(self.path, self.path + ".1")
-            self._open()
         try:
+            if rotate:
+                old = self.fd
+                if os.path.exists(self.path):
+                    os.rename(self.path, self.path + ".1")
+                self._open()
+                os.close(old)
             self.size += os.write(self.fd, block)
         except OSError:
             pass
@@ -85,7 +89,7 @@ class Logd:
         self.streams: dict[str, Stream] = {}
         self.by_fd: dict[int, Stream] = {}
         self.epoll = select.epoll()
-        self.peek_reader, self.peek_writer = os.pipe2(os.O_CLOEXEC)
+        self.peek_reader, self.peek_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.stamp = (0, "")
         self.ending = False
 
@@ -168,14 +172,14 @@ class Logd:
             if count == 0:  # nobody can write any more: the service has left the table
                 self.remove(stream)
                 return
-            block = os.read(self.peek_reader, count)
+            block = take_out(self.peek_reader, count)
             whole = self.cut(block, flush=flush)
             if not whole:
                 stream.due = stream.due or now + TAIL_SECONDS
                 return
             stream.due = None
             within_budget = self.take(stream, block[:whole], now)
-            os.read(stream.fd, whole)
+            take_out(stream.fd, whole)
             if not within_budget and not flush:
                 self.pause(stream, now)
                 return
@@ -219,6 +223,8 @@ class Logd:
             if line[:1] == b"<" and line[2:3] == b">":
                 level, line = LEVELS.get(line[1], b""), line[3:]
             line = line.removesuffix(b"\r").translate(CONTROL)
+            if b"\xc2" in line:
+                line = line.decode("utf-8", "surrogateescape").translate(C1).encode("utf-8", "surrogateescape")
             for at in range(0, len(line) or 1, LINE_MAX):
                 parts += (stamp, level, line[at : at + LINE_MAX], b"\n")
                 size += len(stamp) + len(level) + len(line[at : at + LINE_MAX]) + 1
@@ -274,9 +280,8 @@ class Logd:
         try:
             for _ in range(4):
                 count = check(libc.tee(stream.fd, self.peek_writer, BATCH, SPLICE_F_NONBLOCK))
-                if count:
-                    os.read(self.peek_reader, count)
-                    stream.dropped += os.read(stream.fd, count).count(b"\n")
+                take_out(self.peek_reader, count)
+                stream.dropped += take_out(stream.fd, count).count(b"\n")
         except BlockingIOError:
             pass
 
@@ -284,6 +289,18 @@ class Logd:
         if stream.dropped:
             dropped, stream.dropped = stream.dropped, 0
             self.write(stream, [f"<4>{dropped} lines dropped: more than {self.rate:g} a second".encode()], now)
+
+
+def take_out(fd: int, count: int) -> bytes:
+    """Exactly so many bytes, if they are there. A service may have switched its pipe to packets (O_DIRECT, `man 2 pipe`),
+    of which a read returns one; what stays behind in our own pipe would end up in somebody else's log."""
+    block = b""
+    try:
+        while len(block) < count and (more := os.read(fd, count - len(block))):
+            block += more
+    except BlockingIOError:
+        pass  # it has emptied its own pipe in between
+    return block
 
 
 def main(arguments: list[str]) -> None:

@@ -34,6 +34,7 @@ class LogPipes:
         """The descriptor that a service prints to; `policy` is the row's `log`."""
         if name not in self._pipes:
             reader, writer = os.pipe2(os.O_CLOEXEC)
+            os.set_blocking(reader, False)  # for logd: the service, which may open its own pipe, cannot make it wait
             try:
                 fcntl(writer, F_SETPIPE_SZ, PIPE_SIZE)
             except OSError:  # over the user's limit (`man 7 pipe`, pipe-user-pages-soft): 64 KiB will do

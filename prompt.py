@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, BinaryIO
 
 import control
 import settings
@@ -51,7 +51,7 @@ class Facts(dict[str, Any]):
 
 def table(rows: list[Stats], columns: tuple[str, ...], width: int = 0) -> str:
     """Rows as aligned text; the last column is cut at the terminal's width."""
-    width = width or (os.get_terminal_size().columns if sys.stdout.isatty() else 120)
+    width = width or (os.get_terminal_size().columns if sys.stdout.isatty() else 0) or 120  # a serial line says 0
     cells = [[name.upper() for name in columns]] + [[_cell(name, row[name]) for name in columns] for row in rows]
     widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
     return "\n".join("  ".join(map(str.ljust, line, widths))[:width].rstrip() for line in cells)
@@ -123,13 +123,14 @@ def stop_process(name: str, timeout: float = 30.0) -> Stats:
 
 def restart_process(name: str, timeout: float = 30.0) -> Stats:
     """Stop a service, start it again and wait until it is ready. Its stats."""
-    before = stats_process(name)[0]["pid"]
-    return _until(_ask("restart", name=name), ("running", "backoff"), timeout, before)
+    before = stats_process(name)[0]
+    return _until(_ask("restart", name=name), ("running", "backoff", "stopped"), timeout, before)
 
 
-def _until(row: Stats, states: tuple[str, ...], timeout: float, before: int | None = None) -> Stats:
+def _until(row: Stats, states: tuple[str, ...], timeout: float, before: Stats | None = None) -> Stats:
+    """Ask until a service is in one of these states, and, if `before` is given, in a later life than then."""
     deadline, pause = time.monotonic() + timeout, 0.002
-    while row["state"] not in states or (before and row["pid"] == before):
+    while row["state"] not in states or (before is not None and row["restart"] == before["restart"]):
         if time.monotonic() > deadline:
             raise SVError(f"{row['name']} is still {row['state']} after {timeout:g} s")
         time.sleep(pause)
@@ -221,7 +222,7 @@ def _read_logs(folder: str, name: str | None, most: int) -> list[tuple[float, st
         for path in (f"{folder}/{one}.log", f"{folder}/{one}.log.1"):
             if len(texts) < most and os.path.exists(path):
                 with open(path, encoding="utf-8", errors="replace") as file:
-                    texts = file.read().splitlines() + texts
+                    texts = file.read().removesuffix("\n").split("\n") + texts
         found += [_parsed(one, text) for text in texts[-most:]]
     return found
 
@@ -236,24 +237,37 @@ def _parsed(name: str, text: str) -> tuple[float, str]:
 
 
 def _follow(folder: str, name: str | None) -> None:
-    offsets = {one: os.path.getsize(f"{folder}/{one}.log") for one in _log_names(folder, name)}
+    files = {one: _open_end(f"{folder}/{one}.log") for one in _log_names(folder, name)}
     try:
         while True:
             for one in _log_names(folder, name):
                 path = f"{folder}/{one}.log"
-                start = offsets.get(one, 0)
-                if os.path.getsize(path) < start:
-                    start = 0  # rotated
-                with open(path, "rb") as file:
-                    file.seek(start)
-                    block = file.read()
-                whole = block.rpartition(b"\n")[0]
-                offsets[one] = start + len(whole) + bool(whole)
-                for text in whole.decode(errors="replace").splitlines():
-                    print(_parsed(one, text)[1], flush=True)
+                file = files.get(one) or open(path, "rb")
+                _print_new(one, file)
+                if os.stat(path).st_ino != os.fstat(file.fileno()).st_ino:  # rotated: the rest of the old one, then the new one
+                    _print_new(one, file)
+                    file.close()
+                    file = open(path, "rb")
+                    _print_new(one, file)
+                files[one] = file
             time.sleep(0.2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, FileNotFoundError):
         pass
+
+
+def _open_end(path: str) -> BinaryIO:
+    file = open(path, "rb")
+    file.seek(0, os.SEEK_END)
+    return file
+
+
+def _print_new(name: str, file: BinaryIO) -> None:
+    """The lines that have come since; an unfinished one stays for the next time."""
+    start = file.tell()
+    whole = file.read().rpartition(b"\n")[0]
+    file.seek(start + len(whole) + bool(whole))
+    for text in whole.decode(errors="replace").split("\n") if whole else ():
+        print(_parsed(name, text)[1], flush=True)
 
 
 # --- on a console ---------------------------------------------------------------------------------------------------
@@ -307,8 +321,10 @@ def main(arguments: list[str]) -> int:
         if name == "logs":
             sub.add_argument("-n", "--lines", type=int, default=50)
             sub.add_argument("-f", "--follow", action="store_true")
-    for name in ("board", "reload", "top", "reboot", "halt", "poweroff", "rescue", "console"):
-        sub = commands.add_parser(name)
+    for name, text in (("board", "facts about board and PID 1"), ("reload", "re-read the tables"), ("top", "the busiest first"),
+                       ("reboot", "stop all, restart"), ("halt", "stop all, halt"), ("poweroff", "stop all, switch off"),
+                       ("rescue", "for its row"), ("console", "the prompt, and a halt after it")):  # fmt: skip
+        sub = commands.add_parser(name, help=text)
         sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     try:

@@ -7,6 +7,8 @@ The columns are explained in rows.py. Times are in seconds.
 
 from __future__ import annotations
 
+import os
+
 from rows import Device, Directory, Mount, Service
 
 # --- names and places ---------------------------------------------------------------------------------------------
@@ -17,7 +19,7 @@ ENVIRONMENT = (("HOME", "/root"), ("TERM", "linux"), ("LANG", "C.UTF-8"), ("BUS"
 
 LOG = "/run/log"  # in memory: NAME.log, rotated to NAME.log.1
 LOG_KEEP = "/var/log/board"  # on the data partition, for services with log="disk"
-LIB = "/usr/lib/stack"  # where `make install` puts the modules
+LIB = os.path.dirname(os.path.abspath(__file__))  # where `make install` has put the modules
 PYTHON = "/usr/bin/python3"
 APP_USER = "nobody"
 
@@ -26,6 +28,7 @@ GPS_ROUTE = ""  # a GPX file; empty is the built-in loop
 WIFI_INTERFACE = "wlan0"
 WIFI_NETWORKS = "/etc/wpa_supplicant.conf"
 WIFI_CONTROL = "/run/wpa_supplicant"  # wpa_supplicant's control sockets
+WIFI_GROUP = "netdev"  # may use them
 WIFI_RECORDING = ""  # recorded answers of wpa_supplicant, where there is no radio
 
 # --- mounts -------------------------------------------------------------------------------------------------------
@@ -46,7 +49,6 @@ MOUNTS = (
 DIRECTORIES = (
     Directory("/run/bus", 0o755, "{APP_USER}"),
     Directory("/run/dropbear", 0o700),
-    Directory("/run/wpa_supplicant", 0o750),
 )
 DEVICES = (  # what devtmpfs leaves to udev
     Device("/dev/fd", "link", target="/proc/self/fd"),
@@ -108,7 +110,7 @@ BROKER = Service(
 )  # fmt: skip
 APPS = (
     app("fakegps", "{GPS_ROUTE}"),
-    app("wifi_scan", "{WIFI_INTERFACE}", "{WIFI_CONTROL}", "{WIFI_RECORDING}"),
+    app("wifi_scan", "{WIFI_INTERFACE}", "{WIFI_CONTROL}", "{WIFI_RECORDING}")._replace(groups=("{WIFI_GROUP}",)),
     app("wifi_analyzer"),
     app("diagnostic"),
 )
@@ -122,9 +124,20 @@ SERVICES: tuple[Service, ...] = (
     Service("ntpd", ("ntpd", "-n", "-p", "pool.ntp.org"), nice=-5),
     Service(
         "wpa_supplicant",
-        ("wpa_supplicant", "-i", "{WIFI_INTERFACE}", "-D", "nl80211", "-c", "{WIFI_NETWORKS}", "-O", "{WIFI_CONTROL}"),
+        (
+            "wpa_supplicant",
+            "-i",
+            "{WIFI_INTERFACE}",
+            "-D",
+            "nl80211",
+            "-c",
+            "{WIFI_NETWORKS}",
+            "-O",
+            "DIR={WIFI_CONTROL} GROUP={WIFI_GROUP}",
+        ),
         after=("modules",),
     ),
+    Service("udhcpc", ("udhcpc", "-f", "-i", "{WIFI_INTERFACE}"), after=("wpa_supplicant",)),
     Service("getty", ("getty", "-L", "115200", "console", "linux"), tty="{CONSOLE}"),
     BROKER,
     *APPS,

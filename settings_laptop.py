@@ -9,11 +9,11 @@ from settings import APPS, BROKER, LOGD
 
 HOSTNAME = "laptop"
 PATH = "/stack/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-LIB = "/stack/lib/stack"
 PYTHON = "/python/bin/python"
 ENVIRONMENT = (
     ("HOME", "/root"), ("TERM", "xterm-256color"), ("LANG", "C.UTF-8"), ("BUS", "{BUS}"), ("PYTHONPATH", "{LIB}"),
 )  # fmt: skip
+WIFI_GROUP = "nogroup"
 WIFI_RECORDING = "{LIB}/wifi_recording.txt"
 
 MOUNTS = (  # the launcher has made /, /dev, /proc and /sys

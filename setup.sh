@@ -6,7 +6,7 @@ umask 022
 cd "$(dirname "$0")"
 needs=${*:-requirements.txt}
 
-have_mosquitto() { PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin" command -v mosquitto >/dev/null; }
+have_mosquitto() { PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin command -v mosquitto >/dev/null; }
 
 install_packages() { # without starting their daemons on this machine
     policy=/usr/sbin/policy-rc.d

@@ -231,8 +231,7 @@ class Init:
 
     def escalate(self, reason: str) -> None:
         """A critical service is beyond repair by restarts; but a board that reboots all the time helps nobody either."""
-        now = time.monotonic()
-        if self.command is None and now - self.born >= self.tables.CRITICAL_UPTIME:
+        if self.command is None and (now := time.monotonic()) - self.born >= self.tables.CRITICAL_UPTIME:
             self.shut_down(Reboot.RESTART, reason, now)
 
     def reload(self, now: float) -> dict[str, list[str]]:
@@ -350,9 +349,13 @@ class Init:
 
 # --- steps that need no board ---------------------------------------------------------------------------------------
 def parse_options(words: list[str]) -> dict[str, str]:
-    """`stack.name=value` and `stack.name` words; the last one wins."""
-    pairs = (word.partition("=") for word in words if word.startswith("stack."))
-    return {name: value if equals else "1" for name, equals, value in pairs}
+    """`stack.name=value` and `stack.name` words; the last one wins, but what is to be skipped adds up."""
+    options: dict[str, str] = {}
+    for name, equals, value in (word.partition("=") for word in words if word.startswith("stack.")):
+        if name == "stack.skip" and name in options:
+            value = f"{options[name]},{value}"
+        options[name] = value if equals else "1"
+    return options
 
 
 def mount_row(row: Mount) -> None:
@@ -431,6 +434,7 @@ def hold_stdio() -> None:
 
 def plan(options: dict[str, str]) -> int:
     """Print what a boot would do; the exit status is 1 where a table has a fault."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--plan | head`
     tables = tables_module.load(options)
     print(f"profile   {', '.join(tables.profiles) or 'default'}")
     for row in tables.MOUNTS:

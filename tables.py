@@ -30,6 +30,7 @@ RANGES = (
     ("oom_score", -1000, 1000), ("umask", 0, 0o777),
 )  # fmt: skip
 
+OPTIONS = ("stack.debug", "stack.profile", "stack.rescue", "stack.skip")
 LEAST = {"BACKOFF_FIRST": 0.01, "BACKOFF_MAX": 0.01, "KILL_RETRY": 0.1}  # seconds: less would be a busy loop
 
 # Enough for the rescue prompt, where settings.py itself cannot be read.
@@ -51,7 +52,10 @@ class Tables:
 
     def __init__(self, options: dict[str, str] | None = None) -> None:
         options = options or {}
-        self.rejected: list[str] = []
+        unknown = sorted(options.keys() - set(OPTIONS))
+        self.rejected = [
+            f"{name} is not an option of the kernel command line; there are {', '.join(OPTIONS)}" for name in unknown
+        ]
         self.broken = False  # a whole file was left out
         self.bad_names: set[str] = set()  # of services whose rows were left out
         self.skipped = set(filter(None, options.get("stack.skip", "").split(",")))
@@ -313,7 +317,7 @@ def expand_row(tables: Tables, row: Service) -> Service:
     words: Any = row.argv
     if isinstance(words, str):
         raise TypeError(f"argv is one string; write a tuple of words: {tuple(words.split())!r}")
-    texts = (*words, *(value for _, value in row.env), row.ready, row.user, row.cwd, row.tty)
+    texts = (*words, *row.groups, *(value for _, value in row.env), row.ready, row.user, row.cwd, row.tty)
     if not any("{" in text for text in texts if isinstance(text, str)):
         return row
     argv: list[str] = []
@@ -327,6 +331,7 @@ def expand_row(tables: Tables, row: Service) -> Service:
             argv.append(tables.expand(word) if isinstance(word, str) else word)
     text: dict[str, Any] = {name: tables.expand(getattr(row, name)) for name in ("ready", "user", "cwd", "tty")}
     env = tuple((name, tables.expand(value)) for name, value in row.env)
+    text["groups"] = tuple(map(tables.expand, row.groups))
     return row._replace(argv=tuple(argv), env=env, **text)
 
 

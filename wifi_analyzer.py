@@ -27,12 +27,13 @@ class Analyzer:
             self.bus.publish(f"wifi/{point['bssid']}", {**where, **heard, "source": message["data"]["source"]})
 
     def position(self, now: float) -> dict[str, Any]:
-        """Latitude and longitude with accuracy (m) and age (s); both None without a recent position."""
+        """Latitude and longitude with accuracy (m), age (s) and source; all None without a recent position."""
         if self.fix is None or now - self.fix["mono"] > STALE:
-            return {"latitude": None, "longitude": None, "accuracy": None, "age": None}
+            return dict.fromkeys(("latitude", "longitude", "accuracy", "age", "position_source"))
         data = self.fix["data"]
         age = round(max(0.0, now - self.fix["mono"]), 3)
-        return {"latitude": data["latitude"], "longitude": data["longitude"], "accuracy": data["accuracy"], "age": age}
+        where = {key: data[key] for key in ("latitude", "longitude", "accuracy")}
+        return {**where, "age": age, "position_source": data["source"]}
 
 
 def main() -> None:

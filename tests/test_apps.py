@@ -122,13 +122,13 @@ def test_observations_have_the_position_of_their_time() -> None:
     point = {"bssid": "02:00:00:00:00:01", "ssid": "a", "ssid_hex": "61", "frequency": 2412, "signal": -50, "security": "WPA2"}
     scan = {"mono": 100.0, "data": {"source": "recording", "points": [point]}}
     analyzer.on_scan("scan", scan)
-    analyzer.on_gps("gps", {"mono": 99.5, "data": {"latitude": 1.0, "longitude": 2.0, "accuracy": 5.0}})
+    analyzer.on_gps("gps", {"mono": 99.5, "data": {"latitude": 1.0, "longitude": 2.0, "accuracy": 5.0, "source": "fake"}})
     analyzer.on_scan("scan", scan)
     analyzer.on_scan("scan", {**scan, "mono": 120.0})
     assert [topic for topic, _ in bus.sent] == ["wifi/02:00:00:00:00:01"] * 3
     assert [(data["latitude"], data["age"]) for _, data in bus.sent] == [(None, None), (1.0, 0.5), (None, None)]
     assert bus.sent[1][1] == {
-        "latitude": 1.0, "longitude": 2.0, "accuracy": 5.0, "age": 0.5, "bssid": "02:00:00:00:00:01", "ssid": "a",
+        "latitude": 1.0, "longitude": 2.0, "accuracy": 5.0, "age": 0.5, "position_source": "fake", "bssid": "02:00:00:00:00:01", "ssid": "a",
         "frequency": 2412, "signal": -50, "security": "WPA2", "source": "recording",
     }  # fmt: skip
 

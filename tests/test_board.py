@@ -53,6 +53,7 @@ def test_observations_flow(board: Board) -> None:
         "signal",
         "security",
         "source",
+        "position_source",
     }
     assert one["source"] == "recording", "marked as such in every message"
     for name in APPS:
@@ -260,6 +261,25 @@ def test_reboot_in_the_prompt_boots_again(tmp_path: Path) -> None:
     terminal.expect(">>> ")
     terminal.type("exit()\n")
     assert terminal.wait() == 0
+
+
+def test_ctrl_bracket_shuts_the_board_down_whatever_its_console_does(tmp_path: Path) -> None:
+    terminal = Terminal([PYTHON, str(ROOT / "laptop.py"), "--", "stack.skip=diagnostic"])
+    terminal.expect(">>> ")
+    terminal.type("[row['name'] for row in stats_process()]\n")
+    terminal.expect("['logd', 'broker', 'prompt', 'fakegps', 'wifi_scan', 'wifi_analyzer']")
+    terminal.type("stop_process('prompt')\n")
+    time.sleep(0.5)
+    terminal.type("\x1d")
+    assert terminal.wait() == 0
+
+
+def test_a_board_asked_to_end_before_it_listens_ends(tmp_path: Path) -> None:
+    command = [PYTHON, str(ROOT / "laptop.py"), "--seconds", "0.001"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=30)
+    assert done.returncode == 0, done.stderr
+    wrong = subprocess.run([*command[:2], "--profile", "nowhere"], capture_output=True, text=True, check=False, timeout=30)
+    assert (wrong.returncode, "there is no profile nowhere" in wrong.stderr) == (2, True)
 
 
 def test_the_rescue_prompt_waits_for_somebody_who_types(tmp_path: Path) -> None:

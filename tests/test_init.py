@@ -542,7 +542,7 @@ def test_a_bad_profile_and_bad_rows_do_not_stop_the_boot(boot: Boot) -> None:
 def test_prompt_functions(boot: Boot, monkeypatch: pytest.MonkeyPatch) -> None:
     import sv
 
-    board = boot(f"{SLEEP}, Service('t', ('sleep', '1000'), user='nobody'),").up()
+    board = boot(f"{SLEEP}, Service('t', ('sleep', '1000'), user='nobody'), Service('job', ('true',), ready='exit'),").up()
     board.wait_state("s", "running")
     with board.as_its_root() as path:
         monkeypatch.setenv("STACK_CONTROL", path)
@@ -555,7 +555,7 @@ def use_the_prompt(sv: ModuleType) -> None:
     assert set(sv.__all__) <= set(names)
     row = sv.stats_process("s")[0]
     assert row["cmd"] == "sleep 1000"
-    assert [row["name"] for row in sv.stats_process()] == ["logd", "s", "t"]
+    assert [row["name"] for row in sv.stats_process()] == ["logd", "s", "t", "job"]
     assert "NAME" in repr(sv.stats_process())
     assert sv.stop_process("s")["state"] == "stopped"
     assert sv.start_process("s")["state"] == "running"
@@ -563,6 +563,7 @@ def use_the_prompt(sv: ModuleType) -> None:
     again = sv.restart_process("s")
     assert again["pid"] != pid
     assert again["ready"]
+    assert sv.restart_process("job")["exit"] == "exit 0"
     assert sv.signal_process("s", "KILL")["name"] == "s"
     eventually(lambda: sv.stats_process("s")[0]["exit"] == "signal KILL")
     made = sv.start_process("sleep 77")
@@ -572,7 +573,7 @@ def use_the_prompt(sv: ModuleType) -> None:
     assert sv.board()["profile"] == ["laptop", "/profile.py"]
     sv.top()
     wrong: list[tuple[Callable[[], object], str]] = [
-        (lambda: sv.stats_process("x"), "there is no service 'x'; there are logd, s, t"),
+        (lambda: sv.stats_process("x"), "there is no service 'x'; there are logd, s, t, job"),
         (lambda: sv.stats_process("."), "there is no service"),
         (lambda: sv.stop_process(""), "there is no service ''"),
         (lambda: sv.start_process("no-such-thing --now"), "neither a service nor a program"),

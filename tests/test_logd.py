@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import re
 import signal
@@ -72,6 +74,8 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
     yield one
     if one.process and one.process.poll() is None:
         one.stop(signal.SIGKILL)
+    for name in list(one.pipes._pipes):
+        one.pipes.forget(name)
 
 
 def test_lines_are_stamped_levels_are_named_and_terminals_are_safe(daemon: Daemon) -> None:
@@ -201,3 +205,42 @@ def test_five_hundred_services_and_one_that_leaves(daemon: Daemon) -> None:
     eventually(lambda: daemon.lines("s7") == ["here", "last words"])
     os.write(daemon.writer("s8"), b"still\n")
     eventually(lambda: daemon.lines("s8") == ["here", "still"])
+
+
+def test_a_pipe_switched_to_packets_ends_in_nobody_elses_log(daemon: Daemon) -> None:
+    """A service may set O_DIRECT on its stdout: reads then return a packet each."""
+    bad, good = daemon.writer("bad"), daemon.writer("good")
+    daemon.start()
+    os.set_blocking(bad, False)
+    fcntl.fcntl(bad, fcntl.F_SETFL, fcntl.fcntl(bad, fcntl.F_GETFL) | os.O_DIRECT)
+    for number in range(300):
+        with contextlib.suppress(BlockingIOError):
+            os.write(bad, b"FAKE %d\n" % number)
+        os.write(good, b"good %d\n" % number)
+        if number % 50 == 0:
+            time.sleep(0.02)
+    eventually(last_line(daemon, "good", "good 299"), 10)
+    assert daemon.lines("good") == [f"good {number}" for number in range(300)]
+    eventually(lambda: len(daemon.lines("bad")) > 10)
+
+
+def test_a_log_file_that_vanished_is_made_again(daemon: Daemon) -> None:
+    fd = daemon.writer("a")
+    daemon.start(file_size=4096)
+    os.write(fd, b"x" * 3000 + b"\n")
+    eventually((daemon.folder / "a.log").exists)
+    (daemon.folder / "a.log").unlink()
+    os.write(fd, b"y" * 3000 + b"\n" + b"z\n")
+    eventually(lambda: daemon.lines("a")[-1:] == ["z"])
+
+
+def test_control_characters_of_both_kinds(daemon: Daemon) -> None:
+    fd = daemon.writer("a")
+    daemon.start()
+    os.write(fd, "a\x9b31m\x7fb\u2028c é\n".encode())
+    eventually(
+        lambda: (
+            (daemon.folder / "a.log").exists()
+            and (daemon.folder / "a.log").read_bytes().endswith("a?31m?b\u2028c é\n".encode())
+        )
+    )

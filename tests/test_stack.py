@@ -205,8 +205,16 @@ def test_mount_options(options: str, flags: int, data: str) -> None:
 
 
 def test_options_of_the_kernel_command_line() -> None:
-    words = ["root=/dev/mmcblk0p2", "stack.debug", "stack.profile=prod", "quiet", "stack.skip=a,b", "stack.profile=lab"]
-    assert stack.parse_options(words) == {"stack.debug": "1", "stack.profile": "lab", "stack.skip": "a,b"}
+    words = [
+        "root=/dev/mmcblk0p2",
+        "stack.debug",
+        "stack.profile=prod",
+        "quiet",
+        "stack.skip=a,b",
+        "stack.profile=lab",
+        "stack.skip=c",
+    ]
+    assert stack.parse_options(words) == {"stack.debug": "1", "stack.profile": "lab", "stack.skip": "a,b,c"}
 
 
 def test_reboot_commands_and_signals_come_from_one_table() -> None:

@@ -154,7 +154,7 @@ def test_skipped_services_are_known_names(tmp_path: Path) -> None:
 
 def test_a_profile_stands_on_the_table_before_it(tmp_path: Path) -> None:
     board = load(tmp_path, "SERVICES += (app('hello', after=()),)")
-    assert board.services["hello"].argv == ("/usr/bin/python3", "/usr/lib/stack/hello.py")
+    assert board.services["hello"].argv == ("/usr/bin/python3", f"{board.LIB}/hello.py")
     assert "dropbear" in board.services
 
 
