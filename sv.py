@@ -361,9 +361,7 @@ class SV(Actions):
         for name in tables.order:
             row, old = tables.services[name], self.processes.get(name)
             if old is None:
-                new = self._add(row)
-                new.wanted = True
-                self._try(new, Process.start, now)
+                self._add(row).wanted = True
                 changes["started"].append(name)
             elif everything or old.row != row or old.removed or old.transient:
                 if old.wanted or old.removed or old.transient or old.done:
@@ -371,6 +369,9 @@ class SV(Actions):
                     changes["restarted"].append(name)
                 old.row, old.removed, old.transient = row, False, False
         self._link()
+        for name in changes["started"]:  # in start order, and each at once: the first need not wait for the last
+            self._try(self.processes[name], Process.start, now)
+            self.loop.guard(name, self._settle, now)
         for process in self.processes.values():
             self._touch(process)
         self._settle(now)
