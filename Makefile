@@ -38,6 +38,7 @@ lint: setup
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy *.py bench tests
 
 bench: NEEDS = requirements-dev.txt requirements-bench.txt
+bench: export PROGRAMS = busybox:busybox runsvdir:runit s6-svscan:s6 cc:gcc ld:libc6-dev
 bench: setup
 	@$(PYTHON) bench/bench.py $(BENCH)
 

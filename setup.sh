@@ -1,6 +1,6 @@
 #!/bin/sh
 # Everything that `make run` and `make test` need: a virtual environment with pinned requirements, and mosquitto.
-# Does nothing where all of it is there. BASE_PYTHON chooses the interpreter (3.11 or newer).
+# Does nothing where all of it is there. BASE_PYTHON chooses the interpreter (3.11 or newer), PROGRAMS asks for more.
 set -eu
 umask 022
 cd "$(dirname "$0")"
@@ -41,6 +41,14 @@ if ! have_mosquitto; then
         echo "setup: no mosquitto here and no right to install it: amqtt from PyPI takes its place"
         needs="$needs requirements-broker.txt"
     fi
+fi
+missing=""
+for pair in ${PROGRAMS:-}; do # what else a target needs, as program:package
+    PATH=$PATH:/usr/sbin:/sbin command -v "${pair%%:*}" >/dev/null || missing="$missing ${pair##*:}"
+done
+if [ -n "$missing" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    # shellcheck disable=SC2086
+    install_packages $missing
 fi
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! .venv/bin/python -c '' 2>/dev/null; then
     /usr/bin/python3 -c 'import ensurepip' 2>/dev/null || install_packages python3-venv
