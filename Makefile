@@ -13,11 +13,14 @@ MODULES = $(filter-out laptop.py,$(wildcard *.py))
 DATA = mosquitto.conf wifi_recording.txt
 SECONDS ?=
 PROFILE ?=
+MACHINE ?= x86_64
 
-.PHONY: help run test lint bench install setup clean
+.PHONY: help run boot test test-qemu lint bench install setup clean
 
 help:
 	@echo "make run [SECONDS=n] [PROFILE=FILE] [OPTIONS='stack.debug ...']   boot the board in namespaces"
+	@echo "make boot [MACHINE=x86_64|virt-arm64|raspi3b] [PROFILE=FILE] [OPTIONS=...]   a real kernel, in QEMU"
+	@echo "make test-qemu                        the tests on real kernels"
 	@echo "make test | lint | bench              tests, ruff and mypy, figures beside the peers"
 	@echo "make install DESTDIR= PREFIX=         what an image needs"
 
@@ -35,7 +38,17 @@ test: setup
 
 lint: NEEDS = requirements-dev.txt
 lint: setup
-	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy *.py bench tests
+	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy *.py bench lab tests
+
+LAB = mmdebstrap:mmdebstrap cpio:cpio ssh:openssh-client modprobe:kmod mke2fs:e2fsprogs gzip:gzip
+boot test-qemu: NEEDS = requirements-dev.txt
+boot: export PROGRAMS = $(LAB) $(if $(filter x86_64,$(MACHINE)),qemu-system-x86_64:qemu-system-x86,qemu-system-aarch64:qemu-system-arm)
+boot: setup
+	@$(PYTHON) lab/boot.py $(MACHINE) $(if $(PROFILE),--profile $(PROFILE)) -- $(OPTIONS)
+
+test-qemu: export PROGRAMS = $(LAB) qemu-system-x86_64:qemu-system-x86 qemu-system-aarch64:qemu-system-arm
+test-qemu: setup
+	@$(PYTHON) -m pytest -q -rs -p no:cacheprovider $(or $(TESTS),$(wildcard tests/qemu_*.py))
 
 bench: NEEDS = requirements-dev.txt requirements-bench.txt
 bench: export PROGRAMS = busybox:busybox runsvdir:runit s6-svscan:s6 cc:gcc ld:libc6-dev

@@ -24,6 +24,7 @@ from control import SVError
 PAGE = os.sysconf("SC_PAGE_SIZE")
 TICKS = os.sysconf("SC_CLK_TCK")
 COLUMNS = ("name", "state", "ready", "pid", "runtime", "restart", "exit", "memory", "cpu", "user", "cmd")
+NO_RESTART = 125  # an exit status: PID 1 shall not start us again
 Stats = dict[str, Any]
 
 
@@ -282,6 +283,18 @@ def rescue() -> None:
     os.execve(argv[0], argv, {**os.environ, "PYTHONPATH": folder})
 
 
+def login(kind: str) -> None:
+    """What a console offers: "password" (getty and login), "prompt" (Python at once, as root) or "off"."""
+    if kind == "prompt":
+        argv = interactive()
+        os.execve(argv[0], argv, {**os.environ, "PYTHONPATH": os.path.dirname(os.path.abspath(__file__))})
+    if kind == "password":
+        os.execvp("getty", ["getty", "-L", "0", "-", os.environ.get("TERM", "linux")])  # on the terminal that we have
+    if kind != "off":
+        print(f'CONSOLE_LOGIN = {kind!r} is not "password", "prompt" or "off": this console stays off', file=sys.stderr)
+    sys.exit(NO_RESTART)
+
+
 def interactive() -> list[str]:
     """The command of the prompt."""
     hello = "from sv import *; import sv; print('functions: ' + ', '.join(sv.__all__))"
@@ -326,6 +339,8 @@ def main(arguments: list[str]) -> int:
                        ("rescue", "for its row"), ("console", "the prompt, and a halt after it")):  # fmt: skip
         sub = commands.add_parser(name, help=text)
         sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    sub = commands.add_parser("login", help="what a console offers, for its row")
+    sub.add_argument("kind", metavar="password|prompt|off")
     options = parser.parse_args(arguments)
     try:
         answer = _command(options)
@@ -348,7 +363,7 @@ def _command(options: argparse.Namespace) -> Any:
         "console": lambda: console(halt),
     }
     actions |= {"board": board, "reload": reload, "top": top, "reboot": reboot, "halt": halt, "poweroff": poweroff}
-    actions["rescue"] = rescue
+    actions |= {"rescue": rescue, "login": lambda: login(options.kind)}
     return actions[options.command]()
 
 

@@ -14,6 +14,7 @@ from rows import Device, Directory, Mount, Service
 # --- names and places ---------------------------------------------------------------------------------------------
 HOSTNAME = "stack"
 CONSOLE = "/dev/console"
+CONSOLE_LOGIN = "password"  # what its getty asks for; or "prompt": whoever holds the cable is root; or "off"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 ENVIRONMENT = (("HOME", "/root"), ("TERM", "linux"), ("LANG", "C.UTF-8"), ("BUS", "{BUS}"))  # of every service
 
@@ -48,7 +49,7 @@ MOUNTS = (
 )
 DIRECTORIES = (
     Directory("/run/bus", 0o755, "{APP_USER}"),
-    Directory("/run/dropbear", 0o700),
+    Directory("/var/lib/dropbear", 0o700),  # the image links /etc/dropbear to it: host keys are made on the board
 )
 DEVICES = (  # what devtmpfs leaves to udev
     Device("/dev/fd", "link", target="/proc/self/fd"),
@@ -138,7 +139,7 @@ SERVICES: tuple[Service, ...] = (
         after=("modules",),
     ),
     Service("udhcpc", ("udhcpc", "-f", "-i", "{WIFI_INTERFACE}"), after=("wpa_supplicant",)),
-    Service("getty", ("getty", "-L", "115200", "console", "linux"), tty="{CONSOLE}"),
+    Service("console", ("{PYTHON}", "{LIB}/prompt.py", "login", "{CONSOLE_LOGIN}"), after=("dropbear",), tty="{CONSOLE}"),
     BROKER,
     *APPS,
 )

@@ -403,8 +403,9 @@ def read_file(path: str) -> str:
 
 
 def write_file(path: str, text: str) -> None:
+    """A line to a file of /proc: without its end, kernel.printk_devkmsg answers EINVAL."""
     with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
+        file.write(text + "\n")
 
 
 def reap() -> Any:

@@ -129,7 +129,7 @@ def _overlay(tables: Tables, path: str) -> None:
     """Take a profile's values; one of another type than the default's is refused."""
     for name, value in _run(path, dict(tables.values)).items():
         old = tables.values.get(name)
-        if not name.isupper() or value is old:
+        if not name.isupper() or name.startswith("_") or value is old:
             continue
         if name not in tables.values:
             tables.rejected.append(f"profile: {name} is not a setting; left out")

@@ -298,3 +298,9 @@ def test_a_remount_that_is_busy_is_a_failure(monkeypatch: pytest.MonkeyPatch) ->
     stack.mount_row(Mount("proc", "/proc", "proc"))
     with pytest.raises(OSError, match="busy"):
         stack.mount_row(Mount("", "/", "", "remount,ro"))
+
+
+def test_a_sysctl_is_a_whole_line(tmp_path: Path) -> None:
+    """kernel.printk_devkmsg answers EINVAL to "on" without the end of its line."""
+    stack.write_file(str(tmp_path / "printk_devkmsg"), "on")
+    assert (tmp_path / "printk_devkmsg").read_bytes() == b"on\n"

@@ -22,7 +22,7 @@ def load(tmp_path: Path, text: str, **options: str) -> tables.Tables:
 def test_the_default_table_is_clean() -> None:
     board = tables.load({})
     assert board.rejected == []
-    assert {"logd", "broker", "klogd", "syslogd", "dropbear", "ntpd", "wpa_supplicant", "getty", "fakegps"} <= set(
+    assert {"logd", "broker", "klogd", "syslogd", "dropbear", "ntpd", "wpa_supplicant", "console", "fakegps"} <= set(
         board.services
     )
 
@@ -198,3 +198,10 @@ def test_accounts_come_from_the_files(tmp_path: Path) -> None:
     users, groups = tables.read_accounts(str(tmp_path))
     assert (users["app"].uid, users["app"].gid, groups["gpio"]) == (1000, 1001, 997)
     assert "worse" not in users
+
+
+def test_a_profile_may_have_names_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "profile.py"
+    path.write_text("_EXTRA = ('a',)\nHOSTNAME = 'mine'\n")
+    board = tables.load({"stack.profile": str(path)})
+    assert (board.HOSTNAME, board.rejected) == ("mine", [])

@@ -1,0 +1,19 @@
+#!/bin/busybox sh
+# /init of the small initramfs: load what the root's device needs, mount it read-only, become init= of the command line.
+busybox mount -t proc proc /proc
+busybox mount -t devtmpfs dev /dev
+root=/dev/vda init=/sbin/init
+for word in $(busybox cat /proc/cmdline); do
+    case $word in root=* | init=*) eval "${word%%=*}='${word#*=}'" ;; esac
+done
+while read -r module; do busybox insmod "/$module"; done </modules
+tries=0
+until [ -b "$root" ]; do # an SD card takes its time
+    tries=$((tries + 1))
+    [ $tries -lt 600 ] || { echo "initramfs: no $root after 30 s"; exec busybox sh; }
+    busybox usleep 50000
+done
+busybox mount -t ext4 -o ro "$root" /newroot
+busybox mount --move /dev /newroot/dev
+busybox umount /proc
+exec busybox switch_root /newroot "$init"

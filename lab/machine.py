@@ -1,0 +1,195 @@
+"""An emulated machine: QEMU, its QMP socket, its serial console, and Python in the guest over ssh."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from image import BUILD, KINDS, kernel, ssh_key
+from qemu.qmp.legacy import QEMUMonitorProtocol
+
+T = TypeVar("T")
+
+
+def until(check: Callable[[], T], seconds: float, what: str) -> T:
+    """The first true value of `check`; TimeoutError after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            if value := check():
+                return value
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not within {seconds:g} s")
+        time.sleep(0.05)
+
+
+def command(name: str, disk: Path, words: tuple[str, ...], memory: int = 512) -> list[str]:
+    """QEMU's command line, without console, network and monitor."""
+    kind, files = KINDS[name], kernel(name)
+    drive = (
+        ["-drive", f"if=sd,format=raw,file={disk},snapshot=on", "-dtb", str(files / "dtb")]
+        if name == "raspi3b"
+        else [
+            "-drive",
+            f"if=none,id=root,file={disk},format=raw,snapshot=on",
+            "-device",
+            "virtio-blk-pci,drive=root",
+            "-m",
+            str(memory),
+        ]
+    )
+    append = f"console={kind.console},115200 panic=-1 root={kind.disk} init=/sbin/stack.py quiet stack.profile=qemu"
+    return [
+        *kind.qemu, "-accel", "tcg,thread=multi", "-display", "none",
+        "-kernel", str(files / "kernel"), "-initrd", str(files / "initrd"), *drive, "-append", " ".join([append, *words]),
+    ]  # fmt: skip
+
+
+def network(name: str, port: int) -> list[str]:
+    """A network card whose other end is QEMU's own little network; the guest's ssh is at this port of loopback."""
+    card = "usb-net" if name == "raspi3b" else "virtio-net-pci,romfile="
+    return ["-netdev", f"user,id=n0,hostfwd=tcp:127.0.0.1:{port}-:22", "-device", f"{card},netdev=n0"]
+
+
+def free_port() -> int:
+    """A TCP port of loopback that nobody has now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+class Machine:
+    """One running guest. `close()` ends it; nothing of it is left."""
+
+    def __init__(self, name: str, disk: Path, words: tuple[str, ...] = (), extra: tuple[str, ...] = ()) -> None:
+        self.name = name
+        self.folder = Path(tempfile.mkdtemp(prefix="stack-qemu."))
+        self.console_file = self.folder / "console.txt"
+        self.port = free_port()
+        self.events: list[dict[str, Any]] = []
+        serial = ["-chardev", f"socket,id=con,path={self.folder}/con,server=on,wait=off,logfile={self.console_file}"]
+        serial += ["-serial", "null"] if name == "raspi3b" else []
+        serial += ["-serial", "chardev:con", "-qmp", f"unix:{self.folder}/qmp,server=on,wait=off", "-no-reboot"]
+        self.started = time.monotonic()
+        with (self.folder / "qemu.txt").open("wb") as output:
+            self.process = subprocess.Popen(
+                [*command(name, disk, words), *network(name, self.port), *serial, *extra],
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            )  # fmt: skip
+        try:
+            until((self.folder / "qmp").exists, 20, "QEMU's monitor")
+            self.qmp = QEMUMonitorProtocol(f"{self.folder}/qmp")
+            self.qmp.connect()
+        except Exception as error:
+            self.process.kill()
+            raise RuntimeError((self.folder / "qemu.txt").read_text()) from error
+
+    # --- its outside ------------------------------------------------------------------------------------------------
+    def console(self) -> str:
+        """All that the serial console has printed."""
+        return self.console_file.read_text(errors="replace") if self.console_file.exists() else ""
+
+    def wait_console(self, text: str, seconds: float = 60.0) -> str:
+        """Wait for words on the console."""
+        try:
+            return until(lambda: self.console() if text in self.console() else "", seconds, f"{text!r} on the console")
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}; it says:\n{self.console()[-3000:]}") from None
+
+    def type(self, text: str) -> None:
+        """Type on the serial console."""
+        with socket.socket(socket.AF_UNIX) as wire:
+            wire.connect(f"{self.folder}/con")
+            wire.sendall(text.encode())
+
+    def execute(self, name: str, **arguments: Any) -> Any:
+        """A QMP command."""
+        return self.qmp.cmd(name, **arguments)
+
+    def event(self, *names: str, seconds: float = 60.0) -> dict[str, Any]:
+        """The first QMP event of these names, of those that have not been asked for yet."""
+        deadline = time.monotonic() + seconds
+        while True:
+            with contextlib.suppress(Exception):  # the end of QEMU ends the connection: what came before it still counts
+                self.events += self.qmp.get_events(wait=0.2)
+            for event in self.events:
+                if event["event"] in names:
+                    self.events.remove(event)
+                    return event
+            if time.monotonic() > deadline or (self.process.poll() is not None and not self.qmp_alive()):
+                seen = [event["event"] for event in self.events]
+                raise TimeoutError(f"no {' or '.join(names)} but {seen}; the console says:\n{self.console()[-3000:]}")
+
+    def qmp_alive(self) -> bool:
+        with contextlib.suppress(Exception):
+            self.qmp.cmd("query-status")
+            return True
+        return False
+
+    # --- its inside -------------------------------------------------------------------------------------------------
+    def ssh(self, *words: str, seconds: float = 60.0, text: str = "") -> str:
+        """Run something by ssh; CalledProcessError with what it printed where it fails."""
+        options = {
+            "StrictHostKeyChecking": "no", "UserKnownHostsFile": "/dev/null", "BatchMode": "yes", "ConnectTimeout": 20,
+            "ControlMaster": "auto", "ControlPath": self.folder / "ssh", "ControlPersist": 600,
+        }  # fmt: skip
+        argv = [
+            "ssh",
+            "-q",
+            "-i",
+            str(ssh_key()),
+            "-p",
+            str(self.port),
+            *(f"-o{key}={value}" for key, value in options.items()),
+        ]
+        argv += ["root@127.0.0.1", *words]
+        done = subprocess.run(argv, input=text, capture_output=True, text=True, timeout=seconds, check=False)
+        if done.returncode:
+            raise GuestError(f"{words[0][:200] if words else 'ssh'}: status {done.returncode}\n{done.stdout}{done.stderr}")
+        return done.stdout
+
+    def python(self, code: str, seconds: float = 60.0) -> Any:
+        """Run Python in the guest as root; what its last line, `result = ...`, left behind, by way of JSON."""
+        program = f"import json, os, subprocess, time\nresult = None\n{code}\nprint('\\n' + json.dumps(result))"
+        printed = self.ssh("import sys; exec(sys.stdin.read())", seconds=seconds, text=program)
+        return json.loads(printed.rstrip("\n").rpartition("\n")[2])
+
+    def up(self, seconds: float = 90.0) -> Machine:
+        """Wait until ssh answers."""
+
+        def answers() -> bool:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"QEMU ended; the console says:\n{self.console()[-3000:]}")
+            try:
+                return bool(self.ssh("print(1)", seconds=30))
+            except GuestError:
+                return False
+
+        try:
+            until(answers, seconds, "ssh")
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}; the console says:\n{self.console()[-4000:]}") from None
+        return self
+
+    def close(self) -> None:
+        """End it, whatever state it is in."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        with contextlib.suppress(Exception):
+            self.qmp.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class GuestError(Exception):
+    """What ran in the guest failed."""
+
+
+__all__ = ["BUILD", "KINDS", "GuestError", "Machine", "command", "network", "until"]
