@@ -65,18 +65,20 @@ class Init:
 
     # --- boot -------------------------------------------------------------------------------------------------------
     def boot(self) -> None:
-        """Each step is on its own: one that fails is logged and shown in board(), and the next one is taken."""
+        """Each step is on its own: one that raises is logged and shown in board(), the next one is taken, and a rescue
+        prompt opens beside what does start."""
         for step in (
             self.set_defaults, self.open_log, self.catch_signals, self.read_options, self.load_tables,
             self.disable_ctrl_alt_del, self.mount_all, self.open_kmsg, self.make_devices, self.make_directories,
             self.write_sysctls, self.set_hostname, self.raise_loopback, self.raise_limits, self.set_environment,
-            self.open_control, self.start_services,
+            self.open_control, self.start_services, self.check_boot,
         ):  # fmt: skip
             started = time.monotonic()
             try:
                 step()
             except Exception as error:
                 self.fault(f"boot: {step.__name__}: {trace(error)}")
+                self.incomplete = True
             self.steps.append((step.__name__, started, time.monotonic() - started))
 
     def fault(self, text: str) -> None:
@@ -199,7 +201,11 @@ class Init:
             self.open_rescue("stack.rescue is on the kernel command line", now)
             return
         self.sv.reload(self.tables, now)
-        if self.incomplete or self.sv.hopeless(now):
+
+    def check_boot(self) -> None:
+        """The loop sleeps until something happens; where nothing was started, nothing will."""
+        now = time.monotonic()
+        if self.rescue is None and (self.incomplete or self.sv.hopeless(now)):
             self.open_rescue("the boot was not complete", now)
 
     # --- what happens ----------------------------------------------------------------------------------------------
@@ -254,7 +260,7 @@ class Init:
     def open_rescue(self, reason: str, now: float) -> None:
         """A Python prompt on the console, supervised like any service; a reboot if nobody uses it."""
         if not os.path.exists(control.SOCKET):
-            self.best_effort(control.SOCKET, self.open_control)
+            self.loop.guard("control", lambda now: self.open_control(), now)
         self.displaced = [p for p in self.sv.processes.values() if p.row.tty == self.tables.CONSOLE and p.wanted]
         for process in self.displaced:
             self.sv.stop(process, now)
@@ -262,7 +268,8 @@ class Init:
         self.fault(f"rescue prompt on {self.tables.CONSOLE}: {reason}; in {timeout:g} s without anyone typing it is over")
         self.rescue_until = now + timeout
         restart = "on-failure" if self.boot_waits else "always"
-        self.rescue = self.sv.add(self.tables.RESCUE._replace(ready_timeout=timeout, restart=restart), now)
+        row = tables_module.expand_row(self.tables, self.tables.RESCUE)
+        self.rescue = self.sv.add(row._replace(ready_timeout=timeout, restart=restart), now)
 
     def rescue_deadline(self) -> float | None:
         """When an unused rescue prompt is over; never, while somebody is there."""
@@ -433,31 +440,11 @@ def hold_stdio() -> None:
                 os.pipe2(os.O_NONBLOCK)  # no /dev yet: something that takes a few lines and never blocks
 
 
-def plan(options: dict[str, str]) -> int:
-    """Print what a boot would do; the exit status is 1 where a table has a fault."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--plan | head`
-    tables = tables_module.load(options)
-    print(f"profile   {', '.join(tables.profiles) or 'default'}")
-    for row in tables.MOUNTS:
-        print(f"mount     {row.target:<16} {row.source} {row.fstype} {row.options}{'' if row.required else ' (best effort)'}")
-    for name in tables.MODULES:
-        print(f"module    {name}")
-    for name, value in tables.SYSCTLS:
-        print(f"sysctl    {name} = {value}")
-    for name in tables.order:
-        row = tables.services[name]
-        print(f"service   {name:<16} {' '.join(word or repr(word) for word in row.argv)}")
-        waits = [f"{other} ({tables.services[other].ready or 'started'})" for other in row.after if other in tables.services]
-        if waits:
-            print(f"{'':<26} after {', '.join(waits)}")
-    for text in tables.rejected:
-        print(f"rejected  {text}", file=sys.stderr)
-    return 1 if tables.rejected else 0
-
-
 def main(arguments: list[str]) -> int:
     """The life of a board."""
     if "--plan" in arguments:
+        from plan import plan
+
         return plan(parse_options(arguments))
     if os.getpid() != 1:
         print("stack.py is the init of a board and runs only as PID 1; `make run` boots it in namespaces.", file=sys.stderr)

@@ -6,6 +6,7 @@ again when something that went into it has changed.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import inspect
@@ -16,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,13 +52,14 @@ class Kind(NamedTuple):
 RADIO = ("mac80211_hwsim", "ccm", "ctr", "gcm", "cmac", "aes_generic", "michael_mic")
 VIRTUAL = ("virtio_net", "virtio_console", "i6300esb", "softdog", "dummy", "veth", "tun", "fuse", "squashfs", "vfat",
            "usb-storage", "sd_mod", "xhci-pci", "ftdi_sio", "usbserial", "bridge", "loop", "nls_ascii")  # fmt: skip
+ARM_QEMU = ("qemu-system-aarch64", "-M", "virt", "-cpu", "cortex-a53", "-device", "virtio-keyboard-pci")
 VIRT_QEMU = ("-nodefaults", "-device", "virtio-rng-pci")
 VIRTIO = ("virtio_pci", "virtio_blk", "ext4")
 KINDS = {
     "x86_64": Kind("amd64", ("qemu-system-x86_64", "-M", "q35", "-cpu", "max", "-device", "pvpanic-pci", *VIRT_QEMU),
-                   "ttyS0", "/dev/vda", VIRTIO, (*RADIO, *VIRTUAL, "pvpanic-pci"), 320),
-    "virt-arm64": Kind("arm64", ("qemu-system-aarch64", "-M", "virt", "-cpu", "cortex-a53", *VIRT_QEMU),
-                       "ttyAMA0", "/dev/vda", VIRTIO, (*RADIO, *VIRTUAL), 320),
+                   "ttyS0", "/dev/vda", (*VIRTIO, "pvpanic-pci"), (*RADIO, *VIRTUAL), 320),
+    "virt-arm64": Kind("arm64", (*ARM_QEMU, *VIRT_QEMU),
+                       "ttyAMA0", "/dev/vda", (*VIRTIO, "virtio_input"), (*RADIO, *VIRTUAL), 320),
     "raspi3b": Kind("arm64", ("qemu-system-aarch64", "-M", "raspi3b"), "ttyS1", "/dev/mmcblk0", ("bcm2835", "ext4"),
                     (*RADIO, "bcm2835_wdt", "softdog", "phy-generic", "dwc2", "cdc_ether", "rndis_host", "bcm2835-rng"), 512),
 }  # fmt: skip
@@ -83,9 +85,7 @@ def stamped(folder: Path, recipe: str, work: Callable[[], None], text: str) -> N
     """Do the work if its recipe is another than last time, from an empty folder."""
     stamp = folder.with_suffix(".stamp")
     wanted = hashlib.sha256((recipe + inspect.getsource(work)).encode()).hexdigest()
-    BUILD.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two machines of one architecture may be wanted at once
+    with locked(folder):
         if stamp.exists() and stamp.read_text() == wanted:
             return
         stamp.unlink(missing_ok=True)
@@ -230,25 +230,58 @@ def initrd(source: Path, kind: Kind, target: Path) -> None:
 
 
 def image(name: str, target: Path, files: dict[str, str] | None = None) -> Path:
-    """An ext4 image of the whole board in `target`, with files (path to content) of the caller's own in it."""
-    kind = KINDS[name]
+    """An ext4 image of the whole board in `target`, with files (path to content) of the caller's own in it.
+
+    A content that begins with "-> " makes a symbolic link.
+    """
+    with board(KINDS[name], files or {}) as folder:
+        target.unlink(missing_ok=True)
+        run("mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-d", folder, target, f"{KINDS[name].size}M")
+    return target
+
+
+def archive(name: str, target: Path, files: dict[str, str] | None = None) -> Path:
+    """The whole board as an initramfs: a cpio archive, not compressed."""
+    with board(KINDS[name], files or {}) as folder:
+        run("sh", "-c", f"cd '{folder}' && find . | cpio -o -H newc --quiet --owner=0:0 >'{target}'")
+    return target
+
+
+@contextlib.contextmanager
+def board(kind: Kind, files: dict[str, str]) -> Iterator[Path]:
+    """The tree of a board, for as long as nobody else wants another one."""
     folder = system(kind)
-    run("make", "-s", "-C", ROOT, "install", f"DESTDIR={folder}", "PREFIX=/usr", f"TARGET_PYTHON={PYTHON}",
-        "SITEDIR=/usr/lib/python3/dist-packages")  # fmt: skip
     own = {
         "usr/lib/stack/settings_qemu.py": (LAB / "settings_qemu.py").read_text(),
         "root/.ssh/authorized_keys": ssh_key().with_suffix(".pub").read_text(),
-        **(files or {}),
+        **files,
     }
-    for path, content in own.items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_text(content)
-    (folder / "root/.ssh").chmod(0o700)
-    target.unlink(missing_ok=True)
-    run("mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-d", folder, "-E", "root_owner=0:0", target, f"{kind.size}M")
-    for path in files or {}:
-        (folder / path).unlink()
-    return target
+    with locked(folder):
+        run("make", "-s", "-C", ROOT, "install", f"DESTDIR={folder}", "PREFIX=/usr", f"TARGET_PYTHON={PYTHON}",
+            "SITEDIR=/usr/lib/python3/dist-packages")  # fmt: skip
+        for path, content in own.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).unlink(missing_ok=True)
+            if content.startswith("-> "):
+                (folder / path).symlink_to(content[3:])
+            else:
+                (folder / path).write_text(content)
+                (folder / path).chmod(0o755 if content.startswith("#!") else 0o644)
+        (folder / "root/.ssh").chmod(0o700)
+        try:
+            yield folder
+        finally:
+            for path in files:
+                (folder / path).unlink()
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Alone with a folder: two machines of one architecture may be wanted at once."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def ssh_key() -> Path:

@@ -2,9 +2,13 @@
 # /init of the small initramfs: load what the root's device needs, mount it read-only, become init= of the command line.
 busybox mount -t proc proc /proc
 busybox mount -t devtmpfs dev /dev
-root=/dev/vda init=/sbin/init
+root=/dev/vda init=/sbin/init mounted='' closed=''
 for word in $(busybox cat /proc/cmdline); do
-    case $word in root=* | init=*) eval "${word%%=*}='${word#*=}'" ;; esac
+    case $word in
+        root=* | init=*) eval "${word%%=*}='${word#*=}'" ;;
+        lab.mounted) mounted=yes ;;
+        lab.closed) closed=yes ;;
+    esac
 done
 while read -r module; do busybox insmod "/$module"; done </modules
 tries=0
@@ -16,4 +20,8 @@ done
 busybox mount -t ext4 -o ro "$root" /newroot
 busybox mount --move /dev /newroot/dev
 busybox umount /proc
+if [ $mounted ]; then # as a richer initramfs leaves it
+    for row in proc:/proc sysfs:/sys tmpfs:/run tmpfs:/tmp; do busybox mount -t "${row%%:*}" lab "/newroot${row#*:}"; done
+fi
+if [ $closed ]; then exec <&- >&- 2>&-; fi # as the kernel does it where there is no console
 exec busybox switch_root /newroot "$init"

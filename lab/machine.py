@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +33,7 @@ def until(check: Callable[[], T], seconds: float, what: str) -> T:
 
 
 def command(name: str, disk: Path, words: tuple[str, ...], memory: int = 512) -> list[str]:
-    """QEMU's command line, without console, network and monitor."""
+    """QEMU's command line, without console, network and monitor. Of words that say the same the later one counts."""
     kind, files = KINDS[name], kernel(name)
     drive = (
         ["-drive", f"if=sd,format=raw,file={disk},snapshot=on", "-dtb", str(files / "dtb")]
@@ -65,6 +66,13 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
+def drain(wire: socket.socket) -> None:
+    """Read and forget, or QEMU waits for us after some 300 bytes; the text is in its log file."""
+    with contextlib.suppress(OSError):
+        while wire.recv(4096):
+            pass
+
+
 class Machine:
     """One running guest. `close()` ends it; nothing of it is left."""
 
@@ -74,6 +82,7 @@ class Machine:
         self.console_file = self.folder / "console.txt"
         self.port = free_port()
         self.events: list[dict[str, Any]] = []
+        self.wire: socket.socket | None = None
         serial = ["-chardev", f"socket,id=con,path={self.folder}/con,server=on,wait=off,logfile={self.console_file}"]
         serial += ["-serial", "null"] if name == "raspi3b" else []
         serial += ["-serial", "chardev:con", "-qmp", f"unix:{self.folder}/qmp,server=on,wait=off", "-no-reboot"]
@@ -105,9 +114,11 @@ class Machine:
 
     def type(self, text: str) -> None:
         """Type on the serial console."""
-        with socket.socket(socket.AF_UNIX) as wire:
-            wire.connect(f"{self.folder}/con")
-            wire.sendall(text.encode())
+        if self.wire is None:  # kept open: what the guest has not read when it closes is lost
+            self.wire = socket.socket(socket.AF_UNIX)
+            self.wire.connect(f"{self.folder}/con")
+            threading.Thread(target=drain, args=(self.wire,), daemon=True).start()
+        self.wire.sendall(text.encode())
 
     def execute(self, name: str, **arguments: Any) -> Any:
         """A QMP command."""
@@ -185,6 +196,8 @@ class Machine:
         self.process.wait()
         with contextlib.suppress(Exception):
             self.qmp.close()
+        if self.wire:
+            self.wire.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -200,6 +200,33 @@ def boot(tmp_path: Path) -> Iterator[Callable[..., Board]]:
         board.close()
 
 
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Boot emulated machines: `machine("x86_64", profile, words)`; whatever the test did with them, they are gone after it."""
+    yield from machines(tmp_path)
+
+
+def machines(folder: Path) -> Iterator[Callable[..., Any]]:
+    """For fixtures of other scopes."""
+    sys.path.insert(0, str(ROOT / "lab"))
+    from image import image
+    from machine import Machine
+
+    started: list[Machine] = []
+
+    def start(
+        kind: str, profile: str = "", words: str = "", files: dict[str, str] | None = None, extra: tuple[str, ...] = ()
+    ) -> Any:
+        """A machine with this text as a profile on top of settings_qemu.py, and these words on its command line."""
+        disk = image(kind, folder / f"root{len(started)}.img", {"usr/lib/stack/settings_test.py": profile, **(files or {})})
+        started.append(Machine(kind, disk, ("stack.profile=qemu,test", *words.split()), extra))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.close()
+
+
 @pytest.fixture(autouse=True)
 def _quiet_log(monkeypatch: pytest.MonkeyPatch) -> None:
     """Records of PID 1's modules in pure tests go nowhere."""
