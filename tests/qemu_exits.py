@@ -37,6 +37,11 @@ def assert_ended(board: Any, how: str) -> None:
     assert "Kernel panic" not in board.console()
 
 
+def found(board: Any, pattern: str) -> str:
+    """What of these comes on the console."""
+    return str(eventually(lambda: re.findall(pattern, board.console()), 30)[-1])
+
+
 def ctrl_alt_del(board: Any) -> None:
     board.execute("send-key", keys=[{"type": "qcode", "data": key} for key in ("ctrl", "alt", "delete")])
 
@@ -124,13 +129,11 @@ def test_an_exception_in_a_step_of_boot_is_no_panic(machine: Start, step: str) -
     board = machine("x86_64", act("sv", "poweroff"), "init=/sbin/faulty", {"sbin/faulty": FAULTY.replace("{step}", step)})
     board.wait_console("injected")
 
-    done = eventually(lambda: re.search("rescue: press Enter|reboot: Power down", board.console()), 30)
-    if done[0].startswith("rescue"):
+    if found(board, "rescue: press Enter|reboot: Power down").startswith("rescue"):
         board.type("\n")
         board.wait_console(">>>")
         board.type("poweroff()\n")
-        answer = eventually(lambda: re.search("SVError: cannot reach|has begun|reboot: Power down", board.console()), 20)
-        if answer[0].startswith("SVError"):
+        if found(board, "SVError: cannot reach|has begun|reboot: Power down").startswith("SVError"):
             ctrl_alt_del(board)  # no control socket: the keyboard is left
     event = board.event("SHUTDOWN", "GUEST_PANICKED")
     assert event["event"] == "SHUTDOWN", board.console()
