@@ -49,6 +49,7 @@ class Bus:
         self.address = address or os.environ.get("BUS", settings.BUS)
         self._client = self._make_client()
         self._handlers: dict[str, Handler] = {}
+        self._watched: dict[int, Callable[[], object]] = {}  # other descriptors, served in the same wait
         self._retained: dict[str, bytes] = {}  # the broker forgets when it dies: we tell its successor
         self._waiting: deque[tuple[str, bytes, bool]] = deque(maxlen=BACKLOG)
         self._connected = False
@@ -90,6 +91,14 @@ class Bus:
         if self._connected:
             self._client.subscribe(pattern)
 
+    def watch(self, fd: int, handler: Callable[[], object]) -> None:
+        """Call `handler()` inside `every()` or `run()` whenever a descriptor can be read, until `unwatch(fd)`."""
+        self._watched[fd] = handler
+
+    def unwatch(self, fd: int) -> None:
+        """No longer; before the descriptor is closed."""
+        self._watched.pop(fd, None)
+
     def every(self, seconds: float) -> Iterator[float]:
         """Yield the monotonic time every so many seconds, and serve the bus in between. It ends with SIGTERM.
 
@@ -124,15 +133,36 @@ class Bus:
         """Wait for messages, at most so long; connect if need be."""
         now = time.monotonic()
         link = self._client.socket()
-        if link is None:
-            if now < self._next_try:
-                select.select([], [], [], min(seconds, self._next_try - now))
-                return
+        if link is None and now >= self._next_try:
             self._connect(now)
+            return
+        if link is None:
+            self._wait(min(seconds, self._next_try - now))
             return
         if not self._connected and now >= self._patience:  # it accepted us and never answered
             link.shutdown(socket.SHUT_RDWR)  # type: ignore[attr-defined]
-        self._client.loop(timeout=min(seconds, 30.0) if self._connected else min(seconds, 1.0))
+        self._wait(min(seconds, 30.0 if self._connected else 1.0), link)
+
+    def _wait(self, seconds: float, link: Any = None) -> None:
+        """One wait for everything: the broker's link, by paho's external loop, and what else is watched."""
+        readers, writers = [*self._watched, *([link] if link else [])], [link] if link and self._client.want_write() else []
+        readable, writable, _ = select.select(readers, writers, [], seconds)
+        if link in readable:
+            self._client.loop_read()
+        if writable and self._client.socket() is link:
+            self._client.loop_write()
+        if link:
+            self._client.loop_misc()  # pings, and what it does when they are not answered
+        for fd in readable:
+            if fd in self._watched:  # not if the handler before it has ended it
+                self._guarded(f"descriptor {fd}", self._watched[fd])
+
+    def _guarded(self, what: str, handler: Callable[..., object], *arguments: Any) -> None:
+        """An app's handler that fails is logged; the app goes on."""
+        try:
+            handler(*arguments)
+        except Exception:
+            self.log.exception("bus: the handler of %s failed", what)
 
     def _connect(self, now: float) -> None:
         try:
@@ -182,10 +212,7 @@ class Bus:
             return
         for pattern, handler in list(self._handlers.items()):
             if mqtt.topic_matches_sub(pattern, packet.topic):
-                try:
-                    handler(packet.topic, message)
-                except Exception:
-                    self.log.exception("bus: the handler of %s failed", pattern)
+                self._guarded(pattern, handler, packet.topic, message)
 
     def _tell_counts(self) -> None:
         """How many warnings and errors we have logged, retained, for diagnostic.py."""

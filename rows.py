@@ -67,4 +67,30 @@ class Service(NamedTuple):
     logger: bool = False  # this is the one that reads the log pipes of all others
 
 
-__all__ = ["Device", "Directory", "Mount", "Service"]
+class Interface(NamedTuple):
+    """One network interface that network.py keeps up (`man 8 ip`)."""
+
+    name: str  # "eth0"
+    wifi: bool = False  # wpa_supplicant associates it, and the ladder looks after it
+    # "dhcp": IPv4 from a DHCP server (RFC 2131); "ra": IPv6 from router advertisements (RFC 4861);
+    # "192.168.1.5/24", "2001:db8::5/64": these. Any number of them.
+    addresses: tuple[str, ...] = ("dhcp", "ra")
+    gateways: tuple[str, ...] = ()  # default routes beside the fixed addresses, one for each family
+    nameservers: tuple[str, ...] = ()  # before those that DHCP and router advertisements name
+    metric: int = 100  # of its default routes: the lowest one carries the traffic
+    hostname: bool = True  # tell the DHCP server ours
+    module: str = ""  # the driver's, for the ladder; empty: what /sys/class/net/NAME/device/driver/module says
+
+
+class WifiNetwork(NamedTuple):
+    """One network that wpa_supplicant may join (`man 5 wpa_supplicant.conf`)."""
+
+    ssid: str | bytes
+    psk: str = ""  # passphrase of 8 to 63 characters, or 64 hexadecimal digits
+    security: str = ""  # "open", "psk" (WPA2), "sae" (WPA3), "psk+sae" (either); empty: psk where there is one
+    hidden: bool = False  # it does not say its name: ask for it
+    priority: int = 0  # the highest one in reach is joined
+    frequencies: tuple[int, ...] = ()  # MHz: scan these alone, which is faster
+
+
+__all__ = ["Device", "Directory", "Interface", "Mount", "Service", "WifiNetwork"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from rows import Device, Directory, Mount, Service
+from rows import Device, Directory, Interface, Mount, Service, WifiNetwork
 
 # --- names and places ---------------------------------------------------------------------------------------------
 HOSTNAME = "stack"
@@ -27,10 +27,15 @@ APP_USER = "nobody"
 BUS = "/run/bus/mqtt.sock"  # a Unix socket, or "host:port" for a broker that has none
 GPS_ROUTE = ""  # a GPX file; empty is the built-in loop
 WIFI_INTERFACE = "wlan0"
-WIFI_NETWORKS = "/etc/wpa_supplicant.conf"
+WIFI_COUNTRY = ""  # "DE": the regulatory domain (ISO 3166)
+WIFI_CONFIG = "/etc/wpa_supplicant.conf"  # networks of the board's owner, beside WIFI_NETWORKS; need not be there
 WIFI_CONTROL = "/run/wpa_supplicant"  # wpa_supplicant's control sockets
 WIFI_GROUP = "netdev"  # may use them
 WIFI_RECORDING = ""  # recorded answers of wpa_supplicant, where there is no radio
+
+RESOLV_CONF = "/run/resolv.conf"  # the image links /etc/resolv.conf to it
+NETWORK_STATE = "/run/network/state.json"  # what `network()` in the prompt reads
+NETWORK_STAMP = "/var/lib/network.reboot"  # on the data partition: no reboot by the ladder where it cannot be written
 
 # --- mounts -------------------------------------------------------------------------------------------------------
 MOUNTS = (
@@ -71,6 +76,14 @@ SYSCTLS = (  # name and value, as sysctl(8) writes them
     ("vm.panic_on_oom", "0"),
 )
 
+# --- network ------------------------------------------------------------------------------------------------------
+INTERFACES: tuple[Interface, ...] = (
+    Interface("eth0", metric=100),
+    Interface("usb0", metric=200),
+    Interface("{WIFI_INTERFACE}", wifi=True, metric=600),
+)
+WIFI_NETWORKS: tuple[WifiNetwork, ...] = ()  # WifiNetwork("harbour", "the passphrase"), ...
+
 # --- delays -------------------------------------------------------------------------------------------------------
 SV_COOLDOWN = 10.0  # a service that ran for so long is restarted at once
 BACKOFF_FIRST = 0.1  # otherwise the wait doubles from here...
@@ -82,6 +95,15 @@ SYNC_TIMEOUT = 10.0  # for sync(2) and umount(2) at the end
 RESCUE_TIMEOUT = 300.0  # nobody types at the rescue prompt: reboot
 CRITICAL_FAILURES = 5  # a critical service that fails so often in a row reboots the board...
 CRITICAL_UPTIME = 3600.0  # ...but not before the board has been up for so long
+NETWORK_RETRY = 5.0  # the kernel, or a DHCP client that died, is asked again
+DHCP_TIMEOUT = 120.0  # a DHCP client without a lease is started anew
+ONLINE_TIMEOUT = 300.0  # an interface is online for so long after an acknowledgement of the mothership
+LADDER_REASSOCIATE = 60.0  # Wi-Fi without an address for so long: associate anew...
+LADDER_SUPPLICANT = 180.0  # ...restart wpa_supplicant...
+LADDER_MODULE = 600.0  # ...reload the driver's module...
+LADDER_REBOOT = 1800.0  # ...reboot, and then from the beginning
+LADDER_STEADY = 60.0  # an address for so long, and the ladder is left
+REBOOT_INTERVAL = 3600.0  # the ladder reboots a board only that has been up for so long: at most once an hour
 
 # --- logging ------------------------------------------------------------------------------------------------------
 CONSOLE_LEVEL = 4  # PID 1's own log on its console, where there is no /dev/kmsg: warnings and worse (`man 3 syslog`)
@@ -123,22 +145,8 @@ SERVICES: tuple[Service, ...] = (
     Service("syslogd", ("syslogd", "-n", "-C64")),
     Service("dropbear", ("dropbear", "-F", "-E", "-s", "-R"), after=("syslogd",), oom_score=-900),
     Service("ntpd", ("ntpd", "-n", "-p", "pool.ntp.org"), nice=-5),
-    Service(
-        "wpa_supplicant",
-        (
-            "wpa_supplicant",
-            "-i",
-            "{WIFI_INTERFACE}",
-            "-D",
-            "nl80211",
-            "-c",
-            "{WIFI_NETWORKS}",
-            "-O",
-            "DIR={WIFI_CONTROL} GROUP={WIFI_GROUP}",
-        ),
-        after=("modules",),
-    ),
-    Service("udhcpc", ("udhcpc", "-f", "-i", "{WIFI_INTERFACE}"), after=("wpa_supplicant",)),
+    Service("wpa_supplicant", ("{PYTHON}", "{LIB}/supplicant.py", "{WIFI_INTERFACE}"), after=("modules",)),
+    Service("network", ("{PYTHON}", "{LIB}/network.py"), after=("modules",), oom_score=-900),
     Service("console", ("{PYTHON}", "{LIB}/prompt.py", "login", "{CONSOLE_LOGIN}"), after=("dropbear",), tty="{CONSOLE}"),
     BROKER,
     *APPS,

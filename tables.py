@@ -10,8 +10,9 @@ import sys
 from graphlib import CycleError, TopologicalSorter
 
 from lean import TYPE_CHECKING, signal
+from netrows import clash, interface_fault, is_text, wifi_fault
 from process import Delays, signal_number
-from rows import Device, Directory, Mount, Service
+from rows import Device, Directory, Interface, Mount, Service, WifiNetwork
 from spawn import ROOT, Account
 from syscalls import CAPABILITIES
 
@@ -31,7 +32,13 @@ RANGES = (
 )  # fmt: skip
 
 OPTIONS = ("stack.debug", "stack.profile", "stack.rescue", "stack.skip")
-LEAST = {"BACKOFF_FIRST": 0.01, "BACKOFF_MAX": 0.01, "KILL_RETRY": 0.1}  # seconds: less would be a busy loop
+LEAST = {
+    "BACKOFF_FIRST": 0.01,
+    "BACKOFF_MAX": 0.01,
+    "KILL_RETRY": 0.1,
+    "NETWORK_RETRY": 0.1,
+    "DHCP_TIMEOUT": 1,
+}  # seconds: less would be a busy loop
 
 # Enough for the rescue prompt, where settings.py itself cannot be read.
 FALLBACK: dict[str, Any] = {
@@ -41,7 +48,9 @@ FALLBACK: dict[str, Any] = {
     "MOUNTS": (Mount("proc", "/proc", "proc"), Mount("dev", "/dev", "devtmpfs"), Mount("run", "/run", "tmpfs")),
     "DIRECTORIES": (), "DEVICES": (), "MODULES": (), "SYSCTLS": (), "SERVICES": (), "CONSOLE_LEVEL": 4,
     "SHUTDOWN_TIMEOUT": 20.0, "KILL_TIMEOUT": 2.0, "SYNC_TIMEOUT": 10.0, "RESCUE_TIMEOUT": 300.0,
-    "CRITICAL_FAILURES": 5, "CRITICAL_UPTIME": 3600.0,
+    "CRITICAL_FAILURES": 5, "CRITICAL_UPTIME": 3600.0, "INTERFACES": (), "WIFI_NETWORKS": (),
+    "NETWORK_RETRY": 5.0, "DHCP_TIMEOUT": 120.0, "ONLINE_TIMEOUT": 300.0, "REBOOT_INTERVAL": 3600.0, "LADDER_STEADY": 60.0,
+    "LADDER_REASSOCIATE": 60.0, "LADDER_SUPPLICANT": 180.0, "LADDER_MODULE": 600.0, "LADDER_REBOOT": 1800.0,
     "RESCUE": Service("rescue", ("{PYTHON}", "{LIB}/prompt.py", "rescue"), ready="notify", tty="{CONSOLE}"),
     "LIB": os.path.dirname(os.path.abspath(__file__)),
 }  # fmt: skip
@@ -216,9 +225,17 @@ def _check_tables(tables: Tables) -> None:
             tables.values[name] = default
     for name, check in (
         ("MOUNTS", _mount_fault), ("DIRECTORIES", _directory_fault), ("DEVICES", _device_fault),
-        ("SYSCTLS", _sysctl_fault), ("MODULES", _module_fault),
+        ("SYSCTLS", _sysctl_fault), ("MODULES", _module_fault), ("WIFI_NETWORKS", wifi_fault),
     ):  # fmt: skip
         tables.values[name] = tuple(_good_rows(tables, name, check))
+    tables.values["INTERFACES"] = [_expanded(tables, row) for row in tables.values["INTERFACES"]]
+    interfaces: dict[str, Interface] = {}
+    for row in _good_rows(tables, "INTERFACES", interface_fault):
+        if fault := clash(row, interfaces.values()):
+            tables.rejected.append(f"INTERFACES {row.name}: {fault}")
+        else:
+            interfaces[row.name] = row
+    tables.values["INTERFACES"] = tuple(interfaces.values())
     _check_services(tables)
 
 
@@ -229,23 +246,22 @@ def _good_rows(tables: Tables, table: str, check: Callable[[Tables, Any], str]) 
         except Exception as error:
             fault = f"{type(error).__name__}: {error}"
         if fault:
-            tables.rejected.append(f"{table}[{index}] {_label(row)}: {fault}")
+            label = _label(row) if table != "WIFI_NETWORKS" or isinstance(row, WifiNetwork) else type(row).__name__
+            tables.rejected.append(f"{table}[{index}] {label}: {fault}")
         else:
             yield row
 
 
 def _label(row: object) -> str:
+    if isinstance(row, WifiNetwork):
+        return repr(row.ssid)[:60]  # never the whole row: anyone may read what is rejected, and it has the passphrase
     return str(getattr(row, "name", "") or getattr(row, "target", "") or getattr(row, "path", "") or repr(row))[:60]
-
-
-def _is_text(*values: object) -> bool:
-    return all(isinstance(value, str) and "\0" not in value for value in values)
 
 
 def _mount_fault(_: Tables, row: Any) -> str:
     if not isinstance(row, Mount):
         return "is not a Mount(...) row"
-    if not _is_text(row.source, row.target, row.fstype, row.options):
+    if not is_text(row.source, row.target, row.fstype, row.options):
         return "source, target, fstype and options must be text"
     return "" if row.target.startswith("/") else f"target {row.target!r} is not absolute"
 
@@ -253,7 +269,7 @@ def _mount_fault(_: Tables, row: Any) -> str:
 def _directory_fault(tables: Tables, row: Any) -> str:
     if not isinstance(row, Directory):
         return "is not a Directory(...) row"
-    if not _is_text(row.path, row.user) or not row.path.startswith("/"):
+    if not is_text(row.path, row.user) or not row.path.startswith("/"):
         return f"path {row.path!r} is not absolute"
     if not isinstance(row.mode, int) or not 0 <= row.mode <= 0o7777:
         return f"mode {row.mode!r} is not a mode such as 0o755"
@@ -263,7 +279,7 @@ def _directory_fault(tables: Tables, row: Any) -> str:
 def _device_fault(_: Tables, row: Any) -> str:
     if not isinstance(row, Device):
         return "is not a Device(...) row"
-    if not _is_text(row.path, row.target) or not row.path.startswith("/"):
+    if not is_text(row.path, row.target) or not row.path.startswith("/"):
         return f"path {row.path!r} is not absolute"
     if row.kind not in ("c", "b", "link"):
         return f"kind {row.kind!r} is not 'c', 'b' or 'link'"
@@ -271,12 +287,18 @@ def _device_fault(_: Tables, row: Any) -> str:
 
 
 def _sysctl_fault(_: Tables, row: Any) -> str:
-    good = isinstance(row, tuple) and len(row) == 2 and _is_text(*row) and ".." not in row[0]
+    good = isinstance(row, tuple) and len(row) == 2 and is_text(*row) and ".." not in row[0]
     return "" if good else 'is not a pair of texts such as ("kernel.panic", "10")'
 
 
 def _module_fault(_: Tables, row: Any) -> str:
-    return "" if _is_text(row) and row and not row.startswith("-") else "is not a module's name"
+    return "" if is_text(row) and row and not row.startswith("-") else "is not a module's name"
+
+
+def _expanded(tables: Tables, row: Any) -> Any:
+    if not isinstance(row, Interface) or not is_text(row.name):
+        return row
+    return row._replace(name=tables.expand(row.name))
 
 
 def _user_fault(tables: Tables, user: str) -> str:
@@ -287,7 +309,7 @@ def _user_fault(tables: Tables, user: str) -> str:
 
 def _check_services(tables: Tables) -> None:
     rows = list(tables.values["SERVICES"])
-    known = {row.name for row in rows if isinstance(row, Service) and _is_text(row.name)}
+    known = {row.name for row in rows if isinstance(row, Service) and is_text(row.name)}
     services = tables.services
     for index, row in enumerate(rows):
         try:
@@ -337,11 +359,11 @@ def expand_row(tables: Tables, row: Service) -> Service:
 
 def _service_faults(tables: Tables, row: Service, known: set[str]) -> Iterator[str]:
     """Every fault of a row, as a sentence."""
-    if not _is_text(row.name) or not row.name.translate({ord(char): None for char in "_-@."}).isalnum():
+    if not is_text(row.name) or not row.name.translate({ord(char): None for char in "_-@."}).isalnum():
         yield f"name {row.name!r} must be letters, digits and _-@."
     if row.name in tables.services or row.name in ("stack", "rescue"):
         yield "the name is taken"
-    if not _is_text(*row.argv) or (row.argv and not row.argv[0]):
+    if not is_text(*row.argv) or (row.argv and not row.argv[0]):
         yield f"argv {row.argv!r} must be words"
     for other in row.after:
         if other not in known or other == row.name:
@@ -374,7 +396,7 @@ def _rights_faults(tables: Tables, row: Service) -> Iterator[str]:
         if limit not in RLIMITS or not isinstance(value, int):
             yield f"rlimit {limit!r} is not one of {', '.join(RLIMITS)} with a number"
     for pair in row.env:
-        if len(pair) != 2 or not _is_text(*pair) or "=" in pair[0]:
+        if len(pair) != 2 or not is_text(*pair) or "=" in pair[0]:
             yield f"env {pair!r} is not a pair such as ('TZ', 'UTC')"
 
 

@@ -7,7 +7,6 @@ SCAN_RESULTS is cut at 4,096 bytes.
 from __future__ import annotations
 
 import os
-import re
 import socket
 import sys
 import tempfile
@@ -15,10 +14,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from bus import Bus
+from supplicant import unescape
 
 PERIOD = 5.0  # s
 AGE_MAX = 30  # s: what wpa_supplicant has not heard for longer is not there
-ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"e": b"\x1b", b'"': b'"', b"\\": b"\\"}
 SECURITY = (("SAE", "WPA3"), ("WPA2", "WPA2"), ("RSN", "WPA2"), ("WPA", "WPA"), ("OWE", "OWE"), ("WEP", "WEP"))
 Points = list[dict[str, Any]]
 
@@ -88,16 +87,6 @@ def parse_bss(answer: str) -> dict[str, Any]:
         "frequency": int(fields["freq"]), "signal": int(fields["level"]),
         "security": security(fields.get("flags", "")), "age": int(fields.get("age", 0)),
     }  # fmt: skip
-
-
-def unescape(text: str) -> bytes:
-    r"""An SSID as wpa_supplicant prints it (`printf_encode`: \n \r \t \e \" \\ and \xNN) as the bytes that were on the air."""
-
-    def one(match: re.Match[bytes]) -> bytes:
-        code = match[1]
-        return bytes([int(code[1:], 16)]) if code[:1] == b"x" else ESCAPES[code]
-
-    return re.sub(rb'\\(x[0-9a-fA-F]{2}|[nrte"\\])', one, text.encode("latin-1"))
 
 
 def security(flags: str) -> str:

@@ -11,9 +11,7 @@ MODULES = ("virtio_net", "mac80211_hwsim")
 MOUNTS = tuple(  # no data partition
     Mount("var", "/var", "tmpfs", "nosuid,nodev,mode=755,size=20%") if row.target == "/var" else row for row in settings.MOUNTS
 )
-_NETWORK = "ip link set eth0 up; ip addr add 10.0.2.15/24 dev eth0; ip route add default via 10.0.2.2"
 _OURS = {
-    "ntpd": Service("chronyd", ("chronyd", "-d", "-u", "_chrony", "server 10.0.2.2 iburst")),
-    "udhcpc": Service("eth0", ("sh", "-c", _NETWORK), ready="exit", restart="on-failure", after=("modules",)),
+    "ntpd": Service("chronyd", ("chronyd", "-d", "-u", "_chrony", "server 10.0.2.2 iburst"), after=("network",)),
 }
 SERVICES = tuple(_OURS.get(row.name, row) for row in settings.SERVICES)

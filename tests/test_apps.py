@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 import diagnostic
 import fakegps
+import supplicant
 import wifi_analyzer
 import wifi_scan
 from _log import counts, get_logger
@@ -63,7 +64,7 @@ def printf_encode(ssid: bytes) -> str:
 
 @given(st.binary(max_size=32))
 def test_any_ssid_survives_the_round_trip(ssid: bytes) -> None:
-    assert wifi_scan.unescape(printf_encode(ssid)) == ssid
+    assert supplicant.unescape(printf_encode(ssid)) == ssid
 
 
 def test_recorded_answers() -> None:
@@ -300,3 +301,45 @@ def test_a_handler_that_fails_does_not_end_its_app(broker: Broker, tmp_path: Pat
     finally:
         app.kill()
         app.wait()
+
+
+@pytest.mark.parametrize("alive", [True, False], ids=["with a broker", "without one"])
+def test_other_descriptors_are_served_in_the_same_wait(broker: Broker, tmp_path: Path, alive: bool) -> None:
+    """Without polling: what is written is heard at once, and a handler may end its own watch, or fail."""
+    if alive:
+        broker.start()
+    out = tmp_path / "out"
+    reader, writer = os.pipe()
+    body = f"""
+def heard():
+    told = os.read({reader}, 100)
+    print(told.decode(), time.monotonic())
+    if told == b'bad': raise ValueError('on purpose')
+    if told == b'': bus.unwatch({reader})
+import os
+bus.watch({reader}, heard)
+for _ in bus.every(30.0): print('turn')
+"""
+    code = APP.format(root=str(ROOT), name="watcher", body=body)
+    environment = {**os.environ, "BUS": broker.path}
+    with out.open("w") as file:
+        app = subprocess.Popen([PYTHON, "-u", "-c", code], stdout=file, stderr=file, pass_fds=(reader,), env=environment)
+    os.close(reader)
+    try:
+        eventually(lambda: "turn" in out.read_text())
+        time.sleep(0.3)
+        for told in ("first", "bad", "last"):
+            before = time.monotonic()
+            os.write(writer, told.encode())
+            eventually(lambda: f"{told} " in out.read_text())  # noqa: B023
+            line = next(line for line in out.read_text().splitlines() if line.startswith(f"{told} "))
+            assert float(line.split()[1]) - before < 0.5
+        os.close(writer)
+        eventually(lambda: any(x.startswith(" ") for x in out.read_text().splitlines()))
+        cpu = Path(f"/proc/{app.pid}/stat").read_text().split()[13]
+        time.sleep(0.5)
+        assert int(Path(f"/proc/{app.pid}/stat").read_text().split()[13]) - int(cpu) < 20, "a closed pipe does not spin"
+        assert "on purpose" in out.read_text()
+    finally:
+        app.terminate()
+        assert app.wait(5) == 0

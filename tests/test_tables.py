@@ -122,12 +122,43 @@ def test_a_bad_row_is_named_and_the_rest_boots(tmp_path: Path, row: str, fault: 
         ("DEVICES", "Device('/dev/x', 'link')", "a link needs a target"),
         ("SYSCTLS", "('a',)", "is not a pair"),
         ("MODULES", "'-r'", "is not a module's name"),
+        ("INTERFACES", "('eth0',)", "is not an Interface(...) row"),
+        ("INTERFACES", "Interface('a' * 16)", "of at most 15 characters"),
+        ("INTERFACES", "Interface('../all')", "is not an interface's name"),
+        ("INTERFACES", "Interface(5)", "is not an interface's name"),
+        ("INTERFACES", "Interface('eth0', addresses='dhcp')", "addresses 'dhcp' is not a tuple"),
+        (
+            "INTERFACES",
+            "Interface('eth0', addresses=('192.0.2.5',))",
+            "address '192.0.2.5' is not 'dhcp', 'ra', or like 192.0.2.5/24",
+        ),
+        ("INTERFACES", "Interface('eth0', addresses=('192.0.2.5/33',))", "'192.0.2.5/33'"),
+        ("INTERFACES", "Interface('eth0', addresses=('2001:db8::5/129',))", "'2001:db8::5/129'"),
+        ("INTERFACES", "Interface('eth0', addresses=(5,))", "address 5"),
+        ("INTERFACES", "Interface('eth0', gateways=('router',))", "'router' is not an address"),
+        ("INTERFACES", "Interface('eth0', gateways=('192.0.2.1', '192.0.2.2'))", "more than one of a family"),
+        ("INTERFACES", "Interface('eth0', nameservers=(None,))", "None is not an address"),
+        ("INTERFACES", "Interface('eth0', metric=0)", "metric 0"),
+        ("INTERFACES", "Interface('eth0', metric='100')", "metric '100'"),
+        ("WIFI_NETWORKS", "WifiNetwork('')", "ssid is not a name of 1 to 32 bytes"),
+        ("WIFI_NETWORKS", "WifiNetwork('é' * 17)", "ssid is not a name of 1 to 32 bytes"),
+        ("WIFI_NETWORKS", "WifiNetwork('a', security='wep')", "security 'wep' is not one of"),
+        ("WIFI_NETWORKS", "WifiNetwork('a', security='psk')", "psk is not a passphrase"),
+        ("WIFI_NETWORKS", "WifiNetwork('a', security='open', psk='hunter22')", "an open network has no psk"),
+        ("WIFI_NETWORKS", "WifiNetwork('a', 'hunter2')", "psk is not a passphrase of 8 to 63 characters"),
+        ("WIFI_NETWORKS", "WifiNetwork('a', 'x' * 64)", "psk is not a passphrase"),
+        ("WIFI_NETWORKS", "WifiNetwork('a', 'hunter2\\n2')", "psk is not a passphrase"),
+        ("WIFI_NETWORKS", "WifiNetwork('a', 'a' * 64, 'sae')", "WPA3 needs the passphrase"),
+        ("WIFI_NETWORKS", "WifiNetwork('a', frequencies=(11,))", "is not a tuple of MHz"),
+        ("WIFI_NETWORKS", "WifiNetwork('a', priority='high')", "priority 'high'"),
+        ("WIFI_NETWORKS", "('a', 'hunter22')", "is not a WifiNetwork(...) row"),
     ],
 )
 def test_other_tables(tmp_path: Path, table: str, row: str, fault: str) -> None:
-    board = load(tmp_path, f"{table} = ({row},)")
+    board = load(tmp_path, f"from rows import *\n{table} = ({row},)")
     assert len(board.rejected) == 1
     assert fault in board.rejected[0]
+    assert "hunter2" not in board.rejected[0], "anyone may read what is rejected"
     assert getattr(board, table) == ()
 
 
@@ -135,6 +166,22 @@ def test_names_are_unique(tmp_path: Path) -> None:
     board = load(tmp_path, "SERVICES = (Service('a', ('x',)), Service('a', ('y',)))")
     assert board.rejected == ["SERVICES[1] a: the name is taken"]
     assert board.services["a"].argv == ("x",)
+
+
+def test_interfaces_share_neither_name_nor_metric(tmp_path: Path) -> None:
+    """Two default routes of one metric would replace each other."""
+    rows = "Interface('eth0'), Interface('eth0', metric=7), Interface('eth0'), Interface('eth1', metric=100), Interface('{WIFI_INTERFACE}', metric=8)"
+    board = load(tmp_path, f"from rows import Interface\nWIFI_INTERFACE = 'wlan7'\nINTERFACES = ({rows})")
+    assert [row.name for row in board.INTERFACES] == ["eth0", "wlan7"]
+    assert board.rejected == ["INTERFACES eth0: the name is taken", "INTERFACES eth0: the name is taken",
+                              "INTERFACES eth1: metric 100 is eth0's; each interface has its own"]  # fmt: skip
+
+
+def test_one_row_without_its_tuple_does_not_tell_the_passphrase(tmp_path: Path) -> None:
+    board = load(tmp_path, "from rows import WifiNetwork\nWIFI_NETWORKS = WifiNetwork('a', 'hunter22')")
+    assert board.WIFI_NETWORKS == ()
+    assert board.rejected
+    assert "hunter22" not in str(board.rejected)
 
 
 def test_circles_are_opened_one_row_at_a_time(tmp_path: Path) -> None:
