@@ -32,6 +32,7 @@ from _log import counts, get_logger
 VERSION = 1  # of the envelope
 BACKLOG = 1000  # messages kept while the broker is away; the oldest go first
 ANSWER_TIMEOUT = 5.0  # seconds
+KEEPALIVE = 60  # seconds: silent for 1.5 times as long, the broker takes us for dead (MQTT 3.1.1, 3.1.2.10)
 RECONNECT_FIRST, RECONNECT_MAX = 0.1, 5.0  # seconds; doubled, jittered
 PLAUSIBLE = 1_735_689_600  # 2025-01-01: a clock before it has never been set
 TIME_ERROR = 5  # adjtimex(2): the clock is not synchronised
@@ -141,7 +142,7 @@ class Bus:
             return
         if not self._connected and now >= self._patience:  # it accepted us and never answered
             link.shutdown(socket.SHUT_RDWR)  # type: ignore[attr-defined]
-        self._wait(min(seconds, 30.0 if self._connected else 1.0), link)
+        self._wait(min(seconds, KEEPALIVE / 3 if self._connected else 1.0), link)  # pings are sent between waits
 
     def _wait(self, seconds: float, link: Any = None) -> None:
         """One wait for everything: the broker's link, by paho's external loop, and what else is watched."""
@@ -167,10 +168,10 @@ class Bus:
     def _connect(self, now: float) -> None:
         try:
             if self.address.startswith("/"):
-                self._client.connect(self.address, 1, keepalive=20)
+                self._client.connect(self.address, 1, keepalive=KEEPALIVE)
             else:
                 host, _, port = self.address.rpartition(":")
-                self._client.connect(host, int(port), keepalive=20)
+                self._client.connect(host, int(port), keepalive=KEEPALIVE)
         except OSError as error:
             self._say_lost(f"{error.strerror or error}")
         self._patience = now + ANSWER_TIMEOUT

@@ -38,7 +38,7 @@ def main() -> None:
     files = {"root/.ssh/authorized_keys": keys()}
     if options.profile:
         files["usr/lib/stack/settings_mine.py"] = options.profile.read_text()
-        words.append("stack.profile=qemu,mine")
+        words.append(f"stack.profile={KINDS[name].profile},mine")
     kernel(name)
     disk = BUILD / f"{name}.img"
     step("the root's image", lambda: image(name, disk, files))

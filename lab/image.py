@@ -47,6 +47,7 @@ class Kind(NamedTuple):
     boot_modules: tuple[str, ...]  # in the initramfs
     modules: tuple[str, ...]  # in the root
     size: int  # MiB of the root's image
+    profile: str = "qemu"
 
 
 RADIO = ("mac80211_hwsim", "ccm", "ctr", "gcm", "cmac", "aes_generic", "michael_mic")
@@ -54,6 +55,7 @@ VIRTUAL = ("virtio_net", "virtio_console", "i6300esb", "softdog", "dummy", "veth
            "usb-storage", "sd_mod", "xhci-pci", "ftdi_sio", "usbserial", "bridge", "loop", "nls_ascii")  # fmt: skip
 ARM_QEMU = ("qemu-system-aarch64", "-M", "virt", "-cpu", "cortex-a53", "-device", "virtio-keyboard-pci")
 VIRT_QEMU = ("-nodefaults", "-device", "virtio-rng-pci")
+RASPI = ("bcm2835_wdt", "softdog", "phy-generic", "dwc2", "cdc_ether", "rndis_host", "bcm2835-rng")
 VIRTIO = ("virtio_pci", "virtio_blk", "ext4")
 KINDS = {
     "x86_64": Kind("amd64", ("qemu-system-x86_64", "-M", "q35", "-cpu", "max", "-device", "pvpanic-pci", *VIRT_QEMU),
@@ -61,7 +63,7 @@ KINDS = {
     "virt-arm64": Kind("arm64", (*ARM_QEMU, *VIRT_QEMU),
                        "ttyAMA0", "/dev/vda", (*VIRTIO, "virtio_input"), (*RADIO, *VIRTUAL), 320),
     "raspi3b": Kind("arm64", ("qemu-system-aarch64", "-M", "raspi3b"), "ttyS1", "/dev/mmcblk0", ("bcm2835", "ext4"),
-                    (*RADIO, "bcm2835_wdt", "softdog", "phy-generic", "dwc2", "cdc_ether", "rndis_host", "bcm2835-rng"), 512),
+                    (*RADIO, *RASPI), 512, "qemu,raspi3b"),
 }  # fmt: skip
 
 
@@ -252,7 +254,10 @@ def board(kind: Kind, files: dict[str, str]) -> Iterator[Path]:
     """The tree of a board, for as long as nobody else wants another one."""
     folder = system(kind)
     own = {
-        "usr/lib/stack/settings_qemu.py": (LAB / "settings_qemu.py").read_text(),
+        **{f"usr/lib/stack/{file.name}": file.read_text() for file in LAB.glob("settings_*.py")},
+        "usr/sbin/lab-ap": (LAB / "ap.sh").read_text(),
+        "etc/hostapd/wlan1.conf": (LAB / "hostapd.conf").read_text(),
+        "etc/udhcpd.conf": (LAB / "udhcpd.conf").read_text(),
         "root/.ssh/authorized_keys": ssh_key().with_suffix(".pub").read_text(),
         **files,
     }

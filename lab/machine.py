@@ -47,7 +47,7 @@ def command(name: str, disk: Path, words: tuple[str, ...], memory: int = 512) ->
             str(memory),
         ]
     )
-    append = f"console={kind.console},115200 panic=-1 root={kind.disk} init=/sbin/stack.py quiet stack.profile=qemu"
+    append = f"console={kind.console},115200 panic=-1 root={kind.disk} init=/sbin/stack.py quiet stack.profile={kind.profile}"
     return [
         *kind.qemu, "-accel", "tcg,thread=multi", "-display", "none",
         "-kernel", str(files / "kernel"), "-initrd", str(files / "initrd"), *drive, "-append", " ".join([append, *words]),

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import settings
-from rows import Mount, Service
+from rows import Mount, Service, WifiNetwork
 
 HOSTNAME = "qemu"
 CONSOLE_LOGIN = "prompt"
 MODULES = ("virtio_net", "mac80211_hwsim")
+WIFI_NETWORKS = (WifiNetwork("stack-lab", "stack-lab-psk", frequencies=(2412,)),)
 MOUNTS = tuple(  # no data partition
     Mount("var", "/var", "tmpfs", "nosuid,nodev,mode=755,size=20%") if row.target == "/var" else row for row in settings.MOUNTS
 )
 _OURS = {
     "ntpd": Service("chronyd", ("chronyd", "-d", "-u", "_chrony", "server 10.0.2.2 iburst"), after=("network",)),
 }
-SERVICES = tuple(_OURS.get(row.name, row) for row in settings.SERVICES)
+_ACCESS_POINT = Service("access_point", ("lab-ap",), after=("modules",))
+SERVICES = (*(_OURS.get(row.name, row) for row in settings.SERVICES), _ACCESS_POINT)

@@ -209,7 +209,7 @@ def machine(tmp_path: Path) -> Iterator[Callable[..., Any]]:
 def machines(folder: Path) -> Iterator[Callable[..., Any]]:
     """For fixtures of other scopes."""
     sys.path.insert(0, str(ROOT / "lab"))
-    from image import image
+    from image import KINDS, image
     from machine import Machine
 
     started: list[Machine] = []
@@ -219,7 +219,7 @@ def machines(folder: Path) -> Iterator[Callable[..., Any]]:
     ) -> Any:
         """A machine with this text as a profile on top of settings_qemu.py, and these words on its command line."""
         disk = image(kind, folder / f"root{len(started)}.img", {"usr/lib/stack/settings_test.py": profile, **(files or {})})
-        started.append(Machine(kind, disk, ("stack.profile=qemu,test", *words.split()), extra))
+        started.append(Machine(kind, disk, (f"stack.profile={KINDS[kind].profile},test", *words.split()), extra))
         return started[-1]
 
     yield start

@@ -1,0 +1,3 @@
+"""On top of settings_qemu.py, for the emulated Raspberry Pi 3B: its network is on USB, and its watchdog driver restarts it."""
+
+MODULES = ("phy-generic", "dwc2", "cdc_ether", "rndis_host", "bcm2835_wdt", "mac80211_hwsim")
