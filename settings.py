@@ -133,7 +133,9 @@ BROKER = Service(
 )  # fmt: skip
 APPS = (
     app("fakegps", "{GPS_ROUTE}"),
-    app("wifi_scan", "{WIFI_INTERFACE}", "{WIFI_CONTROL}", "{WIFI_RECORDING}")._replace(groups=("{WIFI_GROUP}",)),
+    app("wifi_scan", "{WIFI_INTERFACE}", "{WIFI_CONTROL}", "{WIFI_RECORDING}", capabilities=("net_admin",))._replace(
+        groups=("{WIFI_GROUP}",)  # wpa_supplicant's; and where none runs it scans by itself
+    ),
     app("wifi_analyzer"),
     app("diagnostic"),
 )

@@ -20,10 +20,10 @@ class Analyzer:
         self.fix = message
 
     def on_scan(self, _topic: str, message: Message) -> None:
-        """One observation for each access point of a scan."""
+        """One observation for each access point of a scan, and for each that it lost: what it was, and where we noticed."""
         where = self.position(message["mono"])
         for point in message["data"]["points"]:
-            heard = {name: point[name] for name in ("bssid", "ssid", "frequency", "signal", "security")}
+            heard = {name: point[name] for name in ("event", "bssid", "ssid", "frequency", "signal", "security")}
             self.bus.publish(f"wifi/{point['bssid']}", {**where, **heard, "source": message["data"]["source"]})
 
     def position(self, now: float) -> dict[str, Any]:

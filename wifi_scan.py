@@ -1,92 +1,87 @@
-"""Access points around the board, every five seconds: from wpa_supplicant, or from a recording of its answers.
+"""Access points around the board: what appears, changes and vanishes, scan after scan.
 
-wpa_supplicant owns the radio; we ask on its control socket (w1.fi, "Control interface") and page with BSS, because
-SCAN_RESULTS is cut at 4,096 bytes.
+wpa_supplicant owns the radio: we ask on its control socket (w1.fi, "Control interface") and listen for its events. Where
+none runs, the kernel is asked by nl80211; where there is no radio, a recording of wpa_supplicant's answers takes its place.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import socket
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from bus import Bus
-from supplicant import unescape
+from supplicant import connect, fields, unescape
 
-PERIOD = 5.0  # s
-AGE_MAX = 30  # s: what wpa_supplicant has not heard for longer is not there
+PERIOD = 5.0  # s: from the end of a scan to the next one
+RETRY = 1.0  # s: the radio was busy
+SCAN_LIMIT = 20.0  # s: all channels take 4 to 12; a scan that was aborted may end without an event
+ANSWER_LIMIT = 2.0  # s: wpa_supplicant answers at once, or it hangs
+RECONNECT = 5.0  # s
+FALLBACK_AFTER = 15.0  # s without wpa_supplicant: then nl80211
+SIGNAL_CHANGE = 6  # dB: less is the weather
+LOST_AFTER = 3  # whole scans without it
 SECURITY = (("SAE", "WPA3"), ("WPA2", "WPA2"), ("RSN", "WPA2"), ("WPA", "WPA"), ("OWE", "OWE"), ("WEP", "WEP"))
-Points = list[dict[str, Any]]
+Point = dict[str, Any]
 
 
-class Supplicant:
-    """A running wpa_supplicant: reads what the last scan found and asks for the next one, so that nothing waits."""
+# --- what was heard ---------------------------------------------------------------------------------------------------
+class Sightings:
+    """Which access points are there, and what is new about them."""
 
-    source = "wpa_supplicant"
+    def __init__(self) -> None:
+        self.known: dict[str, Point] = {}  # by BSSID, as last told
+        self.missed: dict[str, int] = {}  # whole scans in a row without it
 
-    def __init__(self, interface: str, folder: str) -> None:
-        self.path = f"{folder}/{interface}"
+    def update(self, points: list[Point], *, whole: bool = True) -> list[Point]:
+        """The points, each with its `event`: new, changed, seen; and after them the lost ones.
 
-    def scan(self) -> Points:
-        """OSError where it does not answer."""
-        own = tempfile.mktemp(prefix="wifi_scan.")  # the control socket replies to a bound address
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
-            client.settimeout(2.0)
-            client.bind(own)
-            try:
-                client.connect(self.path)
-                points = list(self._pages(client))
-                _request(client, "SCAN")  # FAIL-BUSY: one is on its way already
-            finally:
-                os.unlink(own)
-        return [point for point in points if point.pop("age") <= AGE_MAX]
+        A scan that was not `whole` (somebody else's, of a few channels) says nothing about those that it did not hear.
+        """
+        heard = {point["bssid"]: point for point in points}
+        told = [{**point, "event": self._event(point)} for point in heard.values()]
+        for bssid in self.known.keys() - heard.keys() if whole else ():
+            self.missed[bssid] = self.missed.get(bssid, 0) + 1
+            if self.missed[bssid] >= LOST_AFTER:
+                told.append({**self.known.pop(bssid), "event": "lost"})
+        self.missed = {bssid: count for bssid, count in self.missed.items() if bssid in self.known and bssid not in heard}
+        return told
 
-    def _pages(self, client: socket.socket) -> Iterator[dict[str, Any]]:
-        answer = _request(client, "BSS FIRST")
-        while point := parse_bss(answer):
-            yield point
-            answer = _request(client, f"BSS NEXT-{point.pop('id')}")
-
-
-class Recording:
-    """Recorded answers to `BSS RANGE=ALL`, a scan each, over and over."""
-
-    source = "recording"
-
-    def __init__(self, path: str) -> None:
-        with open(path, encoding="ascii") as file:
-            self.answers = [part for part in file.read().split("####\n") if part.strip()]
-        self.turn = 0
-
-    def scan(self) -> Points:
-        answer = self.answers[self.turn % len(self.answers)]
-        self.turn += 1
-        points = [parse_bss(part) for part in answer.split("====\n")]
-        return [{key: point[key] for key in point if key not in ("id", "age")} for point in points if point]
+    def _event(self, point: Point) -> str:
+        """New, changed or seen. Small steps of the signal add up: it is compared with what was told last."""
+        before = self.known.get(point["bssid"])
+        if before is None or abs(point["signal"] - before["signal"]) >= SIGNAL_CHANGE or _who(point) != _who(before):
+            self.known[point["bssid"]] = point
+            return "new" if before is None else "changed"
+        return "seen"
 
 
-def _request(client: socket.socket, command: str) -> str:
-    client.send(command.encode())
-    while (answer := client.recv(65536).decode("ascii", "replace")).startswith("<"):
-        pass  # an event that came between
-    return answer
+def _who(point: Point) -> tuple[Any, ...]:
+    return point["ssid_hex"], point["frequency"], point["security"]
 
 
-def parse_bss(answer: str) -> dict[str, Any]:
+def parse_bss(answer: str) -> Point:
     """One answer to a BSS command; empty for an empty one. Frequency in MHz, signal in dBm, age in s."""
-    fields = dict(line.split("=", 1) for line in answer.split("\n") if "=" in line)
-    if "bssid" not in fields:
+    told = fields(answer)
+    if not {"bssid", "id", "freq", "level"} <= told.keys():
         return {}
-    ssid = unescape(fields.get("ssid", ""))
     return {
-        "id": int(fields["id"]), "bssid": fields["bssid"],
-        "ssid": ssid.decode("utf-8", "replace") if ssid.strip(b"\0") else None, "ssid_hex": ssid.hex(),
-        "frequency": int(fields["freq"]), "signal": int(fields["level"]),
-        "security": security(fields.get("flags", "")), "age": int(fields.get("age", 0)),
+        "id": int(told["id"]), "bssid": told["bssid"], **name_of(unescape(told.get("ssid", ""))),
+        "frequency": int(told["freq"]), "signal": int(told["level"]),
+        "security": security(told.get("flags", "")), "age": int(told.get("age", 0)),
     }  # fmt: skip
+
+
+def name_of(ssid: bytes) -> Point:
+    """An SSID for people, None for a hidden one (empty or all NUL), and as it was on the air."""
+    return {"ssid": ssid.decode("utf-8", "replace") if ssid.strip(b"\0") else None, "ssid_hex": ssid.hex()}
 
 
 def security(flags: str) -> str:
@@ -94,19 +89,211 @@ def security(flags: str) -> str:
     return next((name for word, name in SECURITY if word in flags), "open")
 
 
+def unique(points: list[Point]) -> list[Point]:
+    """One for each BSSID: wpa_supplicant knows a hidden network twice, once it has learned its name."""
+    best: dict[str, Point] = {}
+    for point in points:
+        if point["bssid"] not in best or best[point["bssid"]]["ssid"] is None:
+            best[point["bssid"]] = point
+    return list(best.values())
+
+
+# --- where it comes from ----------------------------------------------------------------------------------------------
+class Supplicant:
+    """A running wpa_supplicant: asked to scan, and told by its events when the results are there."""
+
+    source = "wpa_supplicant"
+
+    def __init__(self, interface: str, folder: str, bus: Bus, tell: Callable[..., None]) -> None:
+        self.interface, self.folder, self.bus, self.tell = interface, folder, bus, tell
+        self.wire: socket.socket | None = None
+        self.own = os.path.join(tempfile.gettempdir(), f"wifi_scan.{os.getpid()}")
+        self.asked: float | None = None  # when our scan began
+        self.due = 0.0  # the next scan, or the next try to connect
+        self.results = False  # an event said that they are there
+
+    def turn(self, now: float) -> None:
+        """Scan, if it is time. OSError where nobody answers: it is tried again later."""
+        try:
+            if self.wire is None and now >= self.due:
+                self._open()
+            if self.wire is None:
+                return
+            if self.results:
+                self._read(now)
+            if self.asked is not None and now - self.asked > SCAN_LIMIT:
+                self.bus.log.warning("scan: no end after %g s, asking again", SCAN_LIMIT)
+                self.asked, self.due = None, now
+            if self.asked is None and now >= self.due:
+                self._scan(now)
+        except OSError:
+            self.close()
+            self.due = now + RECONNECT
+            raise
+
+    def _open(self) -> None:
+        self.wire = connect(self.folder, self.interface, self.own)
+        self.wire.settimeout(ANSWER_LIMIT)
+        self._request("ATTACH")
+        self.bus.watch(self.wire.fileno(), self._on_event)
+        self.bus.log.info("scan: wpa_supplicant answers at %s/%s", self.folder, self.interface)
+
+    def _scan(self, now: float) -> None:
+        answer = self._request("SCAN").strip()
+        if answer == "OK":
+            self.asked = now
+        else:  # FAIL-BUSY: one is on its way; FAIL: the interface is down or away
+            self.due = now + (RETRY if answer == "FAIL-BUSY" else PERIOD)
+
+    def _on_event(self) -> None:
+        """What comes between our questions. The results are read in the next turn, which is soon."""
+        if self.wire is None:
+            return
+        try:
+            self._note(self.wire.recv(65536).decode("ascii", "replace"))
+        except OSError:
+            self.close()
+            return
+        if self.results:
+            with contextlib.suppress(OSError):  # turn() will meet it too, and say so
+                self._read(None)
+
+    def _note(self, event: str) -> None:
+        if "CTRL-EVENT-SCAN-RESULTS" in event:
+            self.results = True
+        elif "CTRL-EVENT-SCAN-FAILED" in event:
+            self.asked, self.due = None, 0.0  # busy or aborted: again in the next turn
+        elif "CTRL-EVENT-TERMINATING" in event:
+            self.close()
+
+    def _read(self, now: float | None) -> None:
+        """All that is known, page by page: SCAN_RESULTS is cut at 4,096 bytes. What this scan did not hear is left out."""
+        self.results = False
+        now = time.monotonic() if now is None else now
+        took = now - self.asked if self.asked is not None else PERIOD
+        points = [point for point in self._pages() if point.pop("age") <= took + 1]
+        self.tell(self.source, unique(points), whole=self.asked is not None)
+        self.asked, self.due = None, now + PERIOD
+
+    def _pages(self) -> Iterator[Point]:
+        answer = self._request("BSS FIRST")
+        while point := parse_bss(answer):
+            number = point.pop("id")
+            yield point
+            answer = self._request(f"BSS NEXT-{number}")
+
+    def _request(self, command: str) -> str:
+        wire = self.wire
+        if wire is None:
+            raise OSError(f"not connected to wpa_supplicant: {command} was not asked")
+        wire.send(command.encode())
+        while (answer := wire.recv(65536).decode("ascii", "replace")).startswith("<"):
+            self._note(answer)  # an event that came between; one of them closes the wire
+        return answer
+
+    def close(self) -> None:
+        """Whatever was under way is forgotten."""
+        if self.wire is not None:
+            self.bus.unwatch(self.wire.fileno())
+            self.wire.close()
+            self.wire = None
+            with contextlib.suppress(OSError):
+                os.unlink(self.own)
+        self.asked, self.results = None, False
+
+
+class Nl80211:
+    """The kernel itself, in a child that can be killed: pyroute2's scan waits for ever where one was aborted."""
+
+    source = "nl80211"
+
+    def __init__(self, interface: str, bus: Bus, tell: Callable[..., None]) -> None:
+        self.interface, self.bus, self.tell = interface, bus, tell
+        self.child: subprocess.Popen[bytes] | None = None
+        self.deadline = self.due = 0.0
+
+    def turn(self, now: float) -> None:
+        """Start a scan, take its results, or end one that takes too long."""
+        if self.child is None:
+            if now >= self.due:
+                folder = os.path.dirname(os.path.abspath(__file__))
+                command = [sys.executable, f"{folder}/netlink.py", "scan", self.interface]
+                self.child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+                self.deadline = now + SCAN_LIMIT
+        elif self.child.poll() is not None:
+            printed = self.child.stdout.read() if self.child.stdout else b""
+            if self.child.returncode == 0:
+                self.tell(
+                    self.source, [{**p, **name_of(bytes.fromhex(p["ssid_hex"]))} for p in json.loads(printed)], whole=True
+                )
+            self.end(now)
+        elif now > self.deadline:
+            self.bus.log.warning("scan by nl80211: no end after %g s, given up", SCAN_LIMIT)
+            self.end(now)
+
+    def end(self, now: float) -> None:
+        """Forget the scan that runs."""
+        if self.child is not None:
+            self.child.kill()
+            self.child.wait()
+            if self.child.stdout:
+                self.child.stdout.close()
+        self.child, self.due = None, now + PERIOD
+
+
+class Radio:
+    """wpa_supplicant; and nl80211 for as long as there is none."""
+
+    def __init__(self, interface: str, folder: str, bus: Bus, tell: Callable[..., None]) -> None:
+        self.supplicant = Supplicant(interface, folder, bus, tell)
+        self.kernel = Nl80211(interface, bus, tell)
+        self.bus = bus
+        self.silent: float | None = None  # since when, once it has been said
+
+    def turn(self, now: float) -> None:
+        try:
+            self.supplicant.turn(now)
+        except OSError as error:
+            if self.silent is None:
+                where = f"{self.supplicant.folder}/{self.supplicant.interface}"
+                self.bus.log.warning("wpa_supplicant at %s does not answer: %s", where, error)
+                self.silent = now
+        if self.supplicant.wire is not None:
+            self.silent = None
+            self.kernel.end(now)
+        elif self.silent is not None and now - self.silent > FALLBACK_AFTER:
+            self.kernel.turn(now)
+
+
+class Recording:
+    """Recorded answers to `BSS RANGE=ALL`, a scan each, over and over."""
+
+    source = "recording"
+
+    def __init__(self, path: str, tell: Callable[..., None]) -> None:
+        with open(path, encoding="ascii") as file:
+            self.answers = [part for part in file.read().split("####\n") if part.strip()]
+        self.tell, self.number, self.due = tell, 0, 0.0
+
+    def turn(self, now: float) -> None:
+        if now >= self.due:
+            self.due = now + PERIOD
+            points = [parse_bss(part) for part in self.answers[self.number % len(self.answers)].split("====\n")]
+            self.number += 1
+            self.tell(self.source, [{key: p[key] for key in p if key not in ("id", "age")} for p in points if p], whole=True)
+
+
 def main(arguments: list[str]) -> None:
     """`wifi_scan.py INTERFACE CONTROL_FOLDER [RECORDING]`"""
     interface, folder, recording = (*arguments, "", "", "")[:3]
-    radio: Supplicant | Recording = Recording(recording) if recording else Supplicant(interface, folder)
-    bus, silent = Bus("wifi_scan"), False
-    for _ in bus.every(PERIOD):
-        try:
-            bus.publish("scan", {"source": radio.source, "points": radio.scan()})
-            silent = False
-        except OSError as error:
-            if not silent:
-                bus.log.warning("wpa_supplicant at %s does not answer: %s", f"{folder}/{interface}", error)
-            silent = True
+    bus, sightings = Bus("wifi_scan"), Sightings()
+
+    def tell(source: str, points: list[Point], *, whole: bool) -> None:
+        bus.publish("scan", {"source": source, "points": sightings.update(points, whole=whole)})
+
+    radio: Radio | Recording = Recording(recording, tell) if recording else Radio(interface, folder, bus, tell)
+    for now in bus.every(RETRY):
+        radio.turn(now)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import math
 import os
+import select
 import shutil
 import signal
 import socket
@@ -68,45 +70,57 @@ def test_any_ssid_survives_the_round_trip(ssid: bytes) -> None:
 
 
 def test_recorded_answers() -> None:
-    recording = wifi_scan.Recording(str(ROOT / "wifi_recording.txt"))
-    scans = [recording.scan() for _ in recording.answers]
+    scans: list[list[dict[str, Any]]] = []
+    recording = wifi_scan.Recording(str(ROOT / "wifi_recording.txt"), lambda _source, points, whole: scans.append(points))
+    for turn in range(len(recording.answers) + 1):
+        recording.turn(turn * wifi_scan.PERIOD)
     points = {point["bssid"]: point for scan in scans for point in scan}
-    assert len(scans) == 8
+    assert len(scans) == 9
     assert {point["security"] for point in points.values()} == {"open", "WEP", "WPA", "WPA2", "WPA3", "OWE"}
     assert {point["ssid"] for point in points.values()} >= {None, "Café am See", "⚓ marina", 'old "WEP" box'}
     assert len({len(scan) for scan in scans}) > 1, "access points come and go"
-    assert recording.scan() == scans[0]
+    assert scans[8] == scans[0]
     assert wifi_scan.parse_bss("") == {}
 
 
-def test_wpa_supplicant_is_paged_with_bss(tmp_path: Path) -> None:
-    """A mock of the control socket: no radio, so no real scan, on this kernel."""
-    folder, asked = tmp_path / "ctrl", []
-    folder.mkdir()
-    answers = {f"BSS {key}": f"id={n}\nbssid=02:00:00:00:00:0{n}\nfreq=2412\nlevel=-40\nage={age}\nflags=[ESS]\nssid=x{n}\n"
-               for key, n, age in (("FIRST", 1, 0), ("NEXT-1", 2, 99), ("NEXT-2", 3, 5))}  # fmt: skip
-    server = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    server.bind(str(folder / "wlan0"))
-    server.settimeout(5)
-
-    def serve() -> None:
-        while "SCAN" not in asked:
-            command, address = server.recvfrom(1000)
-            asked.append(command.decode())
-            server.sendto(b"<3>CTRL-EVENT-SCAN-STARTED ", address)
-            server.sendto(answers.get(asked[-1], "FAIL-BUSY\n" if asked[-1] == "SCAN" else "").encode(), address)
-
-    thread = threading.Thread(target=serve)
-    thread.start()
-    points = wifi_scan.Supplicant("wlan0", str(folder)).scan()
-    thread.join()
-    assert [point["ssid"] for point in points] == ["x1", "x3"], "the one not heard for 99 s is not there"
-    assert asked == ["BSS FIRST", "BSS NEXT-1", "BSS NEXT-2", "BSS NEXT-3", "SCAN"]
-    with pytest.raises(OSError, match="No such file"):
-        wifi_scan.Supplicant("wlan1", str(folder)).scan()
+AP = {"bssid": "02:00:00:00:00:01", "ssid": "a", "ssid_hex": "61", "frequency": 2412, "signal": -50, "security": "WPA2"}
 
 
-# --- wifi_analyzer --------------------------------------------------------------------------------------------------
+def events(sightings: wifi_scan.Sightings, *points: dict[str, Any], whole: bool = True) -> list[str]:
+    return [point["event"] for point in sightings.update([{**AP, **point} for point in points], whole=whole)]
+
+
+def test_access_points_are_new_changed_seen_and_lost() -> None:
+    sightings = wifi_scan.Sightings()
+    assert events(sightings, {}) == ["new"]
+    assert events(sightings, {"signal": -53}) == ["seen"]
+    assert events(sightings, {"signal": -56}) == ["changed"], "small steps add up"
+    assert events(sightings, {"signal": -53}) == ["seen"]
+    assert events(sightings, {"signal": -53, "frequency": 2437}) == ["changed"]
+    assert events(sightings, {"signal": -53, "frequency": 2437, "security": "WPA3"}) == ["changed"]
+    assert events(sightings) == events(sightings) == [], "missed twice"
+    assert events(sightings, {"frequency": 2437, "security": "WPA3", "signal": -53}) == ["seen"], "and there again"
+    assert [events(sightings) for _ in range(4)] == [[], [], ["lost"], []]
+    assert events(sightings, {}) == ["new"]
+    assert [events(sightings, whole=False) for _ in range(5)] == [[]] * 5, "somebody else's scan of a few channels"
+
+
+@given(st.lists(st.lists(st.tuples(st.integers(0, 3), st.integers(-90, -30)), max_size=4), max_size=30))
+def test_every_sighting_begins_with_new_and_ends_with_lost(scans: list[list[tuple[int, int]]]) -> None:
+    sightings = wifi_scan.Sightings()
+    there: set[str] = set()
+    for scan in [*scans, *[[]] * wifi_scan.LOST_AFTER]:
+        for point in sightings.update([{**AP, "bssid": str(number), "signal": level} for number, level in scan]):
+            assert (point["event"] == "new") == (point["bssid"] not in there)
+            (there.discard if point["event"] == "lost" else there.add)(point["bssid"])
+    assert not there
+
+
+def test_a_hidden_network_that_is_known_twice_is_told_once() -> None:
+    hidden, named = {**AP, "ssid": None}, {**AP, "ssid": "a"}
+    assert wifi_scan.unique([hidden, named]) == wifi_scan.unique([named, hidden]) == [named]
+
+
 class FakeBus:
     """A bus made of a list."""
 
@@ -117,10 +131,136 @@ class FakeBus:
         self.sent.append((topic, data))
 
 
+class FakeSupplicant:
+    """A mock of the control socket: the real one, with a real radio, is in qemu_wifi.py."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        self.asked: list[str] = []
+        self.scan_answer = "OK\n"
+        self.bss = [f"id={n}\nbssid=02:00:00:00:{n:02x}\nfreq=2412\nlevel=-40\nage={age}\nflags=[ESS]\nssid=x{n}\n"
+                    for n, age in ((1, 0), (2, 99), *((n, 1) for n in range(3, 101)))]  # fmt: skip
+        self.server = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.path = folder / "wlan0"
+        self.path.unlink(missing_ok=True)
+        self.server.bind(str(self.path))
+        self.silent = False
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self) -> None:
+        while True:
+            command, self.client = self.server.recvfrom(1000)
+            self.asked.append(command.decode())
+            if self.silent:
+                continue
+            self.server.sendto(b"<3>CTRL-EVENT-BSS-ADDED 5 02:00:00:00:00:05", self.client)
+            self.server.sendto(self.answer(command.decode()).encode(), self.client)
+
+    def answer(self, command: str) -> str:
+        if command == "BSS FIRST":
+            return self.bss[0]
+        if command.startswith("BSS NEXT-"):
+            number = int(command[9:])
+            return self.bss[number] if number < len(self.bss) else ""
+        return self.scan_answer if command == "SCAN" else "OK\n"
+
+    def event(self, text: str) -> None:
+        self.server.sendto(f"<3>{text}".encode(), self.client)
+
+
+class Loop(FakeBus):
+    """A bus that serves descriptors when the test says so."""
+
+    log = get_logger("test")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.watched: dict[int, Callable[[], object]] = {}
+
+    def watch(self, fd: int, handler: Callable[[], object]) -> None:
+        self.watched[fd] = handler
+
+    def unwatch(self, fd: int) -> None:
+        self.watched.pop(fd, None)
+
+    def serve(self) -> bool:
+        for fd in select.select(list(self.watched), [], [], 0)[0]:
+            self.watched[fd]()
+        return True
+
+
+def test_a_scan_through_wpa_supplicant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for, told by an event, read page by page; busy, aborted, hung and dead are all survived."""
+    monkeypatch.setattr(wifi_scan, "ANSWER_LIMIT", 0.2)
+    told: list[tuple[list[dict[str, Any]], bool]] = []
+    bus: Any = Loop()
+    mock = FakeSupplicant(tmp_path / "ctrl")
+
+    def heard(_source: str, points: list[dict[str, Any]], *, whole: bool) -> None:
+        told.append((points, whole))
+
+    radio = wifi_scan.Supplicant("wlan0", str(tmp_path / "ctrl"), bus, heard)
+    now = time.monotonic()
+    mock.scan_answer = "FAIL-BUSY\n"
+    radio.turn(now)
+    assert (mock.asked, radio.asked) == (["ATTACH", "SCAN"], None)
+    mock.scan_answer = "OK\n"
+    radio.turn(now + wifi_scan.RETRY)
+    mock.event("CTRL-EVENT-SCAN-FAILED ret=-16")  # aborted: asked again at once
+    eventually(lambda: bus.serve() and radio.asked is None)
+    radio.turn(now + 2)
+    assert mock.asked == ["ATTACH", "SCAN", "SCAN", "SCAN"]
+    radio.turn(now + 2 + wifi_scan.SCAN_LIMIT + 1)  # and once more when it never ends
+    assert mock.asked[-1] == "SCAN"
+    assert len(mock.asked) == 5
+    radio.asked = time.monotonic()
+    mock.event("CTRL-EVENT-SCAN-RESULTS ")
+    eventually(lambda: bus.serve() and told)
+    assert [point["ssid"] for point in told[0][0]] == ["x1", *(f"x{n}" for n in range(3, 101))], "x2 was not heard for 99 s"
+    assert told[0][1], "our own scan was a whole one"
+    mock.silent = True
+    with pytest.raises(OSError, match="timed out"):
+        radio.turn(now + 1000)
+    assert (radio.wire, bus.watched) == (None, {})
+    mock.path.unlink()
+    with pytest.raises(OSError, match="No such file"):
+        radio.turn(now + 2000)
+    mock = FakeSupplicant(tmp_path / "ctrl")  # its successor
+    radio.turn(now + 3000)
+    assert mock.asked == ["ATTACH", "SCAN"]
+    radio.close()
+
+
+def test_where_no_supplicant_runs_the_kernel_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a child with a time limit; a program of the test's own takes the place of the radio that this kernel has not."""
+    told: list[tuple[str, list[dict[str, Any]]]] = []
+    script = tmp_path / "python"
+    monkeypatch.setattr(sys, "executable", str(script))
+    radio = wifi_scan.Radio("wlan9", str(tmp_path), Loop(), lambda source, points, whole: told.append((source, points)))  # type: ignore[arg-type]
+    script.write_text("#!/bin/sh\nexec sleep 1000")
+    script.chmod(0o755)
+    radio.turn(100.0)
+    radio.turn(100.0 + wifi_scan.FALLBACK_AFTER + 1)
+    child = radio.kernel.child
+    assert child is not None
+    radio.turn(200.0)
+    assert child.poll() == -signal.SIGKILL, "it took too long"
+    script.write_text(f"#!/bin/sh\necho '{json.dumps([{k: v for k, v in AP.items() if k != 'ssid'}])}'")
+    radio.turn(300.0)
+
+    def turned() -> bool:
+        radio.turn(301.0)
+        return bool(told)
+
+    eventually(turned)
+    assert told == [("nl80211", [AP])]
+
+
+# --- wifi_analyzer --------------------------------------------------------------------------------------------------
 def test_observations_have_the_position_of_their_time() -> None:
     bus = FakeBus()
     analyzer = wifi_analyzer.Analyzer(bus)  # type: ignore[arg-type]
-    point = {"bssid": "02:00:00:00:00:01", "ssid": "a", "ssid_hex": "61", "frequency": 2412, "signal": -50, "security": "WPA2"}
+    point = {**AP, "event": "new"}
     scan = {"mono": 100.0, "data": {"source": "recording", "points": [point]}}
     analyzer.on_scan("scan", scan)
     analyzer.on_gps("gps", {"mono": 99.5, "data": {"latitude": 1.0, "longitude": 2.0, "accuracy": 5.0, "source": "fake"}})
@@ -130,7 +270,7 @@ def test_observations_have_the_position_of_their_time() -> None:
     assert [(data["latitude"], data["age"]) for _, data in bus.sent] == [(None, None), (1.0, 0.5), (None, None)]
     assert bus.sent[1][1] == {
         "latitude": 1.0, "longitude": 2.0, "accuracy": 5.0, "age": 0.5, "position_source": "fake", "bssid": "02:00:00:00:00:01", "ssid": "a",
-        "frequency": 2412, "signal": -50, "security": "WPA2", "source": "recording",
+        "frequency": 2412, "signal": -50, "security": "WPA2", "source": "recording", "event": "new",
     }  # fmt: skip
 
 
