@@ -255,7 +255,7 @@ def board(kind: Kind, files: dict[str, str]) -> Iterator[Path]:
     folder = system(kind)
     own = {
         **{f"usr/lib/stack/{file.name}": file.read_text() for file in LAB.glob("settings_*.py")},
-        "usr/sbin/lab-ap": (LAB / "ap.sh").read_text(),
+        "usr/sbin/lab-radios": (LAB / "radios.sh").read_text(),
         "etc/hostapd/wlan1.conf": (LAB / "hostapd.conf").read_text(),
         "etc/udhcpd.conf": (LAB / "udhcpd.conf").read_text(),
         "root/.ssh/authorized_keys": ssh_key().with_suffix(".pub").read_text(),

@@ -15,5 +15,10 @@ MOUNTS = tuple(  # no data partition
 _OURS = {
     "ntpd": Service("chronyd", ("chronyd", "-d", "-u", "_chrony", "server 10.0.2.2 iburst"), after=("network",)),
 }
-_ACCESS_POINT = Service("access_point", ("lab-ap",), after=("modules",))
-SERVICES = (*(_OURS.get(row.name, row) for row in settings.SERVICES), _ACCESS_POINT)
+_IN_AP = ("ip", "netns", "exec", "ap")
+SERVICES = (
+    *(_OURS.get(row.name, row) for row in settings.SERVICES),
+    Service("radios", ("lab-radios",), ready="exit", restart="never", after=("modules",)),
+    Service("access_point", (*_IN_AP, "hostapd", "/etc/hostapd/wlan1.conf"), after=("radios",)),
+    Service("udhcpd", (*_IN_AP, "udhcpd", "-f", "/etc/udhcpd.conf"), after=("radios",)),
+)
