@@ -30,8 +30,16 @@ Stats = dict[str, Any]
 class Table(list[Stats]):
     """A list of dicts that shows itself as a table."""
 
+    columns: tuple[str, ...] = COLUMNS
+
     def __repr__(self) -> str:
-        return table(self, COLUMNS) if self else "(none)"
+        return table(self, self.columns) if self else "(none)"
+
+
+class NetworkTable(Table):
+    """Interfaces."""
+
+    columns = ("name", "state", "since", "addresses", "gateway", "metric", "ssid", "signal", "rung")
 
 
 class Lines(list[str]):
@@ -62,6 +70,8 @@ def _cell(name: str, value: Any) -> str:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(value) or "-"
     if name == "memory":
         return f"{value / 2**20:.1f}M"
     return f"{value:.1f}" if isinstance(value, float) else str(value)
@@ -186,6 +196,25 @@ def halt() -> str:
 def poweroff() -> str:
     """Stop everything and switch off."""
     return str(_ask("poweroff"))
+
+
+def network() -> list[Stats]:
+    """The interfaces that network.py keeps: a dict for each, also while the bus is down.
+
+    name, state (absent, down, no carrier, associating, addressing, local, online; with "?" what network.py knew when it
+    ended), since (s in this state), addresses, gateway (of its default routes), metric, ssid, signal (dBm), rung (of the
+    ladder for Wi-Fi that stays down; 0 is the ground).
+    """
+    try:
+        with open(settings.NETWORK_STATE, encoding="ascii") as file:
+            facts = json.load(file)
+    except (OSError, ValueError) as error:
+        raise SVError(f"network.py has written nothing: {error}; see stats_process('network') and logs('network')") from None
+    doubt = "" if os.path.exists(f"/proc/{facts['pid']}") else "?"
+    now = time.monotonic()
+    return NetworkTable(
+        {**row, "state": row["state"] + doubt, "since": round(now - row["since"], 1)} for row in facts["interfaces"]
+    )
 
 
 # --- logs -----------------------------------------------------------------------------------------------------------
@@ -321,7 +350,8 @@ def main(arguments: list[str]) -> int:
         if name == "logs":
             sub.add_argument("-n", "--lines", type=int, default=50)
             sub.add_argument("-f", "--follow", action="store_true")
-    for name, text in (("board", "facts about board and PID 1"), ("reload", "re-read the tables"), ("top", "the busiest first"),
+    for name, text in (("board", "facts about board and PID 1"), ("network", "its interfaces"),
+                       ("reload", "re-read the tables"), ("top", "the busiest first"),
                        ("reboot", "stop all, restart"), ("halt", "stop all, halt"), ("poweroff", "stop all, switch off"),
                        ("rescue", "for its row"), ("console", "the prompt, and a halt after it")):  # fmt: skip
         sub = commands.add_parser(name, help=text)
@@ -347,7 +377,15 @@ def _command(options: argparse.Namespace) -> Any:
         "logs": lambda: logs(options.name, options.lines, options.follow),
         "console": lambda: console(halt),
     }
-    actions |= {"board": board, "reload": reload, "top": top, "reboot": reboot, "halt": halt, "poweroff": poweroff}
+    actions |= {
+        "board": board,
+        "network": network,
+        "reload": reload,
+        "top": top,
+        "reboot": reboot,
+        "halt": halt,
+        "poweroff": poweroff,
+    }
     actions["rescue"] = rescue
     return actions[options.command]()
 

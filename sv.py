@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         board,
         halt,
         logs,
+        network,
         poweroff,
         reboot,
         reload,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "SVError", "board", "halt", "logs", "poweroff", "reboot", "reload", "restart_process", "signal_process",
+    "SVError", "board", "halt", "logs", "network", "poweroff", "reboot", "reload", "restart_process", "signal_process",
     "start_process", "stats_process", "stop_process", "top",
 ]  # fmt: skip
 

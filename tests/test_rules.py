@@ -14,7 +14,7 @@ from conftest import PYTHON, ROOT
 
 OURS = {path.stem for path in ROOT.glob("*.py")}
 PID1 = set(
-    "lean rows settings _log syscalls spawn process loop logpipe readiness control tables relatives sv teardown stack".split()
+    "lean rows settings _log syscalls spawn process loop logpipe readiness control netrows tables relatives sv teardown stack".split()
 )
 # Who may import what of ours: each line only what stands above it, and of that what it names.
 ALLOWED = {
@@ -27,7 +27,8 @@ ALLOWED = {
     "loop": {"_log", "lean"},
     "process": {"_log", "lean", "rows"},
     "spawn": {"lean", "rows", "syscalls"},
-    "tables": {"lean", "process", "rows", "settings", "spawn", "syscalls"},
+    "netrows": {"lean", "rows"},
+    "tables": {"lean", "netrows", "process", "rows", "settings", "spawn", "syscalls"},
     "logpipe": {"lean", "loop"},
     "readiness": {"_log", "lean", "loop", "process", "syscalls"},
     "control": {"_log", "lean", "loop", "syscalls"},
@@ -51,15 +52,19 @@ ALLOWED = {
     "stack": {"_log", "control", "lean", "loop", "process", "rows", "spawn", "sv", "syscalls", "tables", "teardown"},
     "logd": {"lean", "syscalls"},
     "bus": {"_log", "settings"},
+    "supplicant": {"rows", "sv", "tables"},
+    "links": {"rows"},
+    "netlink": {"links"},
+    "network": {"bus", "control", "links", "netlink", "supplicant"},
     "fakegps": {"bus"},
-    "wifi_scan": {"bus"},
+    "wifi_scan": {"bus", "supplicant"},
     "wifi_analyzer": {"bus"},
     "diagnostic": {"bus", "sv"},
     "broker_amqtt": {"prompt"},
     "laptop": {"syscalls"},
 }
-APPS = {"fakegps", "wifi_scan", "wifi_analyzer", "diagnostic"} | (OURS - set(ALLOWED))
-THIRD_PARTY = {"paho": "bus", "amqtt": "broker_amqtt"}
+APPS = {"network", "fakegps", "wifi_scan", "wifi_analyzer", "diagnostic"} | (OURS - set(ALLOWED))
+THIRD_PARTY = {"paho": "bus", "amqtt": "broker_amqtt", "pyroute2": "netlink"}
 # What PID 1's own files may take from the standard library, besides __future__.
 AFFORDABLE = {"gc", "os", "sys", "time", "select", "errno", "fcntl", "ctypes", "graphlib", "resource", "_signal", "_socket", "_json",
               "_collections", "_frozen_importlib_external"}  # fmt: skip
