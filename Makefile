@@ -30,6 +30,7 @@ setup:
 	@$(MAKE) -s install DESTDIR=$(CURDIR)/build/root PREFIX=/stack SBINDIR=/stack/sbin SITEDIR= TARGET_PYTHON=$(PYTHON) INIT_PYTHON=/python/bin/python
 
 test: NEEDS = requirements-dev.txt
+test: export PROGRAMS = busybox:busybox ip:iproute2
 test: setup
 	@./test.sh $(TESTS)
 
