@@ -23,11 +23,17 @@ from typing import Any
 import pytest
 from conftest import NO_NAMESPACES, PYTHON, ROOT, Board, Broker, eventually
 
+import prompt
+import supplicant
+from control import SVError
+from rows import WifiNetwork
+
 BUSYBOX = shutil.which("busybox")
 UDHCPD = (
     BUSYBOX is not None
     and "udhcpd" in subprocess.run([BUSYBOX, "--list"], capture_output=True, text=True, check=False).stdout.split()
 )
+WPA_SUPPLICANT = shutil.which("wpa_supplicant", path=os.environ["PATH"] + ":/usr/sbin:/sbin")
 IP = shutil.which("ip", path=os.environ["PATH"] + ":/usr/sbin:/sbin")
 needs_dhcp = pytest.mark.skipif(not UDHCPD, reason="no busybox with udhcpd here")
 pytestmark = [
@@ -460,14 +466,14 @@ def test_every_rung_of_the_ladder(lab: Lab, stamp: str) -> None:
     (lab.fake_bin / "modprobe").chmod(0o755)
     if stamp == "not writable":
         (lab.folder / "stamp.new").mkdir()  # nothing can be written there, by root neither
-    supplicant = Recorder(lab.folder / "wpa/wlan0", socket.SOCK_DGRAM, lambda _: b"OK\n")
+    radio = Recorder(lab.folder / "wpa/wlan0", socket.SOCK_DGRAM, lambda _: b"OK\n")
     init = Recorder(lab.folder / "control", socket.SOCK_SEQPACKET, lambda _: b'{"ok": {}}')
     try:
         lab.cable("wlan0")
         lab.other.run("ip link set peer0 down")
         lab.start(RADIO, LADDER)
         lab.wait("wlan0", "associating")
-        eventually(lambda: supplicant.heard == ["REASSOCIATE"])
+        eventually(lambda: radio.heard == ["REASSOCIATE"])
         eventually(lambda: init.heard == ['{"op": "restart", "name": "wpa_supplicant"}'])
         told = eventually((lab.folder / "modprobe").read_text)
         assert told == "modprobe -r brcm_wcc brcm\n"
@@ -484,7 +490,7 @@ def test_every_rung_of_the_ladder(lab: Lab, stamp: str) -> None:
         for words in ("shall reassociate", "wpa_supplicant is restarted", "module brcm_wcc brcm is reloaded"):
             assert words in lab.log()
     finally:
-        supplicant.close()
+        radio.close()
         init.close()
 
 
@@ -493,7 +499,7 @@ def test_an_associated_radio_tells_its_network_and_signal(lab: Lab) -> None:
         b"STATUS": b"bssid=02:00:00:00:00:01\nssid=caf\\xc3\\xa9\nwpa_state=COMPLETED\n",
         b"SIGNAL_POLL": b"RSSI=-61\nLINKSPEED=72\n",
     }
-    supplicant = Recorder(lab.folder / "wpa/wlan0", socket.SOCK_DGRAM, lambda command: answers.get(command, b"OK\n"))
+    radio = Recorder(lab.folder / "wpa/wlan0", socket.SOCK_DGRAM, lambda command: answers.get(command, b"OK\n"))
     try:
         lab.cable("wlan0")
         lab.start(RADIO)
@@ -501,7 +507,21 @@ def test_an_associated_radio_tells_its_network_and_signal(lab: Lab) -> None:
         eventually(lambda: lab.interfaces()["wlan0"]["ssid"] == "café")
         assert lab.interfaces()["wlan0"]["signal"] == -61
     finally:
-        supplicant.close()
+        radio.close()
+
+
+@pytest.mark.skipif(WPA_SUPPLICANT is None, reason="no wpa_supplicant here")
+def test_a_real_wpa_supplicant_tells_its_network(lab: Lab) -> None:
+    """Over a cable (its driver `wired`): the file and the control socket are what they are with a radio."""
+    config = lab.folder / "wlan0.conf"
+    config.write_text(
+        supplicant.configuration((WifiNetwork("café", "passphrase"),), str(lab.folder / "wpa"), str(os.getgid() or "root"))
+    )
+    lab.cable("wlan0")
+    words = [str(WPA_SUPPLICANT), "-i", "wlan0", "-D", "wired", "-c", str(config)]
+    lab.started.append(lab.board.start(*words, stdout=subprocess.DEVNULL))
+    lab.start(RADIO)
+    eventually(lambda: lab.interfaces()["wlan0"]["ssid"] == "café", 20)
 
 
 # --- the bus ----------------------------------------------------------------------------------------------------------
@@ -556,3 +576,27 @@ def test_a_board_shows_its_network_in_the_prompt(boot: Callable[..., Board]) -> 
     board.kill("network")
     eventually(lambda: board.stats("network")["restart"] >= 1)
     eventually(lambda: states() == {"eth0": "local", "usb0": "absent"}, 20)
+
+
+def test_what_the_prompt_shows_of_a_network_that_nobody_keeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "state.json"
+    monkeypatch.setattr("prompt.settings.NETWORK_STATE", str(file))
+    with pytest.raises(SVError, match=r"network\.py has written nothing: .*No such file"):
+        prompt.network()
+    row = {"name": "eth0", "state": "local", "since": time.monotonic() - 5, "addresses": ["192.0.2.5/24"], "gateway": [], "metric": 100,
+           "ssid": None, "signal": None, "rung": 0}  # fmt: skip
+    file.write_text(json.dumps({"pid": os.getpid(), "interfaces": [row]}))
+    assert prompt.network()[0] == {**row, "since": 5.0}
+    file.write_text(json.dumps({"pid": 2**30, "interfaces": [row]}))
+    assert prompt.network()[0]["state"] == "local?"
+    assert repr(prompt.network()).splitlines()[1].split() == [
+        "eth0",
+        "local?",
+        "5.0",
+        "192.0.2.5/24",
+        "-",
+        "100",
+        "-",
+        "-",
+        "0",
+    ]
