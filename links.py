@@ -7,7 +7,7 @@ An action that did not succeed is asked for again, because what the kernel shows
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from rows import Interface
@@ -179,7 +179,9 @@ def family(address: str) -> int:
 class Link:
     """One interface."""
 
-    def __init__(self, row: Interface, now: float, delays: Delays, *, networks: bool) -> None:
+    def __init__(
+        self, row: Interface, now: float, delays: Delays, may_reboot: Callable[[float], bool], *, networks: bool
+    ) -> None:
         self.row = row
         self.name = row.name
         self.delays = delays
@@ -189,7 +191,7 @@ class Link:
         self.seen: Seen | None = None
         self.lease: Lease | None = None
         self.rdnss: dict[str, float] = {}  # nameservers from router advertisements, and until when (RFC 8106)
-        self.ladder = Ladder(row.name, delays)
+        self.ladder = Ladder(row.name, delays, may_reboot)
         self.proven: float | None = None  # when the mothership's last acknowledgement came this way
         self.local_since = now
         self.client = False  # whether a DHCP client runs
@@ -267,7 +269,7 @@ class Link:
     def _settle(self, now: float) -> Iterator[Action]:
         if self._expires is not None and now >= self._expires:
             self.lease = self._expires = None
-        state = self._judge(now)
+        state, raised = self._judge(now), False
         if state is not self.state:
             entered, before = state, self.state
             self.state, self.since = state, now
@@ -275,9 +277,12 @@ class Link:
                 self.local_since = now
             if not entered.addressed:
                 self.proven = None
-            if entered.carries and not before.carries and "ra" in self.row.addresses:
-                yield Solicit(self.name)
-        yield from self._link(now)
+            raised = entered.carries and not before.carries
+            if raised:
+                self._tried.clear()
+        yield from self._link(now)  # the metric of the routers' routes comes before their advertisements
+        if raised and "ra" in self.row.addresses:
+            yield Solicit(self.name)
         yield from self._dhcp(now)
         yield from self._addresses(now)
         yield from self._routes(now)
@@ -363,8 +368,9 @@ class Link:
 class Ladder:
     """What is done for a Wi-Fi interface that stays down, one rung after the other."""
 
-    def __init__(self, name: str, delays: Delays) -> None:
+    def __init__(self, name: str, delays: Delays, may_reboot: Callable[[float], bool]) -> None:
         self.name = name
+        self._may_reboot = may_reboot
         self.rung = 0  # how many have been climbed
         self._steady = delays.LADDER_STEADY
         self._delays = (delays.LADDER_REASSOCIATE, delays.LADDER_SUPPLICANT, delays.LADDER_MODULE, delays.LADDER_REBOOT)
@@ -383,11 +389,14 @@ class Ladder:
         while self.rung < len(RUNGS) and now - self._trouble >= self._delays[self.rung]:
             action = RUNGS[self.rung](self.name)
             self.rung += 1
-            if state is not State.ABSENT or isinstance(action, ReloadModule):
+            if isinstance(action, ReloadModule) or (state is not State.ABSENT and self._allowed(action, now)):
                 yield action
                 break
         if self.rung == len(RUNGS):
             self.rung, self._trouble = 0, now
+
+    def _allowed(self, action: Action, now: float) -> bool:
+        return not isinstance(action, Reboot) or self._may_reboot(now)
 
 
 class Links:
@@ -395,7 +404,7 @@ class Links:
 
     def __init__(self, rows: tuple[Interface, ...], now: float, delays: Delays, *, networks: bool = True,
                  reboot_after: float = 0.0) -> None:  # fmt: skip
-        self.links = {row.name: Link(row, now, delays, networks=networks) for row in rows}
+        self.links = {row.name: Link(row, now, delays, self._may_reboot, networks=networks) for row in rows}
         self.delays = delays
         self.reboot_after = reboot_after  # monotonic: the ladder does not reboot the board before
 
@@ -404,23 +413,19 @@ class Links:
 
     def tick(self, now: float) -> list[Action]:
         """Whatever is due, of all interfaces."""
-        return [action for link in self.links.values() for action in self.allowed(link.tick(now), now)]
+        return [action for link in self.links.values() for action in link.tick(now)]
 
     def acknowledged(self, sent: float, now: float) -> list[Action]:
         """An acknowledgement proves the interface that carries the default route."""
         link = self.preferred()
-        return self.allowed(link.acknowledged(sent, now), now) if link else []
+        return link.acknowledged(sent, now) if link else []
 
-    def allowed(self, actions: list[Action], now: float) -> list[Action]:
-        """Without a reboot that comes within an hour of the last one, or would cut off another interface that works."""
-        kept = []
-        for action in actions:
-            if isinstance(action, Reboot):
-                if now < self.reboot_after or any(link.state.addressed for link in self.links.values()):
-                    continue
-                self.reboot_after = now + self.delays.REBOOT_INTERVAL
-            kept.append(action)
-        return kept
+    def _may_reboot(self, now: float) -> bool:
+        """Not within an hour of the last one, and not where it would cut off another interface that works."""
+        if now < self.reboot_after or any(link.state.addressed for link in self.links.values()):
+            return False
+        self.reboot_after = now + self.delays.REBOOT_INTERVAL
+        return True
 
     def preferred(self) -> Link | None:
         """The interface with the default route that the kernel takes: that of the lowest metric."""

@@ -66,7 +66,7 @@ class Overrun(Exception):
 class Monitor:
     """Events of links, addresses, routes and router advertisements."""
 
-    def __init__(self, receive_buffer: int = 1024 * 1024) -> None:
+    def __init__(self, receive_buffer: int) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, 0)
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, receive_buffer)
@@ -80,17 +80,25 @@ class Monitor:
         return self._socket.fileno()
 
     def read(self) -> Iterator[Event]:
-        """All that has arrived. Overrun where the kernel had to drop some: ask for everything anew."""
+        """All that has arrived. Overrun, at its end, where the kernel had to drop some: ask for everything anew.
+
+        After ENOBUFS the kernel drops on, and does not say so again, until we have emptied the socket
+        (NETLINK_S_CONGESTED in net/netlink/af_netlink.c): who asks before that misses what happens next.
+        """
+        overrun = False
         while True:
             try:
                 data = self._socket.recv(65536)
             except BlockingIOError:
-                return
+                break
             except OSError as error:
-                if error.errno == errno.ENOBUFS:
-                    raise Overrun from None
-                raise
+                if error.errno != errno.ENOBUFS:
+                    raise
+                overrun = True
+                continue
             yield from parse(data)
+        if overrun:
+            raise Overrun
 
 
 def parse(data: bytes) -> Iterator[Event]:
@@ -108,7 +116,7 @@ def parse(data: bytes) -> Iterator[Event]:
             elif kind in (NEWADDR, DELADDR):
                 yield Event(struct.unpack_from("=i", body, 4)[0])
             elif kind in (NEWROUTE, DELROUTE) and body[1] == 0:  # a default route: the destination has no bits
-                yield Event(int.from_bytes(attribute(body, 12, RTA_OIF), "little" if struct.pack("=H", 1)[0] else "big"))
+                yield Event(int.from_bytes(attribute(body, 12, RTA_OIF), sys.byteorder))
             elif kind == NEWNDUSEROPT:
                 yield nameservers(body)
         except (struct.error, IndexError):
@@ -224,6 +232,7 @@ class DhcpClient:
     def __init__(self, name: str, hostname: str) -> None:
         self.name = name
         self._buffer = b""
+        self._gone = False
         self.reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.pid = os.fork()
         if self.pid == 0:
@@ -243,12 +252,15 @@ class DhcpClient:
 
     def end(self) -> None:
         """Kill it: it keeps nothing that needs care, and a lease that is not given back expires."""
-        try:
+        if not self.gone():
             os.kill(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         os.close(self.reader)
-        os.waitpid(self.pid, 0)
+
+    def gone(self) -> bool:
+        """Whether it has been reaped. We never wait for it: the kernel may hold it for a while."""
+        if not self._gone:  # once reaped, its number may be somebody else's
+            self._gone = os.waitpid(self.pid, os.WNOHANG)[0] == self.pid
+        return self._gone
 
 
 def lease_of(told: dict[str, Any]) -> Lease | None:

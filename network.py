@@ -39,11 +39,12 @@ class Network:
         self.bus = bus
         self.log = bus.log
         self.chosen = chosen
-        self.kernel, self.monitor = Kernel(), Monitor()
+        self.kernel, self.monitor = Kernel(), Monitor(chosen.NETLINK_BUFFER)
         delays = Delays(**{name: getattr(chosen, name) for name in Delays._fields})
         self.links = Links(chosen.INTERFACES, now, delays, networks=has_networks(chosen),
                            reboot_after=reboot_after(chosen.NETWORK_STAMP, bus.boot_id, delays.REBOOT_INTERVAL))  # fmt: skip
         self.clients: dict[str, DhcpClient] = {}
+        self.ended: list[DhcpClient] = []  # to be reaped
         self.radios = {
             link.name: Radio(link.name, chosen.WIFI_CONTROL, bus) for link in self.links.links.values() if link.row.wifi
         }
@@ -53,7 +54,7 @@ class Network:
         self.dirty = set(self.links.links)  # to be asked for
         self.overruns = 0
         self._told: dict[str, dict[str, Any]] = {}
-        self._resolv = ""
+        self._resolv: str | None = None  # what we have written
         self._complaints: set[str] = set()
         bus.watch(self.monitor.fileno(), self.on_events)
         bus.subscribe("ack", self.on_ack)
@@ -92,7 +93,7 @@ class Network:
                 self.names = {index: other for index, other in self.names.items() if other != name} | {seen.ifindex: name}
                 self._learn_module(link)
             if seen != link.seen:
-                self.do(self.links.allowed(link.observe(seen, now), now), now)
+                self.do(link.observe(seen, now), now)
         self.tell(now)
 
     def _learn_module(self, link: Link) -> None:
@@ -126,6 +127,7 @@ class Network:
 
     def turn(self, now: float) -> None:
         """Every second: whatever is due."""
+        self.ended = [client for client in self.ended if not client.gone()]
         self.jobs = [job for job in self.jobs if not job.poll(now, self.log.warning)]
         for name, radio in self.radios.items():
             radio.turn(now, carrier=self.links[name].state.carries)
@@ -187,6 +189,7 @@ class Network:
         if client := self.clients.pop(name, None):
             self.bus.unwatch(client.reader)
             client.end()
+            self.ended.append(client)
 
     def _configure(self, link: Link) -> None:
         """The kernel's switches (Documentation/networking/ip-sysctl.rst)."""
@@ -249,6 +252,8 @@ class Network:
         servers, domains = self.links.resolver(now)
         text = "".join(f"nameserver {server}\n" for server in servers)
         text = (f"search {' '.join(domains)}\n" if domains else "") + text
+        if not text and self._resolv is None and os.path.exists(self.chosen.RESOLV_CONF):
+            return  # an earlier life's: it serves until we know better
         if text != self._resolv and self._write(self.chosen.RESOLV_CONF, "# by network.py\n" + text):
             self._resolv = text
 
@@ -294,7 +299,7 @@ class Radio:
         if not carrier:
             self.air, self._due = {}, 0.0
         elif now >= self._due:
-            self._due = now + ASK_SUPPLICANT
+            self._due = now + (ASK_SUPPLICANT if self.air else 0.0)  # until it has answered, at every turn
             try:
                 self.send("STATUS")
                 self.send("SIGNAL_POLL")

@@ -35,6 +35,7 @@ WIFI_RECORDING = ""  # recorded answers of wpa_supplicant, where there is no rad
 
 RESOLV_CONF = "/run/resolv.conf"  # the image links /etc/resolv.conf to it
 NETWORK_STATE = "/run/network/state.json"  # what `network()` in the prompt reads
+NETLINK_BUFFER = 1024 * 1024  # bytes of the kernel's events that wait for network.py
 NETWORK_STAMP = "/var/lib/network.reboot"  # on the data partition: no reboot by the ladder where it cannot be written
 
 # --- mounts -------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import laptop  # noqa: E402
 import prompt  # noqa: E402
 
 PYTHON = str(ROOT / ".venv" / "bin" / "python")
+MOSQUITTO = shutil.which("mosquitto", path=os.environ["PATH"] + ":/usr/sbin:/usr/local/sbin")
 T = TypeVar("T")
 
 
@@ -227,6 +229,37 @@ def machines(folder: Path) -> Iterator[Callable[..., Any]]:
         one.close()
 
 
+class Broker:
+    """A mosquitto on a Unix socket of the test's own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = str(folder / "mqtt.sock")
+        self.config = folder / "mosquitto.conf"
+        text = (ROOT / "mosquitto.conf").read_text().replace("/run/bus/mqtt.sock", self.path)
+        self.config.write_text(text.replace("user root", "") if os.getuid() else text)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path)
+        self.process = subprocess.Popen([str(MOSQUITTO), "-c", str(self.config)], stderr=subprocess.DEVNULL)
+        eventually(lambda: os.path.exists(self.path))
+
+    def kill(self) -> None:
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Broker]:
+    if MOSQUITTO is None:
+        pytest.skip("no mosquitto here, and only root can install it")
+    one = Broker(tmp_path)
+    yield one
+    one.kill()
+
+
 @pytest.fixture(autouse=True)
 def _quiet_log(monkeypatch: pytest.MonkeyPatch) -> None:
     """Records of PID 1's modules in pure tests go nowhere."""
@@ -235,4 +268,4 @@ def _quiet_log(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_log.sink, "console_level", -1)
 
 
-__all__ = ["Board", "eventually", "prompt"]
+__all__ = ["Board", "Broker", "eventually", "prompt"]

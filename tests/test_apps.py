@@ -8,19 +8,18 @@ import json
 import math
 import os
 import select
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PYTHON, ROOT, eventually
+from conftest import PYTHON, ROOT, Broker, eventually
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,8 +29,6 @@ import supplicant
 import wifi_analyzer
 import wifi_scan
 from _log import counts, get_logger
-
-MOSQUITTO = shutil.which("mosquitto", path=os.environ["PATH"] + ":/usr/sbin:/usr/local/sbin")
 
 
 # --- fakegps --------------------------------------------------------------------------------------------------------
@@ -296,37 +293,6 @@ def test_apps_log_with_levels_and_count(capsys: pytest.CaptureFixture[str]) -> N
 
 
 # --- bus ------------------------------------------------------------------------------------------------------------
-class Broker:
-    """A mosquitto on a Unix socket of the test's own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = str(folder / "mqtt.sock")
-        self.config = folder / "mosquitto.conf"
-        text = (ROOT / "mosquitto.conf").read_text().replace("/run/bus/mqtt.sock", self.path)
-        self.config.write_text(text.replace("user root", "") if os.getuid() else text)
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.path)
-        self.process = subprocess.Popen([str(MOSQUITTO), "-c", str(self.config)], stderr=subprocess.DEVNULL)
-        eventually(lambda: os.path.exists(self.path))
-
-    def kill(self) -> None:
-        if self.process:
-            self.process.kill()
-            self.process.wait()
-
-
-@pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Broker]:
-    if MOSQUITTO is None:
-        pytest.skip("no mosquitto here, and only root can install it")
-    one = Broker(tmp_path)
-    yield one
-    one.kill()
-
-
 APP = """
 import sys, time; sys.path.insert(0, {root!r})
 from bus import Bus

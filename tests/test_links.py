@@ -72,7 +72,7 @@ class World:
         return done
 
     def look(self, name: str) -> list[Action]:
-        return self.do(self.links.allowed(self.links[name].observe(self.seen[name], self.now), self.now))
+        return self.do(self.links[name].observe(self.seen[name], self.now))
 
     def look_at(self, name: str) -> Seen:
         seen = self.seen[name]
@@ -242,6 +242,14 @@ def test_what_somebody_takes_away_comes_back() -> None:
     world.look("eth0")
     assert world.look_at("eth0").addresses
     assert world.look_at("eth0").routes
+
+
+def test_a_carrier_that_was_away_for_a_moment_is_addressed_at_once() -> None:
+    world = World(FIXED)
+    world.appear("eth0")
+    world.carrier("eth0", True)
+    world.carrier("eth0", False)
+    assert len(world.carrier("eth0", True)) == 4
 
 
 def test_what_the_kernel_refuses_is_asked_for_again_without_haste() -> None:

@@ -57,7 +57,7 @@ def test_the_owners_file_is_taken_but_for_what_the_board_decides() -> None:
     assert "update_config=1" not in text
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.text(max_size=300), st.text(max_size=300))
 def test_a_file_is_the_old_one_or_the_new_one_and_a_secret_stays_one(first: str, second: str) -> None:
     import tempfile
