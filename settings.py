@@ -146,7 +146,7 @@ SERVICES: tuple[Service, ...] = (
     Service("dropbear", ("dropbear", "-F", "-E", "-s", "-R"), after=("syslogd",), oom_score=-900),
     Service("ntpd", ("ntpd", "-n", "-p", "pool.ntp.org"), nice=-5),
     Service("wpa_supplicant", ("{PYTHON}", "{LIB}/supplicant.py", "{WIFI_INTERFACE}"), after=("modules",)),
-    Service("network", ("{PYTHON}", "{LIB}/network.py"), after=("modules",), oom_score=-900),
+    Service("network", ("{PYTHON}", "{LIB}/network.py"), after=("modules",), oom_score=-900, log="disk"),
     Service("getty", ("getty", "-L", "115200", "console", "linux"), tty="{CONSOLE}"),
     BROKER,
     *APPS,

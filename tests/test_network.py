@@ -514,9 +514,7 @@ def test_an_associated_radio_tells_its_network_and_signal(lab: Lab) -> None:
 def test_a_real_wpa_supplicant_tells_its_network(lab: Lab) -> None:
     """Over a cable (its driver `wired`): the file and the control socket are what they are with a radio."""
     config = lab.folder / "wlan0.conf"
-    config.write_text(
-        supplicant.configuration((WifiNetwork("café", "passphrase"),), str(lab.folder / "wpa"), str(os.getgid() or "root"))
-    )
+    config.write_text(supplicant.configuration((WifiNetwork("café", "passphrase"),), str(lab.folder / "wpa"), "root"))
     lab.cable("wlan0")
     words = [str(WPA_SUPPLICANT), "-i", "wlan0", "-D", "wired", "-c", str(config)]
     lab.started.append(lab.board.start(*words, stdout=subprocess.DEVNULL))
