@@ -176,7 +176,9 @@ class Lab:
     def client(self) -> int:
         """The DHCP client's pid."""
         assert self.network
-        return int(Path(f"/proc/{self.network.pid}/task/{self.network.pid}/children").read_text().split()[0])
+        return int(
+            Path(f"/proc/{self.network.pid}/task/{self.network.pid}/children").read_text().split()[-1]
+        )  # a zombie comes before
 
     def close(self) -> None:
         for process in [*self.started, *([self.network] if self.network else [])]:
