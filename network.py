@@ -224,9 +224,8 @@ class Network:
             self.log.warning("%s: module %s is reloaded", words, module)
             self.jobs.append(Job([["modprobe", "-r", *module.split()], ["modprobe", "-a", *module.split()]], now))
         elif isinstance(action, links.Reboot):
-            # The stamp first: where it cannot be written, the board could not remember that it has just been rebooted.
+            # The stamp first: it keeps us from asking again and again in this boot, should PID 1 not be able to reboot.
             write_atomically(self.chosen.NETWORK_STAMP, json.dumps({"boot": self.bus.boot_id, "mono": now, "interface": name}))
-            os.sync()
             self.log.error("%s: nothing else has helped: the board reboots", words)
             self._ask(op="reboot")
 

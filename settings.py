@@ -149,7 +149,7 @@ SERVICES: tuple[Service, ...] = (
     Service("dropbear", ("dropbear", "-F", "-E", "-s", "-R"), after=("syslogd",), oom_score=-900),
     Service("ntpd", ("ntpd", "-n", "-p", "pool.ntp.org"), nice=-5),
     Service("wpa_supplicant", ("{PYTHON}", "{LIB}/supplicant.py", "{WIFI_INTERFACE}"), after=("modules",)),
-    Service("network", ("{PYTHON}", "{LIB}/network.py"), after=("modules",), oom_score=-900, nice=-5),
+    Service("network", ("{PYTHON}", "{LIB}/network.py"), after=("modules",), oom_score=-900, nice=-5, log="disk"),
     Service("console", ("{PYTHON}", "{LIB}/prompt.py", "login", "{CONSOLE_LOGIN}"), after=("dropbear",), tty="{CONSOLE}"),
     BROKER,
     *APPS,

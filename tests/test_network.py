@@ -176,7 +176,9 @@ class Lab:
     def client(self) -> int:
         """The DHCP client's pid."""
         assert self.network
-        return int(Path(f"/proc/{self.network.pid}/task/{self.network.pid}/children").read_text().split()[0])
+        return int(
+            Path(f"/proc/{self.network.pid}/task/{self.network.pid}/children").read_text().split()[-1]
+        )  # a zombie comes before
 
     def close(self) -> None:
         for process in [*self.started, *([self.network] if self.network else [])]:
@@ -514,9 +516,7 @@ def test_an_associated_radio_tells_its_network_and_signal(lab: Lab) -> None:
 def test_a_real_wpa_supplicant_tells_its_network(lab: Lab) -> None:
     """Over a cable (its driver `wired`): the file and the control socket are what they are with a radio."""
     config = lab.folder / "wlan0.conf"
-    config.write_text(
-        supplicant.configuration((WifiNetwork("café", "passphrase"),), str(lab.folder / "wpa"), str(os.getgid() or "root"))
-    )
+    config.write_text(supplicant.configuration((WifiNetwork("café", "passphrase"),), str(lab.folder / "wpa"), "root"))
     lab.cable("wlan0")
     words = [str(WPA_SUPPLICANT), "-i", "wlan0", "-D", "wired", "-c", str(config)]
     lab.started.append(lab.board.start(*words, stdout=subprocess.DEVNULL))
