@@ -14,6 +14,7 @@ DATA = mosquitto.conf wifi_recording.txt
 SECONDS ?=
 PROFILE ?=
 MACHINE ?= x86_64
+MACHINES = x86_64 virt-arm64 raspi3b
 
 .PHONY: help run boot test test-qemu lint bench install setup clean
 
@@ -49,7 +50,8 @@ boot: setup
 
 test-qemu: export PROGRAMS = $(LAB) qemu-system-x86_64:qemu-system-x86 qemu-system-aarch64:qemu-system-arm
 test-qemu: setup
-	@$(PYTHON) -m pytest -q -rs -p no:cacheprovider $(or $(TESTS),$(wildcard tests/qemu_*.py))
+	@$(PYTHON) lab/image.py $(MACHINES)
+	@$(PYTHON) -m pytest -q -rs -p no:cacheprovider -n 2 --dist loadfile --timeout 400 $(or $(TESTS),$(sort $(wildcard tests/qemu_*.py)))
 
 bench: NEEDS = requirements-dev.txt requirements-bench.txt
 bench: export PROGRAMS = busybox:busybox runsvdir:runit s6-svscan:s6 cc:gcc ld:libc6-dev

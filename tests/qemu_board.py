@@ -197,8 +197,8 @@ def test_the_ladder_ends_in_a_reboot(machine: Callable[..., Any]) -> None:
     board = machine("x86_64", """
 INTERFACES = INTERFACES[2:]  # while another one has an address, nothing is rebooted
 LADDER_REASSOCIATE, LADDER_SUPPLICANT, LADDER_MODULE, LADDER_REBOOT, REBOOT_INTERVAL = 10.0, 20.0, 30.0, 50.0, 60.0
-SERVICES = tuple(row for row in SERVICES if row.name in ("logd", "broker", "modules", "wpa_supplicant", "network"))
-SERVICES += (Service("tell", ("sh", "-c", "sleep 5; tail -f /run/log/network.log >/dev/console")),)
+SERVICES = tuple(row._replace(tty="{CONSOLE}" if row.name == "network" else "") for row in SERVICES
+                 if row.name in ("logd", "broker", "modules", "wpa_supplicant", "network"))
 DIRECTORIES = (*DIRECTORIES, Directory("/var/lib"))
 """)  # fmt: skip
     event = board.event("SHUTDOWN", "GUEST_PANICKED", seconds=200)
