@@ -42,16 +42,18 @@ lint: NEEDS = requirements-dev.txt
 lint: setup
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy *.py bench lab tests
 
-LAB = mmdebstrap:mmdebstrap cpio:cpio ssh:openssh-client modprobe:kmod mke2fs:e2fsprogs gzip:gzip
+# An ordinary user unpacks roots in a user namespace; its files belong to the ids of /etc/subuid.
+AS_ROOT = $(if $(filter-out 0,$(shell id -u)),unshare --map-root-user --map-auto)
+LAB = mmdebstrap:mmdebstrap cpio:cpio ssh:openssh-client modprobe:kmod mke2fs:e2fsprogs gzip:gzip newuidmap:uidmap
 boot test-qemu: NEEDS = requirements-dev.txt
 boot: export PROGRAMS = $(LAB) $(if $(filter x86_64,$(MACHINE)),qemu-system-x86_64:qemu-system-x86,qemu-system-aarch64:qemu-system-arm)
 boot: setup
-	@$(PYTHON) lab/boot.py $(MACHINE) $(if $(PROFILE),--profile $(PROFILE)) -- $(OPTIONS)
+	@$(AS_ROOT) $(PYTHON) lab/boot.py $(MACHINE) $(if $(PROFILE),--profile $(PROFILE)) -- $(OPTIONS)
 
 test-qemu: export PROGRAMS = $(LAB) qemu-system-x86_64:qemu-system-x86 qemu-system-aarch64:qemu-system-arm
 test-qemu: setup
-	@$(PYTHON) lab/image.py $(MACHINES)
-	@$(PYTHON) -m pytest -q -rs -p no:cacheprovider -n 2 --dist loadfile --timeout 400 $(or $(TESTS),$(sort $(wildcard tests/qemu_*.py)))
+	@$(AS_ROOT) $(PYTHON) lab/image.py $(MACHINES)
+	@$(AS_ROOT) $(PYTHON) -m pytest -q -rs -p no:cacheprovider -n 2 --dist loadfile --timeout 400 $(or $(TESTS),$(sort $(wildcard tests/qemu_*.py)))
 
 bench: NEEDS = requirements-dev.txt requirements-bench.txt
 bench: export PROGRAMS = busybox:busybox runsvdir:runit s6-svscan:s6 cc:gcc ld:libc6-dev

@@ -49,6 +49,8 @@ done
 if [ -n "$missing" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     # shellcheck disable=SC2086
     install_packages $missing
+elif [ -n "$missing" ]; then
+    echo "setup: not here, and only root can install them: apt-get install$missing" >&2
 fi
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! .venv/bin/python -c '' 2>/dev/null; then
     /usr/bin/python3 -c 'import ensurepip' 2>/dev/null || install_packages python3-venv

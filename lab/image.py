@@ -77,7 +77,10 @@ def step(text: str, work: Callable[[], object]) -> None:
 
 def run(*command: str | os.PathLike[str], **options: object) -> str:
     """Run a command; its output is shown where it fails."""
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
+    try:
+        done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
+    except FileNotFoundError:
+        raise SystemExit(f"\nlab: there is no {command[0]} here; as root, `make boot` installs what it needs") from None
     if done.returncode:
         raise SystemExit(f"\nlab: {' '.join(map(str, command))} failed ({done.returncode}):\n{done.stdout}{done.stderr}")
     return str(done.stdout)
