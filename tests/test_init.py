@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from conftest import EMULATED, Board, eventually
+from conftest import EMULATED, PATIENCE, Board, eventually
 
 import control
 import laptop
@@ -365,7 +365,7 @@ def test_stats_have_the_same_keys_in_every_state(boot: Boot) -> None:
 
 # --- readiness ------------------------------------------------------------------------------------------------------
 NOTIFY = """
-import os, socket, sys, time
+import os, socket, sys, threading, time
 sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 for word in sys.argv[1:]:
     if word.replace(".", "").isdigit():
@@ -375,6 +375,10 @@ for word in sys.argv[1:]:
             sender.sendto(f"MAINPID={pid}\\nREADY=1\\nSTATUS=forked".encode(), os.environ["NOTIFY_SOCKET"])
             time.sleep(0.2)
             os._exit(0)
+    elif word == "thread":
+        thread = threading.Thread(target=time.sleep, args=(1000,))
+        thread.start()
+        sender.sendto(f"MAINPID={thread.native_id}".encode(), os.environ["NOTIFY_SOCKET"])
     else:
         sender.sendto(word.replace(",", "\\n").encode(), os.environ["NOTIFY_SOCKET"])
 time.sleep(1000)
@@ -444,11 +448,11 @@ def test_mainpid(prepared: Boot) -> None:
 
 
 def test_mainpid_of_somebody_else_is_refused(prepared: Boot) -> None:
-    rows = f"{SLEEP}, Service('liar', ('python3', '/test/notify.py', '0.3', 'MAINPID=1', 'MAINPID=2', 'MAINPID=x', 'READY=1'), ready='notify'),"
+    rows = f"{SLEEP}, Service('liar', ('python3', '/test/notify.py', '0.3', 'MAINPID=1', 'MAINPID=2', 'MAINPID=x', 'thread', 'READY=1'), ready='notify'),"
     board = prepared(rows, {"notify.py": NOTIFY}).up()
     row = board.wait_state("liar", "running")
     assert "notify.py" in board.processes()[row["pid"]]
-    eventually(lambda: board.log().count("is not a process of its own; ignored") == 3)
+    eventually(lambda: board.log().count("is not a process of its own; ignored") == 4)
 
 
 def test_a_service_that_stops_answering_its_watchdog_is_killed_and_restarted(prepared: Boot) -> None:
@@ -884,9 +888,9 @@ def test_the_rescue_prompt_takes_the_console_and_gives_it_back(boot: Boot) -> No
 
 def test_pid_1_sleeps_while_somebody_uses_the_rescue_prompt(prepared: Boot) -> None:
     rescue = "RESCUE = Service('rescue', ('python3', '/test/notify.py', 'READY=1'), ready='notify')"
-    board = prepared("", {"notify.py": NOTIFY}, base="()", settings=f"{rescue}\nRESCUE_TIMEOUT = 0.5").up()
+    board = prepared("", {"notify.py": NOTIFY}, base="()", settings=f"{rescue}\nRESCUE_TIMEOUT = {0.5 * PATIENCE}").up()
     board.wait_state("rescue", "running")
-    time.sleep(1.0)
+    time.sleep(1.0 * PATIENCE)
     before = board.ask("board")["loop"]["turns"]
     time.sleep(0.5)
     assert board.ask("board")["loop"]["turns"] - before < 10
