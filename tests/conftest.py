@@ -135,7 +135,7 @@ class Board:
             try:
                 status = Path(f"/proc/{entry}/status").read_text()
                 if os.readlink(f"/proc/{entry}/ns/pid") == space:
-                    words = Path(f"/proc/{entry}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+                    words = command_line(int(entry))
                     inside = int(_field(status, "NSpid").split()[-1])
                     found[inside] = words or f"<{_field(status, 'Name')}>"
             except OSError:
@@ -180,6 +180,12 @@ class Board:
             except subprocess.TimeoutExpired:
                 self.launcher.kill()
                 self.launcher.wait()
+
+
+def command_line(pid: int) -> str:
+    """What /proc says, without the emulator: its path and its program's stand before the program's own words."""
+    words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+    return " ".join(words[2:] if EMULATED and "/qemu-" in words[0] else words).strip()
 
 
 def _field(status: str, name: str) -> str:
