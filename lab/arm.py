@@ -16,6 +16,7 @@ import os
 import shutil
 import signal
 import stat
+import subprocess
 import sys
 import tempfile
 import time
@@ -54,8 +55,11 @@ WHEELS = (
 ELF = {"arm64": ("aarch64", rb"\x7fELF\x02\x01\x01" + rb"\x00" * 9 + rb"\x02\x00\xb7\x00"),
        "armhf": ("arm", rb"\x7fELF\x01\x01\x01" + rb"\x00" * 9 + rb"\x02\x00\x28\x00")}  # fmt: skip
 MASK = rb"\xff" * 7 + rb"\x00" + rb"\xff" * 8 + rb"\xfe\xff\xff\xff"
-RING = ("tests/test_init.py", "tests/test_board.py")
-PURE = tuple(f"tests/test_{name}.py" for name in ("apps", "control", "lean", "logd", "process", "stack", "tables"))
+SESSIONS = {  # side by side: boards mostly wait
+    "pure tests": ("emulated", *(f"tests/test_{name}.py" for name in "apps control lean logd process stack tables".split())),
+    "boards' parts": ("tests/test_init.py",),
+    "whole boards": ("tests/test_board.py", "tests/test_hardware.py"),
+}
 SOURCES = os.environ.get("LAB_SOURCES", "").splitlines()  # of sources.list, in place of mmdebstrap's own
 BOARD_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 OUR_ROOT = 1_800_000_000  # whom the tests' root is outside: ids that nobody has, beside those of laptop.py
@@ -181,6 +185,10 @@ def enter(arch: str, folder: Path, fuse: str, *, emulated: bool) -> None:
         Source("python").bind("src/.venv")
         for name in ("run", "tmp", "var", "root"):
             mount(name, name, "tmpfs", MOUNT_FLAGS["nosuid"], f"mode={'1777' if name == 'tmp' else '755'}")
+    else:
+        mount("tmp", "tmp", "tmpfs", MOUNT_FLAGS["nosuid"], "mode=1777")
+        if ROOT.is_relative_to("/tmp"):
+            project.bind(str(ROOT))
     mount("dev", "dev", "tmpfs", MOUNT_FLAGS["nosuid"], "mode=755")
     for name, source in nodes.items():
         source.bind(f"dev/{name}", read_only=False)
@@ -205,36 +213,25 @@ def become_pytest(arguments: list[str], environment: dict[str, str], uid: int, g
         for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} 0 1"), ("gid_map", f"{gid} 0 1")):
             Path(f"/proc/self/{name}").write_text(text, encoding="ascii")
     python = ".venv/bin/python"
-    os.execve(python, [python, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", *arguments], environment)
+    command = [python, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "--disable-warnings", *arguments]
+    os.execve(python, command, environment)
 
 
-def session(arch: str, folder: Path, arguments: list[str], *, emulated: bool) -> int:
-    """Run pytest in namespaces; its exit status. Emulated: all of it; otherwise the boards that it boots."""
-    with tempfile.TemporaryDirectory() as scratch:
-        if os.getuid() == 0:
-            os.chown(scratch, OUR_ROOT, OUR_ROOT)
-        environment = {
-            "PATH": os.environ.get("PATH", os.defpath),
-            "HOME": scratch,
-            "TMPDIR": scratch,
-            "STACK_ROOT": str(folder),
-        }
-        if emulated:
-            environment = {"PATH": BOARD_PATH, "HOME": "/tmp"}
-        environment |= {
-            "LANG": "C.UTF-8",
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "STACK_PATIENCE": os.environ.get("STACK_PATIENCE", PATIENCE),
-        }
-        keeper = os.fork()
-        if keeper == 0:
-            try:
-                os._exit(keep(arch, folder, arguments, environment, emulated=emulated))
-            except BaseException as error:
-                print(error, file=sys.stderr, flush=True)
-            finally:
-                os._exit(1)
-        return os.waitstatus_to_exitcode(os.waitpid(keeper, 0)[1])
+def session(arch: str, folder: Path, arguments: list[str]) -> int:
+    """Run pytest in namespaces; its exit status. Emulated is all of it, otherwise the boards that it boots."""
+    emulated = arguments[:1] == ["emulated"]
+    environment = {"PATH": BOARD_PATH if emulated else os.environ.get("PATH", os.defpath), "HOME": "/tmp", "LANG": "C.UTF-8",
+                   "PYTHONDONTWRITEBYTECODE": "1", "STACK_PATIENCE": os.environ.get("STACK_PATIENCE", PATIENCE)}  # fmt: skip
+    environment |= {} if emulated else {"STACK_ROOT": str(folder)}
+    keeper = os.fork()
+    if keeper == 0:
+        try:
+            os._exit(keep(arch, folder, arguments[emulated:], environment, emulated=emulated))
+        except BaseException as error:
+            print(error, file=sys.stderr, flush=True)
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(keeper, 0)[1])
 
 
 def keep(arch: str, folder: Path, arguments: list[str], environment: dict[str, str], *, emulated: bool) -> int:
@@ -265,16 +262,22 @@ def main(arguments: list[str]) -> int:
     if arch not in ELF:
         raise SystemExit(f"lab: no architecture {arch!r}; there are {', '.join(ELF)}")
     folder = root(arch)
-    if more[:1] == ["emulated"]:
-        return session(arch, folder, more[1:], emulated=True)
     if more:
-        return session(arch, folder, more, emulated=False)
-    codes = []
-    for files, emulated in ((PURE, True), (RING, False)):
-        started = time.monotonic()
-        codes.append(session(arch, folder, list(files), emulated=emulated))
-        print(f"{arch}, {'pure tests' if emulated else 'namespace ring'}: {time.monotonic() - started:.0f} s", flush=True)
-    return max(codes)
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        return session(arch, folder, more)
+    started, running = time.monotonic(), {}
+    for name, words in SESSIONS.items():
+        output = tempfile.TemporaryFile("w+")
+        command = [sys.executable, __file__, arch, *words]
+        running[name] = (subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT), output)
+    worst = 0
+    for name, (process, output) in running.items():
+        code = process.wait()
+        worst = max(worst, abs(code))
+        output.seek(0)
+        print(f"{arch}, {name}:\n{output.read()}", flush=True)
+    print(f"{arch}: {'passed' if not worst else 'failed'} after {time.monotonic() - started:.0f} s", flush=True)
+    return min(worst, 1)
 
 
 if __name__ == "__main__":

@@ -70,6 +70,7 @@ class FakeSys(mfusepy.Operations):  # type: ignore[misc]
     def read(self, path: str, size: int, offset: int, fh: Any) -> bytes:
         text = self.files[path]
         if text == "!hang":
+            print(f"hanging at {path}", flush=True)
             while True:
                 time.sleep(1000)
         if text.startswith("!"):

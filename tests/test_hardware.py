@@ -201,6 +201,7 @@ def test_a_hung_file_system_stops_neither_diagnostic_nor_the_teardown(hardware_b
     eventually(lambda: "mapped" in board.log("mapped"))
     set_file(board, "class/thermal/thermal_zone0/temp", "!hang")
     board.ask("run", argv=["cat", "/sys/class/thermal/thermal_zone0/temp"])
+    eventually(lambda: "hanging at /class/thermal" in board.log("fakesys"))
     board.ask("run", argv=["sh", "-c", "echo now >/tmp/go"])
     report = new_report(board)
     assert report["temperature"] is None
