@@ -71,6 +71,8 @@ def debian(arch: str) -> Path:
     folder, packages = BUILD / f"debian-{arch}-ring", ",".join(PACKAGES)
 
     def unpack() -> None:
+        if os.getuid() != 0:
+            raise SystemExit("\nlab: only root can unpack Debian's packages; what is unpacked, everybody can run")
         run("mmdebstrap", f"--arch={arch}", "--variant=extract", "--skip=check/empty", "--quiet",
             "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr", f"--include={packages}", SUITE, folder, *SOURCES)  # fmt: skip
         settle(folder)
