@@ -459,14 +459,14 @@ def test_mainpid_of_somebody_else_is_refused(prepared: Boot) -> None:
 
 
 def test_a_service_that_stops_answering_its_watchdog_is_killed_and_restarted(prepared: Boot) -> None:
-    alive = ", ".join(["'WATCHDOG=1', '0.2'"] * 10)
-    board = prepared(f"Service('w', ('python3', '/test/notify.py', {alive}), watchdog=1.0),", {"notify.py": NOTIFY}).up()
+    alive = ", ".join([f"'WATCHDOG=1', '{0.2 * PATIENCE}'"] * 10)
+    board = prepared(f"Service('w', ('python3', '/test/notify.py', {alive}), watchdog={PATIENCE}),", {"notify.py": NOTIFY}).up()
     pid = board.wait_state("w", "running")["pid"]
-    time.sleep(1.7)
+    time.sleep(1.7 * PATIENCE)
     assert board.stats("w")["pid"] == pid, "it answers"
     row = eventually(lambda: (row := board.stats("w"))["restart"] == 1 and row["pid"] and row)
     assert row["exit"] == "signal KILL"
-    assert "w: no WATCHDOG=1 for 1 s, killed" in board.log()
+    assert f"w: no WATCHDOG=1 for {PATIENCE:g} s, killed" in board.log()
 
 
 # --- reload ---------------------------------------------------------------------------------------------------------
