@@ -890,10 +890,11 @@ def test_the_rescue_prompt_takes_the_console_and_gives_it_back(boot: Boot) -> No
 
 
 def test_pid_1_sleeps_while_somebody_uses_the_rescue_prompt(prepared: Boot) -> None:
+    timeout = 0.5 * PATIENCE**2  # a race with the start of a Python
     rescue = "RESCUE = Service('rescue', ('python3', '/test/notify.py', 'READY=1'), ready='notify')"
-    board = prepared("", {"notify.py": NOTIFY}, base="()", settings=f"{rescue}\nRESCUE_TIMEOUT = {0.5 * PATIENCE}").up()
+    board = prepared("", {"notify.py": NOTIFY}, base="()", settings=f"{rescue}\nRESCUE_TIMEOUT = {timeout}").up()
     board.wait_state("rescue", "running")
-    time.sleep(1.0 * PATIENCE)
+    time.sleep(timeout + 0.5)
     before = board.ask("board")["loop"]["turns"]
     time.sleep(0.5)
     assert board.ask("board")["loop"]["turns"] - before < 10
