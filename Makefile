@@ -16,12 +16,13 @@ PROFILE ?=
 MACHINE ?= x86_64
 MACHINES = x86_64 virt-arm64 raspi3b
 
-.PHONY: help run boot test test-qemu lint bench install setup clean
+.PHONY: help run boot test test-qemu test-arm lint bench install setup clean
 
 help:
 	@echo "make run [SECONDS=n] [PROFILE=FILE] [OPTIONS='stack.debug ...']   boot the board in namespaces"
 	@echo "make boot [MACHINE=x86_64|virt-arm64|raspi3b] [PROFILE=FILE] [OPTIONS=...]   a real kernel, in QEMU"
 	@echo "make test-qemu                        the tests on real kernels"
+	@echo "make test-arm [ARCH=arm64|armhf]      the tests on ARM's Debian, under qemu-user"
 	@echo "make test | lint | bench              tests, ruff and mypy, figures beside the peers"
 	@echo "make install DESTDIR= PREFIX=         what an image needs"
 
@@ -34,7 +35,7 @@ setup:
 	@$(MAKE) -s install DESTDIR=$(CURDIR)/build/root PREFIX=/stack SBINDIR=/stack/sbin SITEDIR= TARGET_PYTHON=$(PYTHON) INIT_PYTHON=/python/bin/python
 
 test: NEEDS = requirements-dev.txt
-test: export PROGRAMS = busybox:busybox ip:iproute2
+test: export PROGRAMS = busybox:busybox ip:iproute2 fusermount3:fuse3
 test: setup
 	@./test.sh $(TESTS)
 
@@ -54,6 +55,12 @@ test-qemu: export PROGRAMS = $(LAB) qemu-system-x86_64:qemu-system-x86 qemu-syst
 test-qemu: setup
 	@$(AS_ROOT) $(PYTHON) lab/image.py $(MACHINES)
 	@$(AS_ROOT) $(PYTHON) -m pytest -q -rs -p no:cacheprovider -n 2 --dist loadfile --timeout 400 $(or $(TESTS),$(sort $(wildcard tests/qemu_*.py)))
+
+ARCH ?= arm64 armhf
+test-arm: NEEDS = requirements-dev.txt
+test-arm: export PROGRAMS = mmdebstrap:mmdebstrap qemu-aarch64-static:qemu-user-static
+test-arm: setup
+	@status=0; for arch in $(ARCH); do $(PYTHON) lab/arm.py $$arch $(TESTS) || status=1; done; exit $$status
 
 bench: NEEDS = requirements-dev.txt requirements-bench.txt
 bench: export PROGRAMS = busybox:busybox runsvdir:runit s6-svscan:s6 cc:gcc ld:libc6-dev

@@ -1,16 +1,26 @@
-"""The board's health, at the start and every minute: memory, load, disk, temperature, clock, services, log counts."""
+"""The board's health, at the start and every minute: memory, load, disk, hardware, clock, services, log counts.
+
+Too hot and too little voltage are warnings in the log, once each time that they come.
+"""
 
 from __future__ import annotations
 
 import glob
 import os
+import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from bus import Bus, Message
 from sv import SVError, board, stats_process
 
 PERIOD = 60.0  # s
+PATIENCE = 2.0  # s, for drivers to answer
+HOT = 80.0  # degrees Celsius; a Raspberry Pi slows down from here on
+SYS = "/sys"
+# Raspberry Pi's firmware, `vcgencmd get_throttled`: what is so now; 16 bits higher, what has been so since the boot.
+THROTTLED = {0: "under_voltage", 1: "frequency_capped", 2: "throttled", 3: "soft_temperature_limit"}
 
 
 class Diagnostic:
@@ -19,17 +29,22 @@ class Diagnostic:
     def __init__(self) -> None:
         self.offset = time.time() - time.monotonic()
         self.logs: dict[str, Any] = {}
+        self.reader = Reader()
+        self.warnings: list[str] = []
 
     def on_log(self, topic: str, message: Message) -> None:
         self.logs[topic.partition("/")[2]] = message["data"]
 
     def measure(self) -> dict[str, Any]:
-        """One report; bytes, seconds, degrees Celsius. What this board does not have is None."""
+        """One report; bytes, seconds, degrees Celsius, volts. What this board does not have is None."""
         disk = os.statvfs("/var")
+        found = self.reader.result()
+        state = found or {"temperature": None, "power": None, "throttled": None}
+        self.warnings = complaints(state) if found else ["the hardware's drivers do not answer"]
         return {
             "memory_total": meminfo("MemTotal"), "memory_available": meminfo("MemAvailable"),
             "load": os.getloadavg(), "disk_total": disk.f_blocks * disk.f_frsize, "disk_free": disk.f_bavail * disk.f_frsize,
-            "temperature": temperature(), "uptime": round(time.monotonic(), 1),
+            **state, "warnings": self.warnings, "uptime": round(time.monotonic(), 1),
             "clock_drift": round(time.time() - time.monotonic() - self.offset, 6),
             "services": services(), "logs": self.logs,
         }  # fmt: skip
@@ -44,16 +59,89 @@ def meminfo(name: str) -> int | None:
     return None
 
 
-def temperature() -> float | None:
+def temperature(sys: str = SYS) -> float | None:
     """The hottest thermal zone, from millidegrees (Documentation/driver-api/thermal/sysfs-api.rst)."""
+    found = [number(path) for path in glob.glob(f"{sys}/class/thermal/thermal_zone*/temp")]
+    return max((value / 1000 for value in found if value is not None), default=None)
+
+
+def power(sys: str = SYS) -> list[dict[str, Any]]:
+    """Every power supply; volts (Documentation/ABI/testing/sysfs-class-power counts in microvolts)."""
     found = []
-    for path in glob.glob("/sys/class/thermal/thermal_zone*/temp"):
-        try:
-            with open(path, encoding="ascii") as file:
-                found.append(int(file.read()) / 1000)
-        except (OSError, ValueError):
-            pass
-    return max(found, default=None)
+    for folder in sorted(glob.glob(f"{sys}/class/power_supply/*")):
+        online, voltage = number(f"{folder}/online"), number(f"{folder}/voltage_now")
+        least = number(f"{folder}/voltage_min")
+        found.append({
+            "name": os.path.basename(folder), "type": text(f"{folder}/type"), "status": text(f"{folder}/status"),
+            "online": None if online is None else online != 0, "capacity": number(f"{folder}/capacity"),
+            "voltage": None if voltage is None else voltage / 1e6, "voltage_min": None if least is None else least / 1e6,
+        })  # fmt: skip
+    return found
+
+
+def throttled(sys: str = SYS) -> dict[str, bool] | None:
+    """What the firmware of a Raspberry Pi does about heat and voltage, and whether it ever did; None elsewhere."""
+    for path in glob.glob(f"{sys}/devices/platform/soc*/*firmware/get_throttled"):
+        bits = number(path, 16)
+        if bits is not None:
+            now = {name: bool(bits >> bit & 1) for bit, name in THROTTLED.items()}
+            return now | {f"{name}_occurred": bool(bits >> bit + 16 & 1) for bit, name in THROTTLED.items()}
+    return None
+
+
+def hardware(sys: str = SYS) -> dict[str, Any]:
+    """What the board's hardware says of itself."""
+    return {"temperature": temperature(sys), "power": power(sys), "throttled": throttled(sys)}
+
+
+def complaints(report: dict[str, Any]) -> list[str]:
+    """What somebody should look after."""
+    found = []
+    if report["temperature"] is not None and report["temperature"] >= HOT:
+        found.append(f"too hot: {HOT:g} degrees or more")
+    found += [f"firmware: {name.replace('_', ' ')}" for name in THROTTLED.values() if (report["throttled"] or {}).get(name)]
+    for supply in report["power"] or ():
+        if None not in (supply["voltage"], supply["voltage_min"]) and supply["voltage"] < supply["voltage_min"]:
+            found.append(f"{supply['name']}: less than {supply['voltage_min']:g} V")
+    return found
+
+
+def text(path: str) -> str | None:
+    """A file of one line; None where there is none, or where its driver fails."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return None
+
+
+def number(path: str, base: int = 10) -> int | None:
+    """A file with one number."""
+    try:
+        return int(text(path) or "", base)
+    except ValueError:
+        return None
+
+
+class Reader:
+    """Reads in a thread of its own: a driver that hangs keeps its reader in the kernel, where nothing can end it."""
+
+    def __init__(self, read: Callable[[], dict[str, Any]] = hardware) -> None:
+        self.read = read
+        self.thread: threading.Thread | None = None
+        self.found: dict[str, Any] | None = None
+
+    def _run(self) -> None:
+        self.found = self.read()
+
+    def result(self, seconds: float = PATIENCE) -> dict[str, Any] | None:
+        """What has been read; None where it takes longer, and as long as it does."""
+        if self.thread is None or not self.thread.is_alive():
+            self.found = None
+            self.thread = threading.Thread(target=self._run, daemon=True)
+            self.thread.start()
+        self.thread.join(seconds)
+        return None if self.thread.is_alive() else self.found
 
 
 def services() -> dict[str, Any] | None:
@@ -69,8 +157,13 @@ def services() -> dict[str, Any] | None:
 def main() -> None:
     bus, diagnostic = Bus("diagnostic"), Diagnostic()
     bus.subscribe("log/+", diagnostic.on_log)
+    known: list[str] = []
     for _ in bus.every(PERIOD):
         bus.publish("diag", diagnostic.measure(), retain=True)
+        for warning in diagnostic.warnings:
+            if warning not in known:
+                bus.log.warning("%s", warning)
+        known = diagnostic.warnings
 
 
 if __name__ == "__main__":

@@ -126,16 +126,20 @@ class Source:
             check(libc.syscall(ctypes.c_long(MOUNT_SETATTR), -100, path, flags, attributes, ctypes.c_size_t(32)), target)
 
 
-def make_root(folders: dict[str, str], python: str, files: dict[str, bytes], console: str = "") -> None:
+def make_root(folders: dict[str, str], python: str, files: dict[str, bytes], devices: dict[str, str], system: str = "") -> None:
     """Become the root of a new root file system, on a tmpfs that only our mount namespace sees.
 
-    `folders` (target: source) are bound read-only, those called "+target" writable; `files` are written.
+    `folders` (target: source) are bound read-only, those called "+target" writable; `files` are written; `devices`
+    (name: source) are further ones for /dev. `system` is where the programs come from: empty is this machine; another
+    root brings its own interpreter as /python.
     """
     mount("", "/", "", MOUNT_FLAGS["private"] | MOUNT_FLAGS["rec"])
-    links = {name: os.readlink(f"/{name}") for name in HOST_FOLDERS if os.path.islink(f"/{name}")}
-    host = {name: f"/{name}" for name in HOST_FOLDERS if name not in links and os.path.isdir(f"/{name}")}
-    sources = {target: Source(source) for target, source in (host | folders).items()} | python_folders(python)
-    nodes = {name: Source(f"/dev/{name}") for name in NODES} | ({"console": Source(console)} if console else {})
+    names = [*HOST_FOLDERS, "python"] if system else HOST_FOLDERS
+    links = {name: os.readlink(f"{system}/{name}") for name in names if os.path.islink(f"{system}/{name}")}
+    host = {name: f"{system}/{name}" for name in names if name not in links and os.path.isdir(f"{system}/{name}")}
+    sources = {target: Source(source) for target, source in (host | folders).items()}
+    sources |= {} if system else python_folders(python)
+    nodes = {name: Source(path) for name, path in ({name: f"/dev/{name}" for name in NODES} | devices).items()}
     base, host_sys = os.path.realpath(python), Source("/sys")
     become_root()
     mount("board", "/tmp", "tmpfs", 0, "mode=755,size=64m")
@@ -196,7 +200,8 @@ def become_init(options: argparse.Namespace, console: str, words: list[str]) -> 
     if options.profile:
         with open(options.profile, "rb") as file:
             files["profile.py"] = file.read()
-    make_root(folders, options.python, files, console)
+    devices = {os.path.basename(path): path for path in options.device} | {"console": console}
+    make_root(folders, options.python, files, devices, options.root)
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # becoming another user has cleared it
     fd = os.open("/dev/console", os.O_RDWR | os.O_NOCTTY)
     for target in (0, 1, 2):
@@ -355,6 +360,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help="shut down after so long")
     parser.add_argument("--profile", default="", help="a file with names of settings.py, on top of the laptop's")
     parser.add_argument("--python", default=f"{here}/.venv/bin/python", help="the board's interpreter")
+    parser.add_argument("--root", default=os.environ.get("STACK_ROOT", ""), help="a root file system to take the place of ours")
+    parser.add_argument("--device", action="append", default=[], help="a device of this machine that the board may have too")
     parser.add_argument("--installed", default=f"{here}/build/root/stack", help="where `make install` has put the modules")
     parser.add_argument("--once", action="store_true", help="end when the board reboots; exit status 3")
     parser.add_argument("--init", nargs="+", default=["/stack/sbin/stack.py"], help="what to run as PID 1, for tests")

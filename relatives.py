@@ -34,6 +34,15 @@ def parent_of(pid: int) -> int:
     return int(_stat(pid)[1])
 
 
+def is_process(pid: int) -> bool:
+    """Whether it is one: a thread's number has a folder in /proc too, a process group, and whatever else we look at."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+            return f"\nTgid:\t{pid}\n" in file.read()
+    except OSError:
+        return False
+
+
 def _stat(pid: int) -> list[str]:
     """State, parent and the rest of /proc/PID/stat (`man 5 proc`); a process that has gone is an orphan of nobody."""
     try:

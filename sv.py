@@ -13,7 +13,7 @@ from lean import TYPE_CHECKING, socket
 from logpipe import LogPipes
 from process import Actions, Process, State, signal_number
 from readiness import NotifySockets, PathWatch
-from relatives import adopted, environment_of, parent_of, send
+from relatives import adopted, environment_of, is_process, parent_of, send
 from rows import Service
 from spawn import EXEC_FAILED, MARK, Spawner, find
 from tables import Tables
@@ -216,7 +216,8 @@ class SV(Actions):
             owner = pid = group = -1
         if pid == old:
             return
-        if pid <= 1 or old is None or pid in self.by_pid or (account.mapped and owner != account.uid):
+        foreign = account.mapped and owner != account.uid
+        if pid <= 1 or old is None or pid in self.by_pid or foreign or not is_process(pid):
             _log.warning(f"{process.row.name}: MAINPID={main[:20]} is not a process of its own; ignored")
             return
         process.pid = pid

@@ -141,7 +141,7 @@ class Run:
     def _become(self, argv: list[str], folder: Path, writer: int, outside: str) -> None:
         inittab = folder / "conf" / "inittab"
         files = {"inittab": inittab.read_bytes()} if inittab.exists() else {}
-        laptop.make_root({"stack": str(INSTALLED), "+bench": str(folder)}, str(VENV / "python"), files)
+        laptop.make_root({"stack": str(INSTALLED), "+bench": str(folder)}, str(VENV / "python"), files, {})
         if files:  # busybox has one place for it
             users = {name: Path("/etc", name).read_bytes() for name in ("passwd", "group", "ld.so.cache")}
             mount("etc", "/etc", "tmpfs", 0, "")

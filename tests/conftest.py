@@ -24,18 +24,20 @@ import prompt  # noqa: E402
 
 PYTHON = str(ROOT / ".venv" / "bin" / "python")
 MOSQUITTO = shutil.which("mosquitto", path=os.environ["PATH"] + ":/usr/sbin:/usr/local/sbin")
+PATIENCE = float(os.environ.get("STACK_PATIENCE", "1"))  # how many times longer things take here: an emulator is slow
+EMULATED = bool(os.environ.get("STACK_ROOT"))  # boards run in another root, and on another processor's emulator
 T = TypeVar("T")
 
 
 def eventually(check: Callable[[], T], seconds: float = 10.0) -> T:
     """The first true value of `check`, tried until then; its last failure after so many seconds."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds * PATIENCE
     while True:
         try:
             value = check()
             if value:
                 return value
-            failure: Exception = AssertionError(f"still {value!r} after {seconds} s")
+            failure: Exception = AssertionError(f"still {value!r} after {seconds * PATIENCE:g} s")
         except Exception as error:
             failure = error
         if time.monotonic() > deadline:
@@ -63,18 +65,21 @@ class Board:
     """stack.py as a real PID 1, with services of the test's own."""
 
     def __init__(self, folder: Path, services: str, *, settings: str = "", words: tuple[str, ...] = (), init: str = "",
-                 base: str = "(LOGD,)") -> None:  # fmt: skip
+                 base: str = "(LOGD,)", devices: tuple[str, ...] = (), files: dict[str, str] | None = None) -> None:  # fmt: skip
         self.folder = folder
         self.profile = folder / "profile.py"
         self.profile.write_text(f"{settings}\nSERVICES = {base} + ({services})\n")
         self.pid_file = folder / "pid"
         self.output = folder / "console"
         (folder / "files").mkdir(exist_ok=True)
+        for name, text in (files or {}).items():
+            (folder / "files" / name).write_text(text)
         command = [
             PYTHON, str(ROOT / "laptop.py"), "--once", "--profile", str(self.profile), "--pid-file", str(self.pid_file),
             "--files", str(folder / "files"),
         ]  # fmt: skip
         command += ["--init", init] if init else []
+        command += [word for path in devices for word in ("--device", path)]
         with self.output.open("wb") as file:
             self.launcher = subprocess.Popen([*command, "--", *words], stdin=subprocess.DEVNULL, stdout=file, stderr=file)
         self.pid = int(eventually(self.pid_file.read_text, 20))
@@ -132,7 +137,7 @@ class Board:
             try:
                 status = Path(f"/proc/{entry}/status").read_text()
                 if os.readlink(f"/proc/{entry}/ns/pid") == space:
-                    words = Path(f"/proc/{entry}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+                    words = command_line(int(entry))
                     inside = int(_field(status, "NSpid").split()[-1])
                     found[inside] = words or f"<{_field(status, 'Name')}>"
             except OSError:
@@ -167,16 +172,22 @@ class Board:
     def end(self, number: int = signal.SIGUSR1) -> int:
         """Send PID 1 a signal and wait for the launcher's exit status."""
         os.kill(self.pid, number)
-        return self.launcher.wait(30)
+        return self.launcher.wait(30 * PATIENCE)
 
     def close(self) -> None:
         if self.launcher.poll() is None:
             self.launcher.terminate()
             try:
-                self.launcher.wait(50)
+                self.launcher.wait(50 * PATIENCE)
             except subprocess.TimeoutExpired:
                 self.launcher.kill()
                 self.launcher.wait()
+
+
+def command_line(pid: int) -> str:
+    """What /proc says, without the emulator: its path and its program's stand before the program's own words."""
+    words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+    return " ".join(words[2:] if EMULATED and "/qemu-" in words[0] else words).strip()
 
 
 def _field(status: str, name: str) -> str:
@@ -258,6 +269,14 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
     one = Broker(tmp_path)
     yield one
     one.kill()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where things take longer, tests may take longer too."""
+    for item in items if PATIENCE != 1 else []:
+        marker = item.get_closest_marker("timeout")
+        seconds = marker.args[0] if marker else float(item.config.getini("timeout"))
+        item.add_marker(pytest.mark.timeout(seconds * PATIENCE), append=False)
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import NO_NAMESPACES, PYTHON, ROOT, Board, eventually
+from conftest import EMULATED, NO_NAMESPACES, PATIENCE, PYTHON, ROOT, Board, eventually
 
 from laptop import FOREIGN_ROOT
 
@@ -168,11 +168,13 @@ def test_nothing_on_the_host_changes(tmp_path: Path) -> None:
     canary.write_text("still here")
     profile = tmp_path / "wild.py"
     profile.write_text(WILD)
-    command = [PYTHON, str(ROOT / "laptop.py"), "--seconds", "3", "--profile", str(profile)]
+    command = [PYTHON, str(ROOT / "laptop.py"), "--seconds", f"{3 * PATIENCE}", "--profile", str(profile)]
     running = processes()
     for _ in range(3):
         before = snapshot(tmp_path)
-        done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=60)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=60 * PATIENCE
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         after = snapshot(tmp_path)
         if after == before:
@@ -274,6 +276,10 @@ def test_ctrl_bracket_shuts_the_board_down_whatever_its_console_does(tmp_path: P
     assert terminal.wait() == 0
 
 
+@pytest.mark.skipif(
+    EMULATED,
+    reason="qemu-user catches signals that the kernel drops before PID 1 has a handler, and then waits for its own death",
+)
 def test_a_board_asked_to_end_before_it_listens_ends(tmp_path: Path) -> None:
     command = [PYTHON, str(ROOT / "laptop.py"), "--seconds", "0.001"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=30)
