@@ -134,6 +134,8 @@ def settle(root: Path) -> None:
     for name in APPLETS:
         if not any((root / folder / name).exists() for folder in ("usr/bin", "usr/sbin")):
             (root / "usr/bin" / name).symlink_to("busybox")
+    for name in ("regulatory.db", "regulatory.db.p7s"):  # or the kernel complains on the console
+        (root / "usr/lib/firmware" / name).symlink_to(f"{name}-debian")
     shutil.rmtree(root / "var/run", ignore_errors=True)
     for path, target in (("var/run", "/run"), ("etc/resolv.conf", "/run/resolv.conf"), ("etc/dropbear", "/var/lib/dropbear")):
         shutil.rmtree(root / path, ignore_errors=True)

@@ -132,12 +132,12 @@ def test_an_exception_in_a_step_of_boot_is_no_panic(machine: Start, step: str) -
     board = machine("x86_64", act("sv", "poweroff"), "init=/sbin/faulty", {"sbin/faulty": FAULTY.replace("{step}", step)})
     board.wait_console("injected")
 
-    if found(board, "rescue: press Enter|reboot: Power down").startswith("rescue"):
+    if "rescue" in found(board, "rescue: press Enter|reboot: Power down"):
         board.type("\n")
-        board.wait_console(">>>")
-        board.type("poweroff()\n")
-        if found(board, "SVError: cannot reach|has begun|reboot: Power down").startswith("SVError"):
-            ctrl_alt_del(board)  # no control socket: the keyboard is left
+        if ">>>" in found(board, ">>> |reboot: Power down"):  # the service may be faster than we are
+            board.type("poweroff()\n")
+            if "SVError" in found(board, "SVError: cannot reach|has begun|reboot: Power down"):
+                ctrl_alt_del(board)  # no control socket: the keyboard is left
     event = board.event("SHUTDOWN", "GUEST_PANICKED")
     assert event["event"] == "SHUTDOWN", board.console()
     assert event["data"]["guest"]
