@@ -60,7 +60,8 @@ class Bus:
         self._patience = 0.0  # for the broker's answer to our CONNECT
         self._sequence = 0
         self._told: dict[str, int] = {}
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # out of whatever wait we are in
+        self._ending = False
+        signal.signal(signal.SIGTERM, self._end)
         self.boot_id = _read("/proc/sys/kernel/random/boot_id")
 
     def _make_client(self) -> mqtt.Client:
@@ -106,7 +107,7 @@ class Bus:
         The pace does not drift: a turn that was late is followed by the next one on time, missed ones are left out.
         """
         due = time.monotonic()
-        while True:
+        while not self._ending:
             now = time.monotonic()
             if now >= due:
                 yield now
@@ -121,6 +122,11 @@ class Bus:
             pass
 
     # --- inside ---------------------------------------------------------------------------------------------------
+    def _end(self, *_: object) -> None:
+        """Out of whatever wait we are in; and where the exception is swallowed (a destructor, a callback), at the next turn."""
+        self._ending = True
+        sys.exit(0)
+
     def _envelope(self, topic: str, data: Any) -> Message:
         self._sequence += 1
         wall = time.time()

@@ -449,3 +449,21 @@ for _ in bus.every(30.0): print('turn')
     finally:
         app.terminate()
         assert app.wait(5) == 0
+
+
+def test_an_app_ends_where_the_exception_was_swallowed(tmp_path: Path) -> None:
+    """TERM may come while a destructor runs: what is raised there is lost."""
+    code = """if True:
+        import os, signal, bus
+        one, turns = bus.Bus("x", "/nowhere"), 0
+        class Late:
+            def __del__(self): os.kill(os.getpid(), signal.SIGTERM); sum(range(1000))
+        for _ in one.every(0.05):
+            turns += 1
+            late = Late() if turns == 1 else None
+            assert turns < 9
+        print("ended")
+    """
+    done = subprocess.run([PYTHON, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout) == (0, "ended\n"), done.stderr
+    assert "SystemExit" in done.stderr, "it was swallowed indeed"
