@@ -15,13 +15,14 @@ SECONDS ?=
 PROFILE ?=
 MACHINE ?= x86_64
 
-.PHONY: help run boot test test-qemu lint bench install setup clean
+.PHONY: help run boot test test-qemu lint bench bench-boot install setup clean
 
 help:
 	@echo "make run [SECONDS=n] [PROFILE=FILE] [OPTIONS='stack.debug ...']   boot the board in namespaces"
 	@echo "make boot [MACHINE=x86_64|virt-arm64|raspi3b] [PROFILE=FILE] [OPTIONS=...]   a real kernel, in QEMU"
 	@echo "make test-qemu                        the tests on real kernels"
 	@echo "make test | lint | bench              tests, ruff and mypy, figures beside the peers"
+	@echo "make bench-boot [ROUNDS=n] [MACHINE=...]   boots beside busybox init and systemd, in QEMU"
 	@echo "make install DESTDIR= PREFIX=         what an image needs"
 
 run: setup
@@ -55,6 +56,11 @@ bench: NEEDS = requirements-dev.txt requirements-bench.txt
 bench: export PROGRAMS = busybox:busybox runsvdir:runit s6-svscan:s6 cc:gcc ld:libc6-dev
 bench: setup
 	@$(PYTHON) bench/bench.py $(BENCH)
+
+bench-boot: NEEDS = requirements-dev.txt
+bench-boot: export PROGRAMS = $(LAB) qemu-system-x86_64:qemu-system-x86 qemu-system-aarch64:qemu-system-arm
+bench-boot: setup
+	@$(PYTHON) lab/bench_boot.py $(if $(filter command line,$(origin MACHINE)),$(MACHINE)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(BENCH)
 
 clean:
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis
