@@ -20,7 +20,7 @@ while :; do
             chronyd) [ -S /run/chrony/chronyd.sock ] ;;
             mosquitto) [ -S /run/bus/mqtt.sock ] ;;
             udhcpc) [ -e /run/lease ] ;;
-            wpa_supplicant) [ -S /run/wpa_supplicant/wlan0 ] ;;
+            wpa_supplicant) [ -S /run/wpa_global ] ;;
             dropbear) [ -s /run/dropbear.pid ] && { greeted & } ;; # written once it listens
             apps) connected ;;
         esac && seen="$seen $one=$now" || todo="$todo $one"
