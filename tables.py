@@ -365,6 +365,8 @@ def _service_faults(tables: Tables, row: Service, known: set[str]) -> Iterator[s
         yield "the name is taken"
     if not is_text(*row.argv) or (row.argv and not row.argv[0]):
         yield f"argv {row.argv!r} must be words"
+    if row.module and not row.module.isidentifier():
+        yield f"module {row.module!r} is not the name of a module"
     for other in row.after:
         if other not in known or other == row.name:
             yield f"after names {other!r}, which is {'itself' if other == row.name else 'no service'}"
