@@ -937,7 +937,7 @@ def main(arguments):
     sys.exit(125)
 """
     rows = (
-        "Service('copy', ('x', 'one', 'two'), module='copied', user='nobody'),"
+        "Service('copy', ('x', 'one', 'two'), module='copied'),"
         "Service('bad', ('x', 'raise'), module='copied', restart='never'),"
         "Service('gone', ('x',), module='no_such_module', restart='never'),"
     )
@@ -949,7 +949,7 @@ def main(arguments):
     said = board.log("copy")
     assert "arguments ['one', 'two'] environment True copy" in said
     assert "descriptors [0, 1, 2]" in said
-    assert "name copy leader True" in said
+    assert "name copy leader True uid 0" in said
     eventually(lambda: "error: RuntimeError: on purpose" in board.log("bad"))
     eventually(lambda: "No module named 'no_such_module'" in board.log("gone"))
     assert board.processes()[board.stats("logd")["pid"]] == board.processes()[1]
