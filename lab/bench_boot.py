@@ -11,6 +11,7 @@ import argparse
 import json
 import re
 import shlex
+import signal
 import statistics
 import sys
 import tempfile
@@ -250,6 +251,7 @@ def main() -> None:
     parser.add_argument("--peers", default=",".join(PEERS), help=f"of {', '.join(PEERS)}")
     parser.add_argument("--host-clock", action="store_true", help="the guest's time is this machine's, whatever else it does")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and the machine that runs is ended too
     for machine in options.machine or ("x86_64", "virt-arm64"):
         for name in options.sets.split(","):
             compare(machine, name, options.rounds, options.peers.split(","), () if options.host_clock else CLOCK)

@@ -9,7 +9,7 @@ connected() { # apps that have reached the broker: its accepted connections
     [ "$(busybox grep -c ' 03 .*/run/bus/mqtt.sock$' /proc/net/unix)" -ge "$apps" ]
 }
 greeted() { # dropbear's first words, without its host key being asked for
-    busybox nc -w 2 127.0.0.1 22 <&3 | if read -r banner; then read -r now _ </proc/uptime && echo "bench: ssh $now" >/dev/console; fi
+    busybox nc -w 10 127.0.0.1 22 <&3 | if read -r banner; then read -r now _ </proc/uptime && echo "bench: ssh $now" >/dev/console; fi
 }
 while :; do
     read -r now _ </proc/uptime
@@ -35,3 +35,4 @@ while :; do
 done
 while read -r name memory _; do [ "$name" = MemAvailable: ] && break; done </proc/meminfo
 echo "bench: ready $now $memory$seen" >/dev/console
+wait # for dropbear's words: what a service leaves behind is ended with it
