@@ -16,7 +16,7 @@ PROFILE ?=
 MACHINE ?= x86_64
 MACHINES = x86_64 virt-arm64 raspi3b
 
-.PHONY: help run boot test test-qemu test-arm lint bench install setup clean
+.PHONY: help run boot test test-qemu test-arm lint bench bench-boot install setup clean
 
 help:
 	@echo "make run [SECONDS=n] [PROFILE=FILE] [OPTIONS='stack.debug ...']   boot the board in namespaces"
@@ -24,6 +24,7 @@ help:
 	@echo "make test-qemu                        the tests on real kernels"
 	@echo "make test-arm [ARCH=arm64|armhf]      the tests on ARM's Debian, under qemu-user"
 	@echo "make test | lint | bench              tests, ruff and mypy, figures beside the peers"
+	@echo "make bench-boot [ROUNDS=n] [MACHINE=...]   boots beside busybox init and systemd, in QEMU"
 	@echo "make install DESTDIR= PREFIX=         what an image needs"
 
 run: setup
@@ -68,13 +69,18 @@ bench: export PROGRAMS = busybox:busybox runsvdir:runit s6-svscan:s6 cc:gcc ld:l
 bench: setup
 	@$(PYTHON) bench/bench.py $(BENCH)
 
+bench-boot: NEEDS = requirements-dev.txt
+bench-boot: export PROGRAMS = $(LAB) qemu-system-x86_64:qemu-system-x86 qemu-system-aarch64:qemu-system-arm
+bench-boot: setup
+	@$(PYTHON) lab/bench_boot.py $(if $(filter command line,$(origin MACHINE)),$(MACHINE)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(BENCH)
+
 clean:
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 install:
 	install -d $(DESTDIR)$(LIB) $(DESTDIR)$(SBINDIR) $(DESTDIR)$(PREFIX)/bin
 	install -m 644 $(MODULES) $(DATA) $(DESTDIR)$(LIB)
-	printf '#!%s -ESB\n%s\n' "$(INIT_PYTHON)" 'import gc, sys; gc.disable(); sys.path.insert(0, "$(LIB)"); import stack; sys.exit(stack.main(sys.argv[1:]))' > $(DESTDIR)$(SBINDIR)/stack.py
+	printf '#!%s -ESB\n%s\n' "$(INIT_PYTHON)" 'import gc, sys, time; began = time.monotonic(); gc.disable(); sys.path.insert(0, "$(LIB)"); import stack; sys.exit(stack.main(sys.argv[1:], began))' > $(DESTDIR)$(SBINDIR)/stack.py
 	printf '#!/bin/sh\nexec $(INIT_PYTHON) $(LIB)/prompt.py "$$@"\n' > $(DESTDIR)$(PREFIX)/bin/sv
 	chmod 755 $(DESTDIR)$(SBINDIR)/stack.py $(DESTDIR)$(PREFIX)/bin/sv
 	if [ -n "$(SITEDIR)" ]; then install -d $(DESTDIR)$(SITEDIR) && echo $(LIB) > $(DESTDIR)$(SITEDIR)/stack.pth; fi

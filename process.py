@@ -85,6 +85,7 @@ class Process:
         self.ran = 0.0  # how long the last main process lived
         self.since = 0.0  # entered its state
         self.started = 0.0  # last launch
+        self.first_start = self.first_ready = 0.0  # of this boot, for its chart; 0: not yet
         self.deadline: float | None = None
         self.delay = delays.BACKOFF_FIRST
         self.failures = 0  # early deaths in a row
@@ -167,10 +168,10 @@ class Process:
     def became_ready(self, now: float) -> None:
         """It said so, or its path appeared."""
         if self.state == State.STARTING:
-            self.ready = True
+            self._is_ready(now)
             self._enter(State.RUNNING, now, self.row.watchdog or None)
         elif self.state == State.RUNNING:
-            self.ready = True
+            self._is_ready(now)
 
     def tick(self, now: float) -> None:
         """Its deadline has come."""
@@ -238,8 +239,12 @@ class Process:
         if self.row.ready:
             self._enter(State.STARTING, now, self.row.ready_timeout)
         else:
-            self.ready = True
+            self._is_ready(now)
             self._enter(State.RUNNING, now, self.row.watchdog or None)
+
+    def _is_ready(self, now: float) -> None:
+        self.ready = True
+        self.first_ready = self.first_ready or now
 
     def _restarts(self, code: int) -> bool:
         if code == 125 or self.row.restart == "never":
@@ -268,6 +273,8 @@ class Process:
         if not self.wanted:
             self._enter(State.STOPPED, now)
             self.ready = self.done
+            if self.done:
+                self._is_ready(now)
         elif self.asked:
             self.start_over(now)
         elif self.ran and self.ran >= self.delays.SV_COOLDOWN:

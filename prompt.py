@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
+import bootchart as timeline
 import control
 import settings
 from control import SVError
@@ -177,6 +178,18 @@ def top(every: float = 0.0) -> None:
 def board() -> Stats:
     """The board and PID 1: boot id, uptime (s), profile, rejected rows, faults, the load of PID 1's loop."""
     return Facts(_ask("board"))
+
+
+def bootchart() -> list[Stats]:
+    """The boot as bars: what came before PID 1, its imports and steps, and each service from its start until it is ready.
+
+    A row is name, kind (before, python, step, service), start and end in seconds since the kernel's start; end is None for
+    a service that has not been ready yet. What the kernel and the interpreter took is told apart where /dev/kmsg can be read.
+    """
+    rows: list[list[Any]] = []
+    while page := _ask("bootchart", first=len(rows)):
+        rows += page
+    return timeline.chart(rows, timeline.before_pid_1(timeline.kernel_log(), timeline.begun(), rows[0][2]))
 
 
 def reload() -> Stats:
@@ -364,6 +377,7 @@ def main(arguments: list[str]) -> int:
             sub.add_argument("-n", "--lines", type=int, default=50)
             sub.add_argument("-f", "--follow", action="store_true")
     for name, text in (("board", "facts about board and PID 1"), ("network", "its interfaces"),
+                       ("bootchart", "where the boot's time went"),
                        ("reload", "re-read the tables"), ("top", "the busiest first"),
                        ("reboot", "stop all, restart"), ("halt", "stop all, halt"), ("poweroff", "stop all, switch off"),
                        ("rescue", "for its row"), ("console", "the prompt, and a halt after it")):  # fmt: skip
@@ -392,7 +406,7 @@ def _command(options: argparse.Namespace) -> Any:
         "logs": lambda: logs(options.name, options.lines, options.follow),
         "console": lambda: console(halt),
     }
-    actions |= {"board": board, "network": network, "reload": reload, "top": top}
+    actions |= {"board": board, "bootchart": bootchart, "network": network, "reload": reload, "top": top}
     actions |= {"reboot": reboot, "halt": halt, "poweroff": poweroff}
     actions |= {"rescue": rescue, "login": lambda: login(options.kind)}
     return actions[options.command]()

@@ -124,9 +124,9 @@ def app(name: str, *arguments: str, capabilities: tuple[str, ...] = (), after: t
 
 LOGD = Service(
     "logd",
-    ("{PYTHON}", "-SB", "{LIB}/logd.py", "--folder={LOG}", "--keep={LOG_KEEP}", "--file-size={LOG_FILE_SIZE}",
+    ("logd", "--folder={LOG}", "--keep={LOG_KEEP}", "--file-size={LOG_FILE_SIZE}",
      "--total-size={LOG_TOTAL_SIZE}", "--rate={LOG_RATE}", "--burst={LOG_BURST}"),
-    logger=True, log="none", oom_score=-900, nice=5,
+    module="logd", logger=True, log="none", oom_score=-900, nice=5,
 )  # fmt: skip
 BROKER = Service(
     "broker", ("mosquitto", "-c", "{LIB}/mosquitto.conf"), ready="{BUS}", user="{APP_USER}", capabilities=(),

@@ -6,7 +6,9 @@ parent's memory until exec and costs half of a fork; a row that asks for a user,
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 from errno import EINVAL, ENOENT
 from fcntl import ioctl
 
@@ -79,7 +81,7 @@ class Spawner:
         `extra` are environment variables, `log` is the descriptor for stdout and stderr (None: /dev/null), `channel` one
         that the program gets as descriptor 3.
         """
-        program = find(row.argv[0], self.environment.get("PATH", os.defpath))
+        program = row.argv[0] if row.module else find(row.argv[0], self.environment.get("PATH", os.defpath))
         environment = self.environment | dict(row.env) | {MARK: row.name} | extra
         descriptors = (log, log, channel)
         if is_plain(row):
@@ -121,8 +123,12 @@ class Spawner:
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
             _open_stdio(row.tty, descriptors)
             _limits(row)
+            if row.module:
+                _try(lambda: _write("/proc/self/comm", row.name), "its name")
             _become(row, account)
             os.chdir(row.cwd)
+            if row.module:
+                _run_module(row, environment, 3 if descriptors[2] is None else 4)
             os.execve(program, row.argv, environment)
         except BaseException as error:  # this is the child: whatever it is, it must not return into PID 1's code
             try:
@@ -150,8 +156,31 @@ class Spawner:
 
 def is_plain(row: Service) -> bool:
     """Whether posix_spawn(3) can give this row all that it asks for."""
-    asks = (row.user, row.groups, row.rlimits, row.tty, row.nice, row.oom_score, row.no_new_privs)
+    asks = (row.module, row.user, row.groups, row.rlimits, row.tty, row.nice, row.oom_score, row.no_new_privs)
     return not any(asks) and row.capabilities is None and row.umask == 0o022 and row.cwd == "/"
+
+
+def _run_module(row: Service, environment: dict[str, str], first: int) -> None:
+    """Be this module instead of a program, with descriptors below `first` alone. Never returns into PID 1's code."""
+    status = 1
+    try:
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as Python has it: a reader that is gone is an OSError
+        os.closerange(first, os.sysconf("SC_OPEN_MAX"))  # what an exec would close
+        gc.freeze()  # the collector would write to the pages that we share
+        gc.enable()
+        os.environ.clear()
+        os.environ.update(environment)
+        __import__(row.module)
+        sys.modules[row.module].main(list(row.argv[1:]))
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 1
+    except BaseException as error:
+        os.write(2, f"<3>{type(error).__name__}: {error}\n".encode())
+    finally:
+        if sys.stdout:
+            sys.stdout.flush()
+        os._exit(status)
 
 
 def _open_stdio(tty: str, descriptors: Descriptors) -> None:

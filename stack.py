@@ -42,9 +42,10 @@ ON_SIGNAL: dict[int, int] = {
 class Init:
     """The board's life in one object: what was asked, what is known, and the loop."""
 
-    def __init__(self, arguments: list[str]) -> None:
+    def __init__(self, arguments: list[str], began: float = 0.0) -> None:
         self.arguments = arguments
         self.born = time.monotonic()
+        self.began = began or self.born  # our first line, before the imports
         self.options: dict[str, str] = {}
         self.tables = Tables()
         self.loop = Loop()
@@ -311,6 +312,10 @@ class Init:
         commands = {name: command for command, name in Reboot.NAMES.items()}
         if op == "board":
             return self.board(now)
+        if op == "bootchart":
+            from bootchart import page
+
+            return page(self.began, self.born, self.steps, self.sv.processes.values(), request.get("first", 0))
         if op not in commands and op != "reload":
             return self.sv.handle(request, uid, now)
         if uid != 0:
@@ -440,7 +445,7 @@ def hold_stdio() -> None:
                 os.pipe2(os.O_NONBLOCK)  # no /dev yet: something that takes a few lines and never blocks
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str], began: float = 0.0) -> int:
     """The life of a board."""
     if "--plan" in arguments:
         from plan import plan
@@ -452,7 +457,7 @@ def main(arguments: list[str]) -> int:
     init, command = None, Reboot.RESTART
     hold_stdio()
     try:
-        init = Init(arguments)
+        init = Init(arguments, began)
         command = init.run()
     except BaseException as error:  # leaving main() would panic the kernel without a trace
         _log.error(f"PID 1 failed, rebooting: {trace(error)}")

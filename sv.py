@@ -6,6 +6,7 @@ PID 1 holds one `SV`. The prompt's functions live in prompt.py and are loaded wh
 from __future__ import annotations
 
 import os
+import time
 
 import _log
 from control import SVError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from loop import Loop
     from prompt import (
         board,
+        bootchart,
         halt,
         logs,
         network,
@@ -40,8 +42,8 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "SVError", "board", "halt", "logs", "network", "poweroff", "reboot", "reload", "restart_process", "signal_process",
-    "start_process", "stats_process", "stop_process", "top",
+    "SVError", "board", "bootchart", "halt", "logs", "network", "poweroff", "reboot", "reload", "restart_process",
+    "signal_process", "start_process", "stats_process", "stop_process", "top",
 ]  # fmt: skip
 
 RETRY = 1.0  # seconds
@@ -99,6 +101,7 @@ class SV(Actions):
             if account.mapped:
                 os.fchown(log, account.uid, account.gid)  # so that it may open its own /dev/stderr
         channel: socket.socket | None = self.pipes.connect() if row.logger else None
+        process.first_start = process.first_start or time.monotonic()  # at boot many are started in one turn
         try:
             pid = self.spawner.spawn(row, account, extra, log, channel.fileno() if channel else None)
         finally:

@@ -365,6 +365,10 @@ def _service_faults(tables: Tables, row: Service, known: set[str]) -> Iterator[s
         yield "the name is taken"
     if not is_text(*row.argv) or (row.argv and not row.argv[0]):
         yield f"argv {row.argv!r} must be words"
+    if row.module and not row.module.isidentifier():
+        yield f"module {row.module!r} is not the name of a module"
+    if row.module and (row.user or row.capabilities is not None):
+        yield f"module {row.module!r} has PID 1's memory, with passphrases in it: it runs as root or not at all"
     for other in row.after:
         if other not in known or other == row.name:
             yield f"after names {other!r}, which is {'itself' if other == row.name else 'no service'}"

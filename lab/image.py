@@ -278,6 +278,11 @@ def board(kind: Kind, files: dict[str, str]) -> Iterator[Path]:
                 (folder / path).write_text(content)
                 (folder / path).chmod(0o755 if content.startswith("#!") else 0o644)
         (folder / "root/.ssh").chmod(0o700)
+        profiles = sorted(folder.glob("usr/lib/stack/settings_*.py"))  # they have come after `make install`
+        subprocess.run(
+            [PYTHON, "-m", "compileall", "-q", "-s", folder, "--invalidation-mode", "checked-hash", *profiles],
+            stdout=subprocess.DEVNULL, check=False,
+        )  # fmt: skip
         try:
             yield folder
         finally:

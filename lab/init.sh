@@ -2,12 +2,13 @@
 # /init of the small initramfs: load what the root's device needs, mount it read-only, become init= of the command line.
 busybox mount -t proc proc /proc
 busybox mount -t devtmpfs dev /dev
-root=/dev/vda init=/sbin/init mounted='' closed=''
+root=/dev/vda init=/sbin/init mounted='' closed='' meminfo=''
 for word in $(busybox cat /proc/cmdline); do
     case $word in
         root=* | init=*) eval "${word%%=*}='${word#*=}'" ;;
         lab.mounted) mounted=yes ;;
         lab.closed) closed=yes ;;
+        lab.meminfo) meminfo=yes ;;
     esac
 done
 while read -r module; do busybox insmod "/$module"; done </modules
@@ -18,6 +19,12 @@ until [ -b "$root" ]; do # an SD card takes its time
     busybox usleep 50000
 done
 busybox mount -t ext4 -o ro "$root" /newroot
+if [ $meminfo ]; then # what bench_boot.py compares with
+    while read -r name memory _; do [ "$name" = MemAvailable: ] && break; done </proc/meminfo
+    read -r now _ </proc/uptime
+    echo "bench: handover $now $memory"
+fi
+echo "<6>Run $init as init process" >/dev/kmsg # the kernel's own words, for bootchart()
 busybox mount --move /dev /newroot/dev
 busybox umount /proc
 if [ $mounted ]; then # as a richer initramfs leaves it

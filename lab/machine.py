@@ -49,7 +49,7 @@ def command(name: str, disk: Path, words: tuple[str, ...], memory: int = 512) ->
     )
     append = f"console={kind.console},115200 panic=-1 root={kind.disk} init=/sbin/stack.py quiet stack.profile={kind.profile}"
     return [
-        *kind.qemu, "-accel", "tcg,thread=multi", "-display", "none",
+        *kind.qemu, "-accel", "tcg", "-display", "none",
         "-kernel", str(files / "kernel"), "-initrd", str(files / "initrd"), *drive, "-append", " ".join([append, *words]),
     ]  # fmt: skip
 

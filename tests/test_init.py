@@ -929,3 +929,36 @@ def test_an_idle_board_does_not_wake_pid_1(boot: Boot) -> None:
     before = sleeps()
     time.sleep(3.0)
     assert sleeps() == before
+
+
+def test_a_module_runs_in_a_copy_of_pid_1(prepared: Boot) -> None:
+    """The log daemon does: nothing of PID 1 but the code is in it."""
+    code = """
+import os, signal, sys
+def main(arguments):
+    import _log
+    print("arguments", arguments, "environment", "PATH" in os.environ, os.environ["STACK_SERVICE"])
+    print("descriptors", sorted(int(fd) for fd in os.listdir("/proc/self/fd"))[:-1])
+    print("name", open("/proc/self/comm").read().strip(), "leader", os.getsid(0) == os.getpid(), "uid", os.getuid())
+    print("handlers", [n for n in (1, 2, 10, 12, 15, 17) if signal.getsignal(n) is not signal.SIG_DFL])
+    if arguments[0] == "raise":
+        raise RuntimeError("on purpose")
+    sys.exit(125)
+"""
+    rows = (
+        "Service('copy', ('x', 'one', 'two'), module='copied'),"
+        "Service('bad', ('x', 'raise'), module='copied', restart='never'),"
+        "Service('gone', ('x',), module='no_such_module', restart='never'),"
+    )
+    path = "import sys\nsys.path.insert(1, '/test')\n"
+    board = prepared(rows, {"copied.py": code}, settings=path).up()
+    for name, end in (("copy", "exit 125"), ("bad", "exit 1"), ("gone", "exit 1")):
+        assert board.wait_state(name, "stopped")["exit"] == end
+    eventually(lambda: "handlers []" in board.log("copy"))
+    said = board.log("copy")
+    assert "arguments ['one', 'two'] environment True copy" in said
+    assert "descriptors [0, 1, 2]" in said
+    assert "name copy leader True uid 0" in said
+    eventually(lambda: "error: RuntimeError: on purpose" in board.log("bad"))
+    eventually(lambda: "No module named 'no_such_module'" in board.log("gone"))
+    assert board.processes()[board.stats("logd")["pid"]] == board.processes()[1]

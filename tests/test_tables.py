@@ -81,6 +81,8 @@ BAD_ROWS: list[tuple[str, str]] = [
     ("Service('a', ('x',), after=('a',))", "itself"),
     ("Service('a', ('x',), ready='soon')", "ready 'soon'"),
     ("Service('a', ('x',), restart='maybe')", "restart 'maybe' is not one of always, on-failure, never"),
+    ("Service('a', ('x',), module='a.b')", "module 'a.b' is not the name of a module"),
+    ("Service('a', ('x',), module='b', user='nobody')", "module 'b' has PID 1's memory, with passphrases in it"),
     ("Service('a', ('x',), stop_signal='NOPE')", "stop_signal 'NOPE' is not a signal"),
     ("Service('a', ('x',), stop_timeout=-1)", "stop_timeout -1"),
     ("Service('a', ('x',), stop_timeout='5')", "stop_timeout '5'"),
