@@ -22,7 +22,7 @@ from supplicant import connect, fields, unescape
 
 PERIOD = 5.0  # s: from the end of a scan to the next one
 RETRY = 1.0  # s: the radio was busy
-SCAN_LIMIT = 20.0  # s: all channels take 4 to 12; a scan that was aborted may end without an event
+SCAN_LIMIT = 60.0  # s: all channels of all bands take 4 to 30; a scan that was aborted may end without an event
 ANSWER_LIMIT = 2.0  # s: wpa_supplicant answers at once, or it hangs
 RECONNECT = 5.0  # s
 FALLBACK_AFTER = 15.0  # s without wpa_supplicant: then nl80211

@@ -26,9 +26,10 @@ ROOT = LAB.parent
 BUILD = ROOT / "build" / "lab"
 PYTHON = "/usr/bin/python3"  # of the same Debian as the root's: it compiles the byte code
 SUITE = "bookworm"
+# Without wireless-regdb: the kernel complains once on the console, and scans its few channels in half of the time.
 PACKAGES = (
     "base-files busybox-static chrony dropbear-bin hostapd iproute2 iw kmod libc-bin libudev1 mosquitto procps "
-    "python3 systemd systemd-sysv wireless-regdb wpasupplicant"
+    "python3 systemd systemd-sysv wpasupplicant"
 ).split()
 # Applets that take the place of programs we have no package for. `reboot`, `halt`, `poweroff` and `init` stay systemd's.
 APPLETS = (
@@ -134,8 +135,6 @@ def settle(root: Path) -> None:
     for name in APPLETS:
         if not any((root / folder / name).exists() for folder in ("usr/bin", "usr/sbin")):
             (root / "usr/bin" / name).symlink_to("busybox")
-    for name in ("regulatory.db", "regulatory.db.p7s"):  # or the kernel complains on the console
-        (root / "usr/lib/firmware" / name).symlink_to(f"{name}-debian")
     shutil.rmtree(root / "var/run", ignore_errors=True)
     for path, target in (("var/run", "/run"), ("etc/resolv.conf", "/run/resolv.conf"), ("etc/dropbear", "/var/lib/dropbear")):
         shutil.rmtree(root / path, ignore_errors=True)
