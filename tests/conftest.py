@@ -271,6 +271,14 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
     one.kill()
 
 
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Figures that tests have measured: `record_property("figure", text)`, of pytest's workers too."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            if name == "figure":
+                terminalreporter.write_line(value)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where things take longer, tests may take longer too."""
     for item in items if PATIENCE != 1 else []:

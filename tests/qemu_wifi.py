@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -153,7 +153,7 @@ def test_every_kind_of_access_point_is_heard(board: Any) -> None:
     assert hidden in ((2462, "WPA2", None), (2462, "WPA2", "stack-hidden")), "the supplicant asks for it by its name"
 
 
-def test_one_comes_changes_and_goes(board: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_comes_changes_and_goes(board: Any, record_property: Callable[[str, object], None]) -> None:
     """And how long it takes until an observation with a position is on the bus."""
     delays, names = [], []
     for radio in COMING:
@@ -169,8 +169,8 @@ subprocess.check_call("ip netns exec ap iw dev wlan5 set txpower fixed 500".spli
     gone = board.python(f"import sv; [sv.stop_process(name) for name in {names}]; result = time.monotonic()")
     lost = wait_event(board, bssid(COMING[1]), "lost", gone)
     assert lost[0] - gone > 8, "not before it was missed three times"
-    with capsys.disabled():
-        print(f"\naccess point on the air -> observation on the bus: {', '.join(f'{delay:.1f}' for delay in sorted(delays))} s")
+    figures = ", ".join(f"{delay:.1f}" for delay in sorted(delays))
+    record_property("figure", f"access point on the air -> observation on the bus: {figures} s")
 
 
 def test_more_than_one_page(board: Any) -> None:
