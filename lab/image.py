@@ -107,7 +107,7 @@ def debian(arch: str) -> Path:
     packages = [*PACKAGES, f"linux-image-{arch}"]
 
     def unpack() -> None:
-        run("mmdebstrap", f"--arch={arch}", "--variant=extract", "--skip=check/empty", "--quiet",
+        run("mmdebstrap", f"--arch={arch}", "--variant=extract", "--skip=check/empty,chroot/mount", "--quiet",
             "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr", f"--include={','.join(packages)}", SUITE, folder)  # fmt: skip
         settle(folder)
         for name in ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info", "var/cache/apt"):
