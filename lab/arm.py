@@ -73,8 +73,14 @@ def debian(arch: str) -> Path:
     def unpack() -> None:
         if os.getuid() != 0:
             raise SystemExit("\nlab: only root can unpack Debian's packages; what is unpacked, everybody can run")
-        run("mmdebstrap", f"--arch={arch}", "--variant=extract", "--skip=check/empty", "--quiet",
-            "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr", f"--include={packages}", SUITE, folder, *SOURCES)  # fmt: skip
+        command = ("mmdebstrap", f"--arch={arch}", "--variant=extract", "--skip=check/empty,chroot/mount", "--quiet",
+                   "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr", f"--include={packages}", SUITE, folder)  # fmt: skip
+        try:
+            run(*command, *SOURCES)
+        except SystemExit as error:
+            print(f"{error}\nlab: once more, from this machine's main archive alone", file=sys.stderr, flush=True)
+            shutil.rmtree(folder)
+            run(*command, *main_archive())
         settle(folder)
         for name in ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info", "var/cache/apt"):
             shutil.rmtree(folder / name, ignore_errors=True)
@@ -84,6 +90,12 @@ def debian(arch: str) -> Path:
 
     stamped(folder, f"{SUITE} {PACKAGES}", unpack, f"Debian {SUITE} {arch} packages (mmdebstrap)")
     return folder
+
+
+def main_archive() -> list[str]:
+    """Where this machine has its packages from: a mirror's security archive may lag behind for a rare architecture."""
+    known = run("apt-get", "indextargets", "--format", "$(REPO_URI) $(CODENAME)", "Created-By: Packages")
+    return [f"deb {line.split()[0]} {SUITE} main" for line in known.splitlines() if line.split()[-1] == SUITE][:1]
 
 
 def root(arch: str) -> Path:
