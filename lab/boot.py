@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=2222, help="of loopback, for ssh")
     parser.add_argument("--profile", type=Path, help="a profile on top of settings_qemu.py")
     options = parser.parse_args()
-    name, port, words = options.machine, ssh_port(options.port), list(options.words)
+    name, words = options.machine, list(options.words)
     files = {"root/.ssh/authorized_keys": keys()}
     if options.profile:
         files["usr/lib/stack/settings_mine.py"] = options.profile.read_text()
@@ -42,6 +42,7 @@ def main() -> None:
     kernel(name)
     disk = BUILD / f"{name}.img"
     step("the root's image", lambda: image(name, disk, files))
+    port = ssh_port(options.port)  # not earlier: building takes its time
     key = os.path.relpath(ssh_key(), ROOT)
     print(f"lab: {name} boots; in another terminal: ssh -i {key} -p {port} root@localhost", file=sys.stderr)
     print("lab: Ctrl-A x ends the emulator, poweroff() the board", file=sys.stderr)
