@@ -48,12 +48,13 @@ lint: setup
 AS_ROOT = $(if $(filter-out 0,$(shell id -u)),unshare --map-root-user --map-auto)
 LAB = mmdebstrap:mmdebstrap cpio:cpio ssh:openssh-client modprobe:kmod mke2fs:e2fsprogs gzip:gzip newuidmap:uidmap
 boot test-qemu: NEEDS = requirements-dev.txt
-boot: export PROGRAMS = $(LAB) $(if $(filter x86_64,$(MACHINE)),qemu-system-x86_64:qemu-system-x86,qemu-system-aarch64:qemu-system-arm)
+ARM = qemu-system-aarch64:qemu-system-arm qemu-aarch64-static:qemu-user-static
+boot: export PROGRAMS = $(LAB) $(if $(filter x86_64,$(MACHINE)),qemu-system-x86_64:qemu-system-x86,$(ARM))
 boot: setup
 	@$(AS_ROOT) $(PYTHON) lab/boot.py $(MACHINE) $(if $(PROFILE),--profile $(PROFILE)) -- $(OPTIONS)
 
 QEMU_TESTS = $(patsubst %,tests/qemu_%.py,wifi exits board raspi)  # the longest first: each of two workers takes a file
-test-qemu: export PROGRAMS = $(LAB) qemu-system-x86_64:qemu-system-x86 qemu-system-aarch64:qemu-system-arm
+test-qemu: export PROGRAMS = $(LAB) qemu-system-x86_64:qemu-system-x86 $(ARM)
 test-qemu: setup
 	@$(AS_ROOT) $(PYTHON) lab/image.py $(MACHINES)
 	@$(AS_ROOT) $(PYTHON) -m pytest -q -rs -p no:cacheprovider -n 2 --dist loadfile --timeout 400 $(or $(TESTS),$(QEMU_TESTS))
@@ -70,7 +71,7 @@ bench: setup
 	@$(PYTHON) bench/bench.py $(BENCH)
 
 bench-boot: NEEDS = requirements-dev.txt
-bench-boot: export PROGRAMS = $(LAB) qemu-system-x86_64:qemu-system-x86 qemu-system-aarch64:qemu-system-arm
+bench-boot: export PROGRAMS = $(LAB) qemu-system-x86_64:qemu-system-x86 $(ARM)
 bench-boot: setup
 	@$(PYTHON) lab/bench_boot.py $(if $(filter command line,$(origin MACHINE)),$(MACHINE)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(BENCH)
 

@@ -28,8 +28,8 @@ PYTHON = "/usr/bin/python3"  # of the same Debian as the root's: it compiles the
 SUITE = "bookworm"
 # Without wireless-regdb: the kernel complains once on the console, and scans its few channels in half of the time.
 PACKAGES = (
-    "base-files busybox-static chrony dropbear-bin hostapd iproute2 iw kmod libc-bin libudev1 mosquitto procps "
-    "python3 systemd systemd-sysv wpasupplicant"
+    "base-files busybox-static chrony dropbear-bin e2fsprogs fdisk hostapd iproute2 iw kmod libc-bin libudev1 mosquitto "
+    "procps python3 systemd systemd-sysv util-linux wpasupplicant"
 ).split()
 # Applets that take the place of programs we have no package for. `reboot`, `halt`, `poweroff` and `init` stay systemd's.
 APPLETS = (
@@ -53,10 +53,10 @@ class Kind(NamedTuple):
 
 RADIO = ("mac80211_hwsim", "ccm", "ctr", "gcm", "cmac", "aes_generic", "michael_mic")
 VIRTUAL = ("virtio_net", "virtio_console", "i6300esb", "softdog", "dummy", "veth", "tun", "fuse", "squashfs", "vfat",
-           "usb-storage", "sd_mod", "xhci-pci", "ftdi_sio", "usbserial", "bridge", "loop", "nls_ascii")  # fmt: skip
+           "usb-storage", "sd_mod", "xhci-pci", "ftdi_sio", "usbserial", "bridge", "loop", "nls_ascii", "ramoops", "overlay")  # fmt: skip
 ARM_QEMU = ("qemu-system-aarch64", "-M", "virt", "-cpu", "cortex-a53", "-device", "virtio-keyboard-pci")
 VIRT_QEMU = ("-nodefaults", "-device", "virtio-rng-pci")
-RASPI = ("bcm2835_wdt", "softdog", "phy-generic", "dwc2", "cdc_ether", "rndis_host", "bcm2835-rng")
+RASPI = ("bcm2835_wdt", "softdog", "ftdi_sio", "usbserial", "phy-generic", "dwc2", "cdc_ether", "rndis_host", "bcm2835-rng")
 VIRTIO = ("virtio_pci", "virtio_blk", "ext4")
 KINDS = {
     "x86_64": Kind("amd64", ("qemu-system-x86_64", "-M", "q35", "-cpu", "max", "-device", "pvpanic-pci", *VIRT_QEMU),
