@@ -1,7 +1,7 @@
-"""A timeline of the boot: what PID 1 tells of it, and how the prompt shows it, side by side.
+"""A timeline of the boot, as the prompt shows it: what PID 1 tells of its steps and services, and what came before it.
 
 Times are seconds of the monotonic clock, which begins with the kernel. What came before PID 1's first line is in the
-kernel's log, where that can be read. PID 1 loads this when somebody asks.
+kernel's log, where that can be read.
 """
 
 from __future__ import annotations
@@ -14,29 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
-    from process import Process
-
-A_REPLY = 100  # rows in one reply; the client asks for the rest
 WIDTH = 60  # of a bar that is as long as the boot
 LATEST = 300.0  # seconds after PID 1's start: what comes later is no part of the boot
 RUN = "as init process"  # the kernel's words before it starts init; an initramfs may write the same to /dev/kmsg
 
 
-# --- PID 1's end ------------------------------------------------------------------------------------------------------
-def page(
-    began: float, born: float, steps: list[tuple[str, float, float]], processes: Iterable[Process], first: object
-) -> list[list[Any]]:
-    """Rows from number `first` on: name, kind, start, and end or None. A service ends when it is ready."""
-    rows: list[list[Any]] = [["imports", "python", began, born]]
-    rows += [[name, "step", start, start + seconds] for name, start, seconds in steps]
-    for process in sorted(processes, key=lambda process: process.first_start):
-        if process.first_start and not process.transient:
-            ready = max(process.first_ready, process.first_start) if process.first_ready else None
-            rows.append([process.row.name, "service", process.first_start, ready])
-    return rows[first : first + A_REPLY] if isinstance(first, int) and first >= 0 else []
-
-
-# --- the prompt's end -------------------------------------------------------------------------------------------------
 class Chart(list["dict[str, Any]"]):
     """Rows that show themselves as bars: `=` is work, `>` ends a service's start, and one that is not ready has no end."""
 

@@ -4,10 +4,93 @@ from __future__ import annotations
 
 import os
 
+import _log
 from lean import TYPE_CHECKING
+from spawn import MARK, Account
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container
+
+    from process import Process
+
+
+class Relatives:
+    """All processes of all services: main processes by pid, their process groups, and strays that left them."""
+
+    def __init__(self) -> None:
+        self.by_pid: dict[int, Process] = {}
+        self.groups: dict[str, set[int]] = {}  # process groups that belong to a service
+        self.strays_count = True  # not at the end of the board: kill(-1) ends them all
+
+    def born(self, process: Process, pid: int) -> None:
+        """A service has a new main process, the leader of a new group."""
+        self.by_pid[pid] = process
+        self.groups[process.row.name] = {pid}
+
+    def died(self, pid: int) -> Process | None:
+        """The service that ended with the death of this child, if it was one's main process.
+
+        Not if it has named another MAINPID that is our child by now.
+        """
+        process = self.by_pid.pop(pid, None)
+        if process is None or process.pid is None or process.pid == pid:
+            return process
+        if parent_of(process.pid) == os.getpid():
+            return None
+        del self.by_pid[process.pid]  # the one it named died before it: nobody else will tell us
+        return process
+
+    def kill(self, process: Process, number: int) -> None:
+        """Signal all of a service."""
+        name = process.row.name
+        for group in self.groups.get(name, set()):
+            if not send(os.killpg, group, number) and group == process.pid:
+                send(os.kill, group, number)  # forked, but not yet the leader of its session
+        for pid in self._strays(name):
+            send(os.kill, pid, number)
+
+    def linger(self, process: Process) -> bool:
+        """Whether anything of a service is alive, apart from a main process already reaped."""
+        self.prune(process)
+        name = process.row.name
+        return bool(self.groups.get(name)) or bool(self._strays(name))
+
+    def prune(self, process: Process) -> None:
+        """Forget groups that are empty: from now on the number may become somebody else's."""
+        for group in list(self.groups.get(process.row.name, ())):
+            if group != process.pid and not send(os.killpg, group, 0):
+                self.groups[process.row.name].discard(group)
+
+    def _strays(self, name: str) -> list[int]:
+        """Relatives that forked twice and left the group: children that we adopted, with the service's mark on them."""
+        if not self.strays_count:
+            return []
+        mark = f"{MARK}={name}\0".encode()
+        return [pid for pid in adopted(self.by_pid) if mark in environment_of(pid)]
+
+    def adopt(self, process: Process, main: str, account: Account) -> None:
+        """MAINPID=: a service that forks says which process is it. Only a process of its own user will do."""
+        old = process.pid
+        try:
+            pid = int(main)
+            owner = os.stat(f"/proc/{pid}").st_uid
+            group = os.getpgid(pid)
+        except (ValueError, OSError):
+            owner = pid = group = -1
+        if pid == old:
+            return
+        foreign = account.mapped and owner != account.uid
+        if pid <= 1 or old is None or pid in self.by_pid or foreign or not is_process(pid):
+            _log.warning(f"{process.row.name}: MAINPID={main[:20]} is not a process of its own; ignored")
+            return
+        process.pid = pid
+        self.by_pid[pid] = process
+        if group > 1 and not any(group in groups for name, groups in self.groups.items() if name != process.row.name):
+            self.groups[process.row.name].add(group)
+
+    def forget(self, name: str) -> None:
+        """A service that has gone."""
+        self.groups.pop(name, None)
 
 
 def send(call: Callable[[int, int], None], target: int, number: int) -> bool:

@@ -13,7 +13,6 @@ PYTHON = "/python/bin/python"
 ENVIRONMENT = (
     ("HOME", "/root"), ("TERM", "xterm-256color"), ("LANG", "C.UTF-8"), ("BUS", "{BUS}"), ("PYTHONPATH", "{LIB}"),
 )  # fmt: skip
-WIFI_GROUP = "nogroup"
 WIFI_RECORDING = "{LIB}/wifi_recording.txt"
 
 MOUNTS = (  # the launcher has made /, /dev, /proc and /sys

@@ -10,19 +10,19 @@ import gc
 import os
 import sys
 import time
-from errno import EBUSY
 
 import _log
 import control
 import tables as tables_module
-from control import Control, SVError
+from control import Control, SVError, page
 from lean import TYPE_CHECKING, signal, socket
 from loop import Loop, trace
-from process import Process, State
-from rows import Device, Directory, Mount
+from mounts import make_device, mount_row, read_file, set_owner, write_file
+from rescue import Rescue
+from rows import Directory
 from spawn import Account, Spawner
 from sv import SV
-from syscalls import MOUNT_FLAGS, Reboot, interface_up, mount, mount_options, reboot
+from syscalls import Reboot, interface_up, mount, mount_options, reboot
 from tables import Tables
 from teardown import tear_down
 
@@ -55,14 +55,9 @@ class Init:
         self.steps: list[tuple[str, float, float]] = []  # name, start, seconds
         self.wakeup = -1
         self.sv = SV(self.tables, self.loop, Spawner({}))  # of an empty table: boot is a reload from nothing
-        self.rescue: Process | None = None
-        self.rescue_until: float | None = None
-        self.displaced: list[Process] = []  # services whose terminal the rescue prompt has taken
         self.incomplete = False
-        self.boot_waits = False  # the rescue prompt comes before the services
-        self.loop.timers += [
-            (self.next_reap, self.reap), (self.sv.next_deadline, self.sv.tick), (self.rescue_deadline, self.rescue_tick),
-        ]  # fmt: skip
+        self.loop.timers += [(self.next_reap, self.reap), (self.sv.next_deadline, self.sv.tick)]
+        self.rescue = Rescue(self)
 
     # --- boot -------------------------------------------------------------------------------------------------------
     def boot(self) -> None:
@@ -198,16 +193,16 @@ class Init:
     def start_services(self) -> None:
         now = time.monotonic()
         if "stack.rescue" in self.options:
-            self.boot_waits = True
-            self.open_rescue("stack.rescue is on the kernel command line", now)
+            self.rescue.boot_waits = True
+            self.rescue.open("stack.rescue is on the kernel command line", now)
             return
         self.sv.reload(self.tables, now)
 
     def check_boot(self) -> None:
         """The loop sleeps until something happens; where nothing was started, nothing will."""
         now = time.monotonic()
-        if self.rescue is None and (self.incomplete or self.sv.hopeless(now)):
-            self.open_rescue("the boot was not complete", now)
+        if self.rescue.process is None and (self.incomplete or self.sv.hopeless(now)):
+            self.rescue.open("the boot was not complete", now)
 
     # --- what happens ----------------------------------------------------------------------------------------------
     def on_signals(self, now: float) -> None:
@@ -257,54 +252,6 @@ class Init:
         _log.info("reload: " + "; ".join(f"{what} {', '.join(names)}" for what, names in changes.items() if names))
         return changes
 
-    # --- the last resort --------------------------------------------------------------------------------------------
-    def open_rescue(self, reason: str, now: float) -> None:
-        """A Python prompt on the console, supervised like any service; a reboot if nobody uses it."""
-        if not os.path.exists(control.SOCKET):
-            self.loop.guard("control", lambda now: self.open_control(), now)
-        self.displaced = [p for p in self.sv.processes.values() if p.row.tty == self.tables.CONSOLE and p.wanted]
-        for process in self.displaced:
-            self.sv.stop(process, now)
-        timeout = self.tables.RESCUE_TIMEOUT
-        self.fault(f"rescue prompt on {self.tables.CONSOLE}: {reason}; in {timeout:g} s without anyone typing it is over")
-        self.rescue_until = now + timeout
-        restart = "on-failure" if self.boot_waits else "always"
-        row = tables_module.expand_row(self.tables, self.tables.RESCUE)
-        self.rescue = self.sv.add(row._replace(ready_timeout=timeout, restart=restart), now)
-
-    def rescue_deadline(self) -> float | None:
-        """When an unused rescue prompt is over; never, while somebody is there."""
-        used = self.command is not None or (self.rescue is not None and self.rescue.ready)
-        return None if used else self.rescue_until
-
-    def rescue_tick(self, now: float) -> None:
-        """Every turn: is a rescue prompt needed, used, or over?"""
-        if self.command is not None or not self.steps:
-            return
-        if self.rescue is None:
-            if (
-                self.sv.hopeless(now) and self.tables.RESCUE.name not in self.sv.processes
-            ):  # an earlier one may be on its way out
-                self.open_rescue("no service stays alive", now)
-            return
-        ended = self.rescue.state == State.STOPPED
-        over = self.rescue_until is not None and now >= self.rescue_until and not self.rescue.ready
-        if over and not self.boot_waits and self.sv.hopeless(now):
-            self.shut_down(Reboot.RESTART, "nobody came to the rescue", now)
-        elif over or ended:
-            self.close_rescue(self.rescue, now)
-
-    def close_rescue(self, rescue: Process, now: float) -> None:
-        """Give the console back, and go on with a boot that waited."""
-        self.rescue = self.rescue_until = None
-        rescue.removed = True
-        self.sv.stop(rescue, now)
-        if self.boot_waits:
-            self.boot_waits = False
-            self.sv.reload(self.tables, now)
-        for process in self.displaced:
-            self.sv.start(process, now)
-
     # --- requests ---------------------------------------------------------------------------------------------------
     def handle(self, request: dict[str, Any], uid: int, now: float) -> Any:
         """One request of the control socket."""
@@ -313,9 +260,8 @@ class Init:
         if op == "board":
             return self.board(now)
         if op == "bootchart":
-            from bootchart import page
-
-            return page(self.began, self.born, self.steps, self.sv.processes.values(), request.get("first", 0))
+            rows = [["imports", "python", self.began, self.born], *([n, "step", at, at + s] for n, at, s in self.steps)]
+            return page([*rows, *self.sv.chart()], request)
         if op not in commands and op != "reload":
             return self.sv.handle(request, uid, now)
         if uid != 0:
@@ -368,56 +314,6 @@ def parse_options(words: list[str]) -> dict[str, str]:
             value = f"{options[name]},{value}"
         options[name] = value if equals else "1"
     return options
-
-
-def mount_row(row: Mount) -> None:
-    """Mount one row; what is mounted already is fine. A bind takes its other flags only in a second step (`man 2 mount`)."""
-    flags, data = mount_options(row.options)
-    if not flags & MOUNT_FLAGS["remount"]:
-        os.makedirs(row.target, exist_ok=True)
-    try:
-        mount(row.source, row.target, row.fstype, flags, data)
-        if flags & MOUNT_FLAGS["bind"] and flags & ~(MOUNT_FLAGS["bind"] | MOUNT_FLAGS["rec"]):
-            mount("", row.target, "", flags | MOUNT_FLAGS["remount"], "")
-    except OSError as error:
-        if error.errno != EBUSY or flags & MOUNT_FLAGS["remount"]:  # a remount's EBUSY says that it could not
-            raise
-
-
-def make_device(row: Device) -> None:
-    if os.path.lexists(row.path):
-        return
-    os.makedirs(os.path.dirname(row.path), exist_ok=True)
-    if row.kind == "link":
-        os.symlink(row.target, row.path)
-    else:
-        kind = 0o020000 if row.kind == "c" else 0o060000  # S_IFCHR, S_IFBLK
-        os.mknod(row.path, kind | row.mode, os.makedev(row.major, row.minor))
-        os.chmod(row.path, row.mode)
-
-
-def set_owner(path: str, mode: int, uid: int, gid: int) -> None:
-    """Mode and owner of a folder, through a descriptor: whoever owns the folder above may have put a link in its place."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        os.fchmod(fd, mode)
-        os.fchown(fd, uid, gid)
-    finally:
-        os.close(fd)
-
-
-def read_file(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
-
-
-def write_file(path: str, text: str) -> None:
-    """A line to a file of /proc: without its end, kernel.printk_devkmsg answers EINVAL."""
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text + "\n")
 
 
 def reap() -> Any:

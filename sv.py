@@ -9,14 +9,14 @@ import os
 import time
 
 import _log
-from control import SVError
+from control import SVError, page
 from lean import TYPE_CHECKING, socket
 from logpipe import LogPipes
 from process import Actions, Process, State, signal_number
 from readiness import NotifySockets, PathWatch
-from relatives import adopted, environment_of, is_process, parent_of, send
+from relatives import Relatives
 from rows import Service
-from spawn import EXEC_FAILED, MARK, Spawner, find
+from spawn import EXEC_FAILED, Spawner, find
 from tables import Tables
 
 if TYPE_CHECKING:
@@ -48,7 +48,6 @@ __all__ = [
 
 RETRY = 1.0  # seconds
 ENDED_COMMANDS = 20
-STATS_A_REPLY = 100  # services in one reply; the client asks for the rest
 
 
 def __getattr__(name: str) -> Any:
@@ -67,8 +66,7 @@ class SV(Actions):
         self.loop = loop
         self.spawner = spawner
         self.processes: dict[str, Process] = {}  # in start order
-        self.by_pid: dict[int, Process] = {}
-        self.groups: dict[str, set[int]] = {}  # process groups that belong to a service
+        self.relatives = Relatives()
         self.statuses: dict[str, int] = {}  # deaths that a process has not been told yet
         self.dependents: dict[str, list[str]] = {}
         self.loggers: list[Process] = []
@@ -109,35 +107,14 @@ class SV(Actions):
                 channel.close()
         if channel:
             self.pipes.flush(process.since)
-        self.by_pid[pid] = process
-        self.groups[row.name] = {pid}
+        self.relatives.born(process, pid)
         return pid
 
     def kill(self, process: Process, number: int) -> None:
-        name = process.row.name
-        for group in self.groups.get(name, set()):
-            if not send(os.killpg, group, number) and group == process.pid:
-                send(os.kill, group, number)  # forked, but not yet the leader of its session
-        for pid in self._strays(name):
-            send(os.kill, pid, number)
+        self.relatives.kill(process, number)
 
     def lingers(self, process: Process) -> bool:
-        self._prune(process)
-        name = process.row.name
-        return bool(self.groups.get(name)) or bool(self._strays(name))
-
-    def _prune(self, process: Process) -> None:
-        """Forget groups that are empty: from now on the number may become somebody else's."""
-        for group in list(self.groups.get(process.row.name, ())):
-            if group != process.pid and not send(os.killpg, group, 0):
-                self.groups[process.row.name].discard(group)
-
-    def _strays(self, name: str) -> list[int]:
-        """Relatives that forked twice and left the group: children that we adopted, with the service's mark on them."""
-        if self.stopping is not None:
-            return []  # kill(-1) ends them all
-        mark = f"{MARK}={name}\0".encode()
-        return [pid for pid in adopted(self.by_pid) if mark in environment_of(pid)]
+        return self.relatives.linger(process)
 
     # --- events -----------------------------------------------------------------------------------------------------
     def _bury(self, process: Process, now: float) -> None:
@@ -160,27 +137,17 @@ class SV(Actions):
         """Wait statuses of all that died, ours or adopted. All are reaped before any is handled: zombies linger too."""
         while deaths:
             pid, status = deaths.pop()
-            process = self.by_pid.pop(pid, None)
-            if process is None or not self._is_main(process, pid):
+            process = self.relatives.died(pid)
+            if process is None:
                 continue
             self.statuses[process.row.name] = status
             self._try(process, self._bury, now)
         for process in self.processes.values():
-            if len(self.groups.get(process.row.name, ())) > 1:
-                self._prune(process)
+            self.relatives.prune(process)
             if process.state == State.STOPPING and process.pid is None:
                 process.relative_exited(now)
                 self._touch(process)
         self._settle(now)
-
-    def _is_main(self, process: Process, pid: int) -> bool:
-        """Whether this death ends the service: not if it named another MAINPID that is our child by now."""
-        if process.pid == pid or process.pid is None:
-            return True
-        if parent_of(process.pid) == os.getpid():
-            return False
-        del self.by_pid[process.pid]  # the one it named died before it: nobody else will tell us
-        return True
 
     def next_deadline(self) -> float | None:
         deadlines = [process.deadline for process in self.processes.values() if process.deadline is not None]
@@ -197,7 +164,7 @@ class SV(Actions):
 
     def _notified(self, process: Process, message: dict[str, str], now: float) -> None:
         if main := message.get("MAINPID", ""):
-            self._adopt(process, main)
+            self.relatives.adopt(process, main, self.tables.account(process.row))
         process.notified(message, now)
         self._touch(process)
         self._settle(now)
@@ -206,27 +173,6 @@ class SV(Actions):
         process.became_ready(now)
         self._touch(process)
         self._settle(now)
-
-    def _adopt(self, process: Process, main: str) -> None:
-        """MAINPID=: a service that forks says which process is it. Only a process of its own user will do."""
-        old = process.pid
-        account = self.tables.account(process.row)
-        try:
-            pid = int(main)
-            owner = os.stat(f"/proc/{pid}").st_uid
-            group = os.getpgid(pid)
-        except (ValueError, OSError):
-            owner = pid = group = -1
-        if pid == old:
-            return
-        foreign = account.mapped and owner != account.uid
-        if pid <= 1 or old is None or pid in self.by_pid or foreign or not is_process(pid):
-            _log.warning(f"{process.row.name}: MAINPID={main[:20]} is not a process of its own; ignored")
-            return
-        process.pid = pid
-        self.by_pid[pid] = process
-        if group > 1 and not any(group in groups for name, groups in self.groups.items() if name != process.row.name):
-            self.groups[process.row.name].add(group)
 
     # --- who may start, who may stop --------------------------------------------------------------------------------
     def add(self, row: Service, now: float) -> Process:
@@ -317,6 +263,7 @@ class SV(Actions):
         if self.stopping is not None:
             return
         self.stopping = now + self.tables.SHUTDOWN_TIMEOUT
+        self.relatives.strays_count = False
         for process in self.processes.values():
             process.wanted = False
         for process in list(self.processes.values()):
@@ -385,7 +332,7 @@ class SV(Actions):
     def _remove(self, process: Process) -> None:
         name = process.row.name
         self.processes.pop(name, None)
-        self.groups.pop(name, None)
+        self.relatives.forget(name)
         self.notify.forget(name)
         self.pipes.forget(name)
         self._link()
@@ -397,9 +344,7 @@ class SV(Actions):
             case {"op": "stats", "name": str(name)}:
                 return [self.stats(self._named(name), now)]
             case {"op": "stats"}:
-                first = request.get("first", 0)
-                chosen = list(self.processes.values())[first : first + STATS_A_REPLY] if isinstance(first, int) else []
-                return [self.stats(process, now) for process in chosen]
+                return [self.stats(process, now) for process in page(list(self.processes.values()), request)]
             case {"op": "start" | "stop" | "restart" | "signal" | "run"} if uid != 0:
                 raise SVError(f"only root may {request['op']} services; you are uid {uid}")
             case {"op": "start" | "restart" | "run"} if self.stopping is not None:
@@ -466,3 +411,10 @@ class SV(Actions):
             "status": process.status, "user": (row.user or "root") if account.mapped else "root",
             "wanted": process.wanted, "after": list(row.after),
         }  # fmt: skip
+
+    def chart(self) -> list[list[Any]]:
+        """Services of the table by their first start, for bootchart(): name, kind, start, and when ready or None."""
+        chosen = [process for process in self.processes.values() if process.first_start and not process.transient]
+        chosen.sort(key=lambda process: process.first_start)
+        ready = [max(p.first_ready, p.first_start) if p.first_ready else None for p in chosen]
+        return [[p.row.name, "service", p.first_start, end] for p, end in zip(chosen, ready, strict=True)]

@@ -91,6 +91,14 @@ class Tables:
         chosen: dict[str, Any] = {name: self.values.get(name, default) for name, default in Delays()._asdict().items()}
         return Delays(**chosen)
 
+    @property
+    def rescue(self) -> Service:
+        """The rescue prompt's row; the built-in one, where a profile's cannot be used."""
+        try:
+            return expand_row(self, self.values["RESCUE"])
+        except Exception:  # whatever a profile has made of it
+            return expand_row(self, FALLBACK["RESCUE"])
+
     def expand(self, text: str) -> str:
         """`{NAME}` of a setting that is text or a number becomes its value: rows follow what a profile changes."""
         for _ in range(4):  # a setting may name another
@@ -331,7 +339,6 @@ def _check_services(tables: Tables) -> None:
             circle = error.args[1]
             tables.rejected.append(f"SERVICES {circle[0]}: after runs in a circle, {' <- '.join(circle)}")
             del services[circle[0]]
-    tables.values["RESCUE"] = expand_row(tables, tables.values["RESCUE"])
 
 
 def expand_row(tables: Tables, row: Service) -> Service:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 from conftest import Board, eventually
 from test_process import EXIT_0, World, make, run
 
 import bootchart
+import control
 import prompt
+import stack
 
 Boot = Callable[..., Board]
 LOG = [
@@ -47,21 +50,26 @@ def test_a_service_has_its_first_start_and_its_first_readiness() -> None:
 
 
 def test_rows_come_in_pages_and_in_order() -> None:
-    processes = []
+    init = stack.Init([], began=1.0)
+    init.born = 1.5
+    init.steps = [("load", 1.5, 0.25)]
     for number in range(150):
-        processes.append(make(World()))
-        processes[-1].first_start, processes[-1].first_ready = 200.0 - number, 300.0
-    processes[0].transient = True
-    processes[1].first_start = 0.0  # not started
-    rows = bootchart.page(1.0, 1.5, [("load", 1.5, 0.25)], processes, 0)
+        process = init.sv.processes[str(number)] = make(World())
+        process.first_start, process.first_ready = 200.0 - number, 300.0
+    init.sv.processes["0"].transient = True
+    init.sv.processes["1"].first_start = 0.0  # not started
+
+    def ask(first: object) -> list[list[Any]]:
+        rows: list[list[Any]] = init.handle({"op": "bootchart", "first": first}, 1000, 400.0)
+        return rows
+
+    rows = ask(0)
     assert rows[:2] == [["imports", "python", 1.0, 1.5], ["load", "step", 1.5, 1.75]]
-    assert len(rows) == bootchart.A_REPLY
-    rest = bootchart.page(1.0, 1.5, [("load", 1.5, 0.25)], processes, 100)
-    starts = [row[2] for row in (rows + rest)[2:]]
+    assert len(rows) == control.A_REPLY
+    starts = [row[2] for row in (rows + ask(100))[2:]]
     assert len(starts) == 148
     assert starts == sorted(starts)
-    assert bootchart.page(1.0, 1.5, [], processes, 1000) == []
-    assert bootchart.page(1.0, 1.5, [], processes, "x") == bootchart.page(1.0, 1.5, [], processes, -1) == []
+    assert ask(1000) == ask("x") == ask(-1) == []
 
 
 def test_bars() -> None:

@@ -789,7 +789,7 @@ start_services""".split()
 
 INJECT = """
 import sys; sys.path.insert(0, "/stack/lib/stack")
-import stack, sv, process, loop, control, spawn, logpipe, readiness
+import stack, sv, process, loop, control, spawn, logpipe, readiness, rescue
 target, attribute, limit = {target}, {attribute!r}, {limit}
 real, count = getattr(target, attribute), 0
 def broken(*arguments, **named):
@@ -827,7 +827,7 @@ def test_an_exception_in_a_step_of_boot_does_not_end_pid_1(prepared: Boot, step:
     [
         ("sv.SV", "reaped", 3), ("sv.SV", "tick", 20), ("sv.SV", "next_deadline", 20), ("sv.SV", "spawn", 3), ("sv.SV", "kill", 1),
         ("sv.SV", "handle", 3), ("sv.SV", "_settle", 3), ("stack.Init", "on_signals", 2), ("stack.Init", "reap", 20),
-        ("stack.Init", "board", 3), ("stack.Init", "rescue_tick", 20), ("process.Process", "exited", 2), ("process.Process", "_launch", 2),
+        ("stack.Init", "board", 3), ("rescue.Rescue", "tick", 20), ("process.Process", "exited", 2), ("process.Process", "_launch", 2),
         ("process.Process", "start", 1), ("control.Control", "_accept", 3), ("control.Control", "_readable", 3), ("control.Control", "tick", 20),
         ("spawn.Spawner", "spawn", 3), ("spawn.Spawner", "failure", 3), ("logpipe.LogPipes", "flush", 2),
         ("logpipe.LogPipes", "connect", 2), ("loop.Loop", "_timeout", 1),

@@ -14,7 +14,7 @@ from conftest import PYTHON, ROOT
 
 OURS = {path.stem for path in ROOT.glob("*.py")}
 PID1 = set(
-    "lean rows settings _log syscalls spawn process loop logpipe readiness control netrows tables relatives sv teardown stack".split()
+    "lean rows settings _log syscalls spawn process loop logpipe readiness control netrows tables relatives sv mounts rescue teardown stack".split()
 )
 # Who may import what of ours: each line only what stands above it, and of that what it names.
 ALLOWED = {
@@ -32,9 +32,9 @@ ALLOWED = {
     "logpipe": {"lean", "loop"},
     "readiness": {"_log", "lean", "loop", "process", "syscalls"},
     "control": {"_log", "lean", "loop", "syscalls"},
-    "bootchart": {"lean", "process"},
+    "bootchart": {"lean"},
     "prompt": {"bootchart", "control", "settings"},
-    "relatives": {"lean"},
+    "relatives": {"_log", "lean", "process", "spawn"},
     "sv": {
         "_log",
         "control",
@@ -49,16 +49,18 @@ ALLOWED = {
         "spawn",
         "tables",
     },
+    "mounts": {"lean", "rows", "syscalls"},
+    "rescue": {"control", "lean", "process", "syscalls"},
     "teardown": {"_log", "lean", "syscalls"},
     "plan": {"lean", "tables"},
     "stack": {
         "_log",
-        "bootchart",
         "control",
         "lean",
         "loop",
+        "mounts",
         "plan",
-        "process",
+        "rescue",
         "rows",
         "spawn",
         "sv",

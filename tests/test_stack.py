@@ -16,6 +16,8 @@ import pytest
 from conftest import ROOT
 
 import lean
+import mounts
+import rescue
 import stack
 import syscalls
 import tables
@@ -84,9 +86,10 @@ class Recorder:
         self.mounts = ["/", "/proc", "/run", "/var", "/var/run"]
         monkeypatch.setattr(stack, "interface_up", self.note("up"))
         monkeypatch.setattr(teardown, "umount", self.umount)
-        for module in (stack, teardown):
+        for module in (stack, mounts, teardown):
             monkeypatch.setattr(module, "mount", self.mount)
-            monkeypatch.setattr(module, "reboot", self.reboot)
+        for ends in (stack, teardown):
+            monkeypatch.setattr(ends, "reboot", self.reboot)
         monkeypatch.setattr(teardown, "mounted", lambda: self.mounts[::-1])
         monkeypatch.setattr(stack, "write_file", self.note("write"))
         monkeypatch.setattr(lean.socket, "sethostname", self.note("sethostname"))
@@ -140,7 +143,7 @@ def init(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> stack.Init:
     monkeypatch.setattr(stack.Init, "set_defaults", lambda self: None)
     monkeypatch.setattr(stack.Init, "catch_signals", lambda self: None)
     monkeypatch.setattr(stack.Init, "open_control", lambda self: None)
-    monkeypatch.setattr(stack.Init, "open_rescue", lambda self, reason, now: None)
+    monkeypatch.setattr(rescue.Rescue, "open", lambda self, reason, now: None)
     return stack.Init([f"stack.profile={profile}"])
 
 
@@ -269,7 +272,7 @@ def test_the_plan_is_in_start_order(tmp_path: Path) -> None:
 
 def test_tables_of_the_fallback_are_enough_for_a_rescue_prompt() -> None:
     board = tables.Tables()
-    row = tables.expand_row(board, board.RESCUE)
+    row = board.rescue
     assert row.argv[1].endswith("/prompt.py")
     assert all(isinstance(mount, Mount) for mount in board.MOUNTS)
 
@@ -287,20 +290,20 @@ def test_a_system_call_that_hangs_at_the_end_does_not_stop_the_end(monkeypatch: 
 def test_an_owner_is_not_set_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/etc")
     with pytest.raises(OSError, match="Not a directory"):
-        stack.set_owner(str(tmp_path / "link"), 0o777, -1, -1)
+        mounts.set_owner(str(tmp_path / "link"), 0o777, -1, -1)
 
 
 def test_a_remount_that_is_busy_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     def busy(*_: object) -> None:
         raise OSError(16, "Device or resource busy")
 
-    monkeypatch.setattr(stack, "mount", busy)
-    stack.mount_row(Mount("proc", "/proc", "proc"))
+    monkeypatch.setattr(mounts, "mount", busy)
+    mounts.mount_row(Mount("proc", "/proc", "proc"))
     with pytest.raises(OSError, match="busy"):
-        stack.mount_row(Mount("", "/", "", "remount,ro"))
+        mounts.mount_row(Mount("", "/", "", "remount,ro"))
 
 
 def test_a_sysctl_is_a_whole_line(tmp_path: Path) -> None:
     """kernel.printk_devkmsg answers EINVAL to "on" without the end of its line."""
-    stack.write_file(str(tmp_path / "printk_devkmsg"), "on")
+    mounts.write_file(str(tmp_path / "printk_devkmsg"), "on")
     assert (tmp_path / "printk_devkmsg").read_bytes() == b"on\n"
