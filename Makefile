@@ -36,7 +36,7 @@ setup:
 	@$(MAKE) -s install DESTDIR=$(CURDIR)/build/root PREFIX=/stack SBINDIR=/stack/sbin SITEDIR= TARGET_PYTHON=$(PYTHON) INIT_PYTHON=/python/bin/python
 
 test: NEEDS = requirements-dev.txt
-test: export PROGRAMS = busybox:busybox ip:iproute2 fusermount3:fuse3
+test: export PROGRAMS = busybox:busybox ip:iproute2 fusermount3:fuse3 wpa_supplicant:wpasupplicant
 test: setup
 	@./test.sh $(TESTS)
 
