@@ -70,6 +70,8 @@ ALLOWED = {
     },
     "logd": {"lean", "syscalls"},
     "bus": {"_log", "settings"},
+    "outbox": set(),
+    "uplink": {"bus", "outbox", "settings"},
     "supplicant": {"rows", "sv", "tables"},
     "links": {"rows"},
     "netlink": {"links"},
@@ -81,7 +83,7 @@ ALLOWED = {
     "broker_amqtt": {"prompt"},
     "laptop": {"syscalls"},
 }
-APPS = {"network", "fakegps", "wifi_scan", "wifi_analyzer", "diagnostic"} | (OURS - set(ALLOWED))
+APPS = {"uplink", "network", "fakegps", "wifi_scan", "wifi_analyzer", "diagnostic"} | (OURS - set(ALLOWED))
 THIRD_PARTY = {"paho": "bus", "amqtt": "broker_amqtt", "pyroute2": "netlink"}
 # What PID 1's own files may take from the standard library, besides __future__.
 AFFORDABLE = {"gc", "os", "sys", "time", "select", "errno", "fcntl", "ctypes", "graphlib", "resource", "_signal", "_socket", "_json",

@@ -1,0 +1,243 @@
+"""The outbox against real SQLite: nothing committed is lost, no number is given twice, and no fault of the disk ends it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import PYTHON, ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import outbox
+from outbox import DELAY, FOREIGN, RETRY, Outbox
+
+GIVE_UP = ("diag", "wifi", "evt")
+
+
+class Lab:
+    """A folder, and what the outbox said."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.said: list[str] = []
+
+    def open(self, most: int = 1 << 20, spare: int = 0) -> Outbox:
+        return Outbox(str(self.folder), most, spare, GIVE_UP, self.said.append)
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    return Lab(tmp_path / "out")
+
+
+def fill(box: Outbox, count: int, kind: str = "evt", now: float = 0.0) -> None:
+    for index in range(count):
+        box.put(kind, b"%d" % index, now)
+    box.flush(now)
+
+
+def numbers(box: Outbox) -> list[int]:
+    return [record.number for record in box.waiting(0, 1 << 30, 1 << 30)]
+
+
+def test_records_are_committed_by_number_by_time_and_at_once(lab: Lab) -> None:
+    box = lab.open()
+    box.put("evt", b"a", 10.0)
+    assert (numbers(box), box.next_deadline()) == ([], 10.0 + DELAY)
+    box.tick(10.0 + DELAY / 2)
+    assert numbers(box) == []
+    box.tick(10.0 + DELAY)
+    assert (numbers(box), box.next_deadline()) == ([1], None)
+    for _ in range(outbox.BATCH):
+        box.put("wifi", b"b", 20.0)
+    assert len(numbers(box)) == 21
+    box.put("boot", b"c", 30.0, urgent=True)
+    assert numbers(box) == list(range(1, 23))
+
+
+def test_what_is_acknowledged_goes_and_its_number_is_not_given_again(lab: Lab) -> None:
+    box = lab.open()
+    fill(box, 30)
+    box.acknowledged(20)
+    assert numbers(box) == list(range(21, 31))
+    box.acknowledged(30)
+    assert (box.count(), box.size) == (0, 0)
+    box.close(0.0)
+    box = lab.open()
+    fill(box, 1)
+    assert numbers(box) == [31]
+
+
+def test_a_window_is_bounded_by_number_and_by_size(lab: Lab) -> None:
+    box = lab.open()
+    fill(box, 50)
+    assert [record.number for record in box.waiting(10, 5, 1000)] == [11, 12, 13, 14, 15]
+    assert [record.number for record in box.waiting(10, 50, 3)] == [
+        11,
+        12,
+    ]  # two bytes each: the one that exceeds it is the last
+    assert box.waiting(50, 5, 1000) == []
+
+
+WRITER = """
+import sys; sys.path.insert(0, {root!r})
+from outbox import Outbox
+box = Outbox(sys.argv[1], 1 << 30, 0, (), print)
+number = 0
+while True:
+    for _ in range(7):
+        number += 1
+        box.put("evt", b"x" * 200, 0.0)
+    box.flush(0.0)
+    print(box.next - 1, flush=True)
+"""
+
+
+def test_a_killed_writer_loses_nothing_that_was_committed(lab: Lab) -> None:
+    """kill -9 in the middle of it, ten times; a power cut is the kernel ring's."""
+    told = 0
+    for turn in range(10):
+        writer = subprocess.Popen([PYTHON, "-c", WRITER.format(root=str(ROOT)), lab.folder], stdout=subprocess.PIPE, text=True)
+        assert writer.stdout
+        for _ in range(3 + 5 * turn):
+            told = int(writer.stdout.readline())
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.wait()
+        told = max([told, *map(int, filter(str.strip, writer.stdout.read().split("\n")[:-1]))])
+        box = lab.open()
+        assert numbers(box) == list(range(1, box.next))
+        assert box.next > told
+        box.close(0.0)
+
+
+def test_a_younger_database_is_numbered_above_what_the_mothership_has(lab: Lab) -> None:
+    box = lab.open()
+    fill(box, 3)
+    box.heard(2)
+    assert numbers(box) == [1, 2, 3], "it has some of ours"
+    box.heard(500)
+    first = 500 + FOREIGN + 1
+    assert numbers(box) == [first, first + 1, first + 2]
+    fill(box, 1)
+    assert numbers(box)[-1] == first + 3
+    box.close(0.0)
+    assert numbers(lab.open())[0] == first
+
+
+@pytest.mark.parametrize("damage", [b"", b"this is no database at all", None])
+def test_a_corrupt_database_is_set_aside(lab: Lab, damage: bytes | None) -> None:
+    box = lab.open()
+    fill(box, 400)
+    box.close(0.0)
+    path = lab.folder / "outbox.db"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:4096] + b"\xff" * (len(whole) - 4096) if damage is None else damage)
+    box = lab.open()
+    fill(box, 1)
+    assert (box.count(), box.retry) == (1, None)
+    assert bool(lab.said) == (damage != b""), "an empty file is a new database"
+    assert (lab.folder / "outbox.bad").exists() == (damage != b"")
+
+
+def test_a_full_disk_moves_to_memory_and_back(lab: Lab) -> None:
+    """SQLite's own error: its file may not grow."""
+    box = lab.open()
+    fill(box, 20)
+    box.database.execute("PRAGMA max_page_count = 1")
+    for _ in range(40):
+        box.put("evt", b"x" * 3000, 5.0)
+    box.flush(5.0)
+    assert (box.retry, box.count()) == (5.0 + RETRY, 60)
+    assert "memory" in lab.said[-1]
+    fill(box, 5, now=6.0)
+    box.acknowledged(10)
+    box.tick(5.0 + RETRY)
+    assert (box.retry, "disk again" in lab.said[-1]) == (None, True)
+    assert numbers(box) == list(range(11, 66))
+    box.close(70.0)
+    assert numbers(lab.open()) == list(range(11, 66)), "what was acknowledged meanwhile is not sent again"
+
+
+def test_a_disk_that_takes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file where the folder should be")
+    lab = Lab(tmp_path / "out")
+    box = lab.open()
+    fill(box, 30)
+    assert (box.count(), box.retry) == (30, RETRY)
+    (tmp_path / "out").unlink()
+    box.tick(RETRY)
+    assert (box.count(), box.retry, numbers(box)) == (30, None, list(range(1, 31)))
+
+
+def test_what_is_given_up_first_is_a_table_and_counted(lab: Lab) -> None:
+    box = lab.open(most=100_000)
+    for kind, count in (("boot", 30), ("evt", 30), ("wifi", 60), ("diag", 30)):
+        for _ in range(count):
+            box.put(kind, b"x" * 1000, 0.0)
+    box.flush(0.0)
+    left = {
+        kind: sum(record.kind == kind for record in box.waiting(0, 1000, 1 << 30)) for kind in ("boot", "evt", "wifi", "diag")
+    }
+    assert left["boot"] == left["evt"] == 30
+    assert left["diag"] < 30
+    assert 0 < left["wifi"] < 60
+    assert box.lost == {"diag": 30 - left["diag"], "wifi": 60 - left["wifi"]}
+    assert box.size <= 100_000
+
+
+def test_space_is_left_for_others(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    box = lab.open(spare=50_000)
+    monkeypatch.setattr(box, "_free", lambda: 40_000)
+    for _ in range(30):
+        box.put("evt", b"x" * 1000, 0.0)
+    box.flush(0.0)
+    assert 0 < box.size <= 20_000
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(("put", "urgent", "flush", "ack", "reopen", "heard", "full", "tick")), st.integers(0, 60)),
+        max_size=40,
+    )
+)
+def test_numbers_rise_and_records_are_there_until_acknowledged(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int]]
+) -> None:
+    lab = Lab(tmp_path_factory.mktemp("box"))
+    box = lab.open()
+    put, gone, now, highest = 0, 0, 0.0, 0
+    for what, amount in steps:
+        now += amount
+        if what in ("put", "urgent"):
+            box.put("evt", b"%d" % put, now, urgent=what == "urgent")
+            put += 1
+        elif what == "ack":
+            if waiting := box.waiting(0, amount, 1 << 30):
+                box.acknowledged(waiting[-1].number)
+                gone += len(waiting)
+        elif what == "reopen" and box.retry is None:
+            box.close(now)
+            box = lab.open()
+        elif what == "heard":
+            box.flush(now)
+            box.heard(amount)
+        elif what == "full" and box.retry is None:
+            box.database.execute("PRAGMA max_page_count = 1")
+        elif what in ("flush", "tick"):
+            getattr(box, what)(now)
+        found = box.waiting(0, 1 << 30, 1 << 30)
+        assert [int(record.body) for record in found] == list(range(gone, put - len(box.pending)))
+        assert [record.number for record in found] == sorted({record.number for record in found})
+        assert box.next > (found[-1].number if found else 0)
+        assert box.next >= highest
+        highest = box.next
+
+
+def test_sqlite_is_new_enough() -> None:
+    assert sqlite3.sqlite_version_info >= (3, 37), "STRICT tables"
