@@ -10,6 +10,7 @@ What must not be lost must not rely on this bus: it has no memory.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -18,10 +19,11 @@ import select
 import signal
 import socket
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
@@ -34,11 +36,20 @@ BACKLOG = 1000  # messages kept while the broker is away; the oldest go first
 ANSWER_TIMEOUT = 5.0  # seconds
 KEEPALIVE = 60  # seconds: silent for 1.5 times as long, the broker takes us for dead (MQTT 3.1.1, 3.1.2.10)
 RECONNECT_FIRST, RECONNECT_MAX = 0.1, 5.0  # seconds; doubled, jittered
+REMOTE_FIRST, REMOTE_MAX = 1.0, 120.0  # the same, for a broker that a fleet shares
 PLAUSIBLE = 1_735_689_600  # 2025-01-01: a clock before it has never been set
 TIME_ERROR = 5  # adjtimex(2): the clock is not synchronised
 
 Message = dict[str, Any]
 Handler = Callable[[str, Message], object]
+
+
+class Tls(NamedTuple):
+    """Files in PEM: who may vouch for the broker, and who we are."""
+
+    ca: str
+    certificate: str | None = None
+    key: str | None = None
 
 
 class Bus:
@@ -79,7 +90,7 @@ class Bus:
     # --- for apps -------------------------------------------------------------------------------------------------
     def publish(self, topic: str, data: Any, *, retain: bool = False) -> None:
         """Send data, in the envelope, as JSON. While the broker is away the last messages wait for it."""
-        payload = json.dumps(self._envelope(topic, data)).encode()
+        payload = json.dumps(self.envelope(topic, data)).encode()
         if retain:
             self._retained[topic] = payload
         if self._connected and self._client.publish(topic, payload, 0, retain).rc == mqtt.MQTT_ERR_SUCCESS:
@@ -127,7 +138,8 @@ class Bus:
         self._ending = True
         sys.exit(0)
 
-    def _envelope(self, topic: str, data: Any) -> Message:
+    def envelope(self, topic: str, data: Any) -> Message:
+        """Data as it is published."""
         self._sequence += 1
         wall = time.time()
         return {
@@ -226,6 +238,114 @@ class Bus:
         if counts != self._told:
             self._told = dict(counts)
             self.publish(f"log/{self.name}", self._told, retain=True)
+
+
+class Remote(threading.Thread):
+    """A connection to a broker far away, in a thread of its own: looking its name up or connecting may take minutes.
+
+    What arrives, and "" with b"" for each new connection, waits in `inbox`; `fd` can be read while there is something.
+    Nothing is queued for a broker that is away: `publish` says that it did not send.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        address: str,
+        patterns: tuple[str, ...],
+        *,
+        will: tuple[str, bytes] | None = None,
+        tls: Tls | None = None,
+    ) -> None:
+        """`address` is host:port; `will` is published, retained, by the broker when it misses us (MQTT 3.1.1, 3.1.2.5)."""
+        super().__init__(daemon=True)
+        self.id = name
+        self.address = address
+        self.patterns = patterns
+        self.will = will
+        self.tls = tls
+        self.inbox: deque[tuple[str, bytes]] = deque()
+        self.fd, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.log = get_logger(name)
+        self.connected = False
+        self._client: mqtt.Client | None = None
+        self._ending = threading.Event()
+        self._lost = False
+
+    def run(self) -> None:
+        """Connect, serve, and after each end wait, longer each time and by a drawn part: a fleet must not return as one."""
+        pause = REMOTE_FIRST
+        while not self._ending.is_set():
+            client = self._client = self._make_client()
+            try:
+                host, _, port = self.address.rpartition(":")
+                client.connect(host, int(port), keepalive=KEEPALIVE)
+                while client.loop(timeout=1.0) == mqtt.MQTT_ERR_SUCCESS and not self._ending.is_set():
+                    pause = REMOTE_FIRST if self.connected else pause
+            except (OSError, ValueError) as error:
+                self._say_lost(str(error))
+            self.connected = False
+            self._ending.wait(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, REMOTE_MAX)
+
+    def publish(self, topic: str, payload: bytes, *, qos: int = 0, retain: bool = False) -> bool:
+        """Whether it was given to the connection; that is all it says."""
+        client = self._client
+        return bool(self.connected and client and client.publish(topic, payload, qos, retain).rc == mqtt.MQTT_ERR_SUCCESS)
+
+    def take(self) -> Iterator[tuple[str, bytes]]:
+        """What has arrived."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self.fd, 65536)
+        while self.inbox:
+            yield self.inbox.popleft()
+
+    def end(self) -> None:
+        """Disconnect in order: no last will."""
+        self._ending.set()
+        if self._client and self.connected:
+            self._client.disconnect()
+        self.join(2.0)
+
+    def _make_client(self) -> mqtt.Client:
+        client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=self.id, reconnect_on_failure=False)
+        if self.tls:
+            client.tls_set(self.tls.ca, self.tls.certificate, self.tls.key)
+        if self.will:
+            client.will_set(*self.will, qos=1, retain=True)
+        client.on_connect = self._on_connect
+        client.on_disconnect = self._on_disconnect
+        client.on_message = lambda _client, _data, packet: self._arrived(packet.topic, bytes(packet.payload))
+        return client
+
+    def _arrived(self, topic: str, payload: bytes) -> None:
+        while len(self.inbox) >= BACKLOG and not self._ending.wait(0.05):
+            pass  # whoever takes is slow: so is the connection
+        self.inbox.append((topic, payload))
+        with contextlib.suppress(BlockingIOError):  # full: it can be read already
+            os.write(self._writer, b".")
+
+    def _on_connect(self, client: mqtt.Client, _data: Any, _flags: Any, reason: Any, *_: Any) -> None:
+        if reason.is_failure:
+            self._say_lost(f"refused: {reason}")
+            return
+        if self._lost:
+            self.log.info("uplink: connected to %s", self.address)
+        self._lost = False
+        for pattern in self.patterns:
+            client.subscribe(pattern, 1)
+        self.connected = True
+        self._arrived("", b"")
+
+    def _on_disconnect(self, *arguments: Any) -> None:
+        self.connected = False
+        if not self._ending.is_set():
+            self._say_lost(str(arguments[3]))
+
+    def _say_lost(self, why: str) -> None:
+        """Once, not at every try."""
+        if not self._lost:
+            self.log.warning("uplink: no connection to %s (%s), trying again", self.address, why)
+        self._lost = True
 
 
 def clock_synchronised() -> bool:

@@ -236,6 +236,10 @@ class Outbox:
         with transaction(self.database):
             self.database.execute("DELETE FROM record WHERE number <= ?", (number,))
 
+    def under_way(self, sent: int) -> int:
+        """How many records up to this number wait."""
+        return int(self.database.execute("SELECT count(*) FROM record WHERE number <= ?", (sent,)).fetchone()[0])
+
     def count(self) -> int:
         """How many records wait."""
         return int(self.database.execute("SELECT count(*) FROM record").fetchone()[0]) + len(self.pending)

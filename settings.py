@@ -38,6 +38,16 @@ NETWORK_STATE = "/run/network/state.json"  # what `network()` in the prompt read
 NETLINK_BUFFER = 1024 * 1024  # bytes of the kernel's events that wait for network.py
 NETWORK_STAMP = "/var/lib/network.reboot"  # on the data partition: no reboot by the ladder where it cannot be written
 
+UPLINK = ""  # "host:port" of the mothership's MQTT broker; empty: records stay on the board's own bus
+UPLINK_BOARD = ""  # our name there; empty is the host name
+UPLINK_TLS: tuple[str, ...] = ()  # (ca, certificate, key), files in PEM; empty: no TLS
+UPLINK_TOPICS = (("wifi", "wifi/+"), ("boot", "boot"), ("diag", "diag"))  # what of the bus is recorded, and as which kind
+UPLINK_URGENT = ("boot", "stop", "crash")  # kinds that are on the disk at once
+OUTBOX = "/var/lib/outbox"  # on the data partition
+OUTBOX_SIZE = 64 * 1024 * 1024  # bytes of records
+OUTBOX_SPARE = 32 * 1024 * 1024  # bytes of the disk that stay free
+OUTBOX_GIVE_UP = ("diag", "wifi", "evt")  # what goes first where there is no room
+
 # --- mounts -------------------------------------------------------------------------------------------------------
 MOUNTS = (
     Mount("proc", "/proc", "proc", "nosuid,nodev,noexec"),

@@ -1,0 +1,302 @@
+"""Board to mothership: exactly once, whatever is lost, repeated or killed in between."""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import MOSQUITTO, PYTHON, ROOT, eventually
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+sys.path.insert(0, str(ROOT / "mothership"))
+
+from receiver import Receiver
+from store import Store
+
+import wire
+from outbox import Outbox
+from uplink import SILENCE, WINDOW, Sender
+
+# --- the format --------------------------------------------------------------------------------------------------------
+RECORDS = [(18, "wifi", {"a": [1, "é"]}), (20, "evt", None)]
+
+
+def packed(prev: int, records: list[tuple[int, str, Any]]) -> bytes:
+    return wire.pack(prev, [(number, kind, json.dumps(body).encode()) for number, kind, body in records])
+
+
+def test_a_batch_comes_back_as_it_was() -> None:
+    assert wire.unpack(packed(17, RECORDS)) == wire.Batch(17, RECORDS)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"", b"\x02abc", b"\x01not zlib", packed(1, RECORDS)[:-1], packed(1, RECORDS) + b"x", packed(20, RECORDS),
+        packed(0, RECORDS[::-1]), packed(-1, RECORDS), packed(0, [(1, "x" * 65, {})]), packed(0, [(2**63, "evt", {})]),
+        wire.pack(0, [(1, "evt", b'"' + b"x" * wire.MOST + b'"')]), wire.pack(0, [(1, "evt", b"[" * 100_000)]),
+        wire.pack(0, [(1, "evt", b'{"cut')]),
+    ],
+)  # fmt: skip
+def test_what_is_no_batch_is_refused(payload: bytes) -> None:
+    with pytest.raises(wire.Malformed):
+        wire.unpack(payload)
+
+
+@given(st.binary(max_size=300))
+def test_no_bytes_do_harm(payload: bytes) -> None:
+    for parse in (
+        wire.unpack,
+        wire.parse,
+        lambda data: wire.unpack(b"\x01" + data),
+        lambda data: wire.parse_topic(data.decode("latin1")),
+    ):
+        try:
+            parse(payload)
+        except wire.Malformed:
+            pass
+
+
+# --- the sender, over a connection that loses ------------------------------------------------------------------------
+class World:
+    """One board, one mothership, and a connection between them that a seed makes bad."""
+
+    def __init__(self, folder: Path, seed: int, loss: float) -> None:
+        self.random = random.Random(seed)
+        self.folder = folder
+        self.loss = loss
+        self.now = 0.0
+        self.store = Store(str(folder / "mothership.db"))
+        self.receiver = Receiver(self.store, self)  # type: ignore[arg-type]
+        self.up: list[tuple[str, bytes]] = []
+        self.down: list[tuple[str, bytes]] = []
+        self.box = self.make_outbox()
+        self.sender = Sender(self.box, "b1", self.send)
+        self.put = 0
+
+    log = type("Log", (), {"warning": staticmethod(print)})
+
+    def make_outbox(self) -> Outbox:
+        return Outbox(str(self.folder / "box"), 1 << 30, 0, (), print)
+
+    def send(self, topic: str, payload: bytes) -> bool:
+        self.up += [(topic, payload)] * self.copies()
+        return True
+
+    def copies(self) -> int:
+        return 0 if self.random.random() < self.loss else 2 if self.random.random() < self.loss else 1
+
+    def publish(self, topic: str, payload: bytes, **_: Any) -> bool:
+        self.down += [(topic, payload)] * self.copies()
+        return True
+
+    def take(self) -> Iterator[tuple[str, bytes]]:
+        if self.random.random() < self.loss:
+            self.random.shuffle(self.up)
+        taken, self.up = self.up, []
+        yield from taken
+
+    def record(self, count: int) -> None:
+        for _ in range(count):
+            self.put += 1
+            self.box.put("evt", b'{"n":%d}' % self.put, self.now)
+
+    def turn(self, seconds: float = 1.0) -> None:
+        self.now += seconds
+        self.box.tick(self.now)
+        self.sender.tick(self.now)
+        self.sender.pump(self.now)
+        self.receiver.turn()
+        taken, self.down = self.down, []
+        for _, payload in taken:
+            self.sender.on_ack(payload, self.now)
+
+    def reboot(self) -> None:
+        self.box.close(self.now)
+        self.box = self.make_outbox()
+        self.sender = Sender(self.box, "b1", self.send)
+        self.sender.up(self.now)
+
+    def until_empty(self) -> None:
+        for _ in range(2000):
+            if not self.box.count():
+                return
+            self.turn()
+        raise AssertionError(f"{self.box.count()} records still wait")
+
+    def arrived(self) -> list[int]:
+        rows = self.store.database.execute("SELECT body FROM record ORDER BY seq").fetchall()
+        return [json.loads(body)["n"] for (body,) in rows]
+
+
+def test_all_arrive_once_and_in_order(tmp_path: Path) -> None:
+    world = World(tmp_path, 1, 0.0)
+    world.record(1000)
+    world.turn()
+    assert world.arrived() == [], "nothing is sent before a connection has asked what the mothership has"
+    world.sender.up(world.now)
+    world.until_empty()
+    assert world.arrived() == list(range(1, 1001))
+    assert world.sender.resent == 0
+
+
+def test_the_window_is_bounded(tmp_path: Path) -> None:
+    world = World(tmp_path, 1, 0.0)
+    world.sender.up(0.0)
+    world.turn()
+    world.loss = 1.0
+    world.record(2000)
+    world.turn()
+    assert world.box.under_way(world.sender.sent) <= WINDOW + 100
+    world.loss = 0.0
+    world.turn(SILENCE)
+    world.until_empty()
+    assert world.arrived() == list(range(1, 2001))
+    assert world.sender.resent > 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 2**32),
+    st.floats(0.0, 0.6),
+    st.lists(st.sampled_from(("record", "turn", "reboot", "reconnect", "cut")), max_size=60),
+)
+def test_exactly_once(tmp_path_factory: pytest.TempPathFactory, seed: int, loss: float, steps: list[str]) -> None:
+    world = World(tmp_path_factory.mktemp("world"), seed, loss)
+    world.sender.up(0.0)
+    for step in steps:
+        if step == "record":
+            world.record(world.random.randrange(1, 150))
+        elif step == "turn":
+            world.turn(world.random.random() * 5)
+        elif step == "reboot":
+            world.reboot()
+        elif step == "reconnect":
+            world.sender.up(world.now)
+        else:
+            world.sender.down()
+    world.sender.up(world.now)
+    world.box.flush(world.now)
+    world.until_empty()
+    assert world.arrived() == list(range(1, world.put + 1))
+
+
+def test_a_lost_outbox_does_not_reuse_numbers(tmp_path: Path) -> None:
+    world = World(tmp_path, 1, 0.0)
+    world.sender.up(0.0)
+    world.record(100)
+    world.until_empty()
+    world.box.close(0.0)
+    for file in (tmp_path / "box").iterdir():
+        file.unlink()
+    world.reboot()
+    world.record(50)
+    world.until_empty()
+    assert world.arrived() == list(range(1, 151))
+
+
+def test_a_mothership_that_lost_its_database_gets_what_is_left(tmp_path: Path) -> None:
+    world = World(tmp_path, 1, 0.0)
+    world.sender.up(0.0)
+    world.record(100)
+    world.until_empty()
+    world.store.database.execute("DELETE FROM record")
+    world.store.database.execute("DELETE FROM board")
+    world.record(50)
+    world.until_empty()
+    assert world.arrived() == list(range(101, 151))
+
+
+# --- a real broker, killed ---------------------------------------------------------------------------------------------
+BOARD = """
+import sys, time; sys.path.insert(0, {root!r})
+import select
+from bus import Remote
+from outbox import Outbox
+from uplink import Sender
+import wire
+box = Outbox(sys.argv[1], 1 << 30, 0, (), print)
+remote = Remote("b1", sys.argv[2], (wire.topic("b1", "ack"),))
+sender = Sender(box, "b1", lambda topic, payload: remote.publish(topic, payload, qos=1))
+remote.start()
+number = int(sys.argv[3])
+while True:
+    now = time.monotonic()
+    number += 1
+    box.put("evt", b'{{"n":%d}}' % number, now, urgent=number % 10 == 0)
+    if number % 10 == 0: print(number, flush=True)
+    if select.select([remote.fd], [], [], 0.002)[0]:
+        for topic, payload in remote.take():
+            sender.on_ack(payload, now) if topic else sender.up(now)
+    if not remote.connected: sender.down()
+    sender.tick(now); sender.pump(now)
+"""
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.skipif(MOSQUITTO is None, reason="no mosquitto here, and only root can install it")
+def test_board_broker_and_receiver_are_killed(tmp_path: Path) -> None:
+    """A few seconds of what `make chaos` shall do for hours: every number that the board told as committed has arrived, once."""
+    port = free_port()
+    config = tmp_path / "mosquitto.conf"
+    config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\n")
+    told = 0
+    running: dict[str, subprocess.Popen[str]] = {}
+
+    def start(name: str) -> None:
+        commands = {
+            "broker": [str(MOSQUITTO), "-c", str(config)],
+            "receiver": [PYTHON, str(ROOT / "mothership/receiver.py"), f"127.0.0.1:{port}", str(tmp_path / "m.db")],
+            "board": [PYTHON, "-c", BOARD.format(root=str(ROOT)), str(tmp_path / "box"), f"127.0.0.1:{port}", str(told)],
+        }
+        running[name] = subprocess.Popen(commands[name], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+    def kill(name: str) -> None:
+        nonlocal told
+        running[name].kill()
+        printed = running[name].communicate()[0]
+        if name == "board":
+            told = max([told, *map(int, printed.split("\n")[:-1])])
+
+    chosen = random.Random(5)
+    for name in ("broker", "receiver", "board"):
+        start(name)
+    for _ in range(12):
+        time.sleep(chosen.uniform(0.3, 1.5))  # the chaos itself, not a wait for something
+        victim = chosen.choice(("broker", "receiver", "board"))
+        kill(victim)
+        start(victim)
+    kill("board")
+    assert told > 200
+    committed = numbers_in(tmp_path / "box" / "outbox.db") | numbers_in(tmp_path / "m.db")
+    assert set(range(1, told + 1)) - committed == set(), "told, and then lost"
+    start("board")
+    try:
+        eventually(lambda: max(numbers_in(tmp_path / "m.db"), default=0) > told, 60)
+    finally:
+        for name in running:
+            kill(name)
+    assert set(range(1, told + 1)) <= numbers_in(tmp_path / "m.db")
+
+
+def numbers_in(path: Path) -> set[int]:
+    import sqlite3
+
+    database = sqlite3.connect(path)
+    found = [json.loads(body)["n"] for (body,) in database.execute("SELECT body FROM record")]
+    database.close()
+    return set(found)

@@ -1,0 +1,100 @@
+"""What board and mothership say to each other, version 1: topics, batches of records, acknowledgements.
+
+    v1/BOARD/up     batch      board to mothership
+    v1/BOARD/hello  question   which of mine do you have?
+    v1/BOARD/ack    answer     all up to this one; retained
+
+A batch is the byte 1 (the version) and a zlib stream (RFC 1950) of JSON in UTF-8:
+{"prev": N, "records": [[number, kind, body], ...]}, in rising order. `prev` is the number of the record sent before these, 0
+where the board has none that is older: who misses `prev` does not take the batch, and the board sends from there again.
+A question is {"nonce": TEXT}; an answer is {"seq": N, "nonce": TEXT or null}, in plain JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from typing import Any, NamedTuple
+
+VERSION = 1
+MOST = 4 * 1024 * 1024  # bytes of a batch's JSON: more is no batch of ours
+LONGEST = 64  # characters of a board's name
+
+
+class Malformed(ValueError):
+    """What was received is not what the format says; the text is a sentence for people."""
+
+
+class Batch(NamedTuple):
+    """Records on their way."""
+
+    prev: int
+    records: list[tuple[int, str, Any]]
+
+
+def topic(board: str, what: str) -> str:
+    """`v1/BOARD/what`."""
+    return f"v{VERSION}/{board}/{what}"
+
+
+def parse_topic(text: str) -> tuple[str, str]:
+    """Board and what; Malformed for anything that no board of ours would say."""
+    parts = text.split("/")
+    if len(parts) != 3 or parts[0] != f"v{VERSION}" or not is_name(parts[1]):
+        raise Malformed(f"topic {text[:100]!r} is not v{VERSION}/BOARD/...")
+    return parts[1], parts[2]
+
+
+def is_name(text: object) -> bool:
+    """Whether it is a name for a board: letters, digits, - _ . and at most 64 of them."""
+    return isinstance(text, str) and 0 < len(text) <= LONGEST and text.isascii() and not set(text) - NAME
+
+
+NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
+
+
+def pack(prev: int, records: list[tuple[int, str, bytes]]) -> bytes:
+    """A batch; each body is JSON already."""
+    rows = b",".join(b'[%d,"%s",%s]' % (number, kind.encode(), body) for number, kind, body in records)
+    return bytes([VERSION]) + zlib.compress(b'{"prev":%d,"records":[%s]}' % (prev, rows), 6)
+
+
+def unpack(payload: bytes) -> Batch:
+    """A batch, checked to the last number; Malformed where it is none."""
+    if payload[:1] != bytes([VERSION]):
+        raise Malformed(f"a batch of version {payload[:1].hex() or 'none'}, where {VERSION} is known")
+    stream = zlib.decompressobj()
+    try:
+        text = stream.decompress(payload[1:], MOST)
+        if not stream.eof or stream.unused_data:
+            raise Malformed(f"a batch that is cut, followed by something, or longer than {MOST} bytes")
+        found = json.loads(text)
+    except (zlib.error, ValueError, RecursionError) as error:
+        raise Malformed(f"not a batch: {error}") from None
+    if not isinstance(found, dict) or not is_number(found.get("prev")) or not isinstance(found.get("records"), list):
+        raise Malformed('a batch without "prev" and "records"')
+    last, records = found["prev"], []
+    for row in found["records"]:
+        match row:
+            case [number, str(kind), body] if is_number(number) and number > last and len(kind) <= LONGEST:
+                records.append((number, kind, body))
+                last = number
+            case _:
+                raise Malformed(f"a record that is not [number, kind, body] in rising order: {str(row)[:100]}")
+    return Batch(found["prev"], records)
+
+
+def parse(payload: bytes) -> dict[str, Any]:
+    """A question or an answer."""
+    try:
+        found = json.loads(payload) if len(payload) <= 1024 else None
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise Malformed(f"not a JSON object: {payload[:100]!r}")
+    return found
+
+
+def is_number(value: object) -> bool:
+    """Whether it can number a record: SQLite's largest is 2^63-1."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**62
