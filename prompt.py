@@ -331,7 +331,11 @@ def login(kind: str) -> None:
         argv = interactive()
         os.execve(argv[0], argv, {**os.environ, "PYTHONPATH": os.path.dirname(os.path.abspath(__file__))})
     if kind == "password":
-        os.execvp("getty", ["getty", "-L", "0", "-", os.environ.get("TERM", "linux")])  # on the terminal that we have
+        import shutil
+
+        # On the terminal that we have, at the speed that it has: 0 says that to busybox, and agetty has an option for it.
+        speed = ["--keep-baud", "115200"] if os.path.realpath(shutil.which("getty") or "").endswith("agetty") else ["0"]
+        os.execvp("getty", ["getty", "-L", *speed, "-", os.environ.get("TERM", "linux")])
     if kind != "off":
         print(f'CONSOLE_LOGIN = {kind!r} is not "password", "prompt" or "off": this console stays off', file=sys.stderr)
     sys.exit(NO_RESTART)
