@@ -116,12 +116,13 @@ def _with_proc(row: Stats) -> Stats:
 
 
 def start_process(name: str) -> Stats:
-    """Start a service, or run a command line ("sleep 60") as a service until it is stopped. Its stats."""
+    """Start a service, an instance of a template ("gps@ttyUSB0"), or run a command line ("sleep 60") until it is stopped.
+    Its stats."""
     try:
         words = shlex.split(name)
     except ValueError as error:
         raise SVError(f"{name!r} is not a command line: {error}") from None
-    known = any(row["name"] == name for row in stats_process())
+    known = any(row["name"] == name for row in stats_process()) or ("@" in name and words == [name] and "/" not in name)
     if not known and not words:
         raise SVError("start what? a service's name or a command line")
     row: Stats = _ask("start", name=name) if known else _ask("run", argv=words)
