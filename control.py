@@ -34,6 +34,10 @@ class SVError(Exception):
     """What was asked cannot be done; the text is a sentence for people."""
 
 
+class Unreachable(SVError):
+    """PID 1 gave no answer at all."""
+
+
 class Control:
     """PID 1's end. It never waits for a client: what cannot be read or sent at once is dropped with its connection."""
 
@@ -164,13 +168,13 @@ def ask(path: str, request: dict[str, Any], timeout: float = 10.0) -> Any:
         client.send(json.dumps(request).encode())
         message = client.recv(4 * SEND_BUFFER)
     except TimeoutError:
-        raise SVError(f"PID 1 did not answer within {timeout:g} s") from None
+        raise Unreachable(f"PID 1 did not answer within {timeout:g} s") from None
     except OSError as error:
-        raise SVError(f"cannot reach PID 1 at {path}: {error.strerror}; is this the board that stack.py runs?") from None
+        raise Unreachable(f"cannot reach PID 1 at {path}: {error.strerror}; is this the board that stack.py runs?") from None
     finally:
         client.close()
     if not message:
-        raise SVError("PID 1 closed the connection without an answer")
+        raise Unreachable("PID 1 closed the connection without an answer")
     reply = json.loads(message)
     if "error" in reply:
         raise SVError(reply["error"])

@@ -1,4 +1,7 @@
-"""Positions along a route, once a second, where no receiver is fitted: a GPX file, or a loop around a lake."""
+"""Positions along a route, once a second, where no receiver is fitted: a GPX file, or a loop around a lake.
+
+As long as a real receiver speaks (gps.py), it is silent, also where that one has no fix: an invented position would hide it.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,10 @@ import sys
 import xml.etree.ElementTree as ET
 from itertools import pairwise
 
-from bus import Bus
+from bus import Bus, Message
 
 SPEED = 8.0  # m/s
+HAND_BACK = 15.0  # s without a word of a receiver that did not take its leave
 EARTH = 6_371_000.0  # m, mean radius
 LOOP = ((52.5163, 13.3777), (52.5145, 13.3501), (52.5096, 13.3762), (52.5163, 13.3777))  # degrees north, east
 Point = tuple[float, float]
@@ -42,11 +46,30 @@ def position(route: tuple[Point, ...], metres: float) -> Point:
     return route[0]
 
 
+class Receivers:
+    """The real receivers that speak, as gps.py tells it."""
+
+    def __init__(self) -> None:
+        self._heard: dict[str, float] = {}  # topic: when it last said so
+
+    def on_receiver(self, topic: str, message: Message) -> None:
+        self._heard.pop(topic, None)
+        if message["data"]["speaks"]:
+            self._heard[topic] = message["mono"]
+
+    def speak(self, now: float) -> bool:
+        """Whether one does."""
+        return any(now - heard < HAND_BACK for heard in self._heard.values())
+
+
 def main(arguments: list[str]) -> None:
     """`fakegps.py [ROUTE.gpx]`"""
     route = read_gpx(arguments[0]) if arguments and arguments[0] else LOOP
-    bus = Bus("fakegps")
+    bus, receivers = Bus("fakegps"), Receivers()
+    bus.subscribe("receiver/+", receivers.on_receiver)
     for now in bus.every(1.0):
+        if receivers.speak(now):
+            continue
         latitude, longitude = position(route, now * SPEED)
         where = {"latitude": round(latitude, 6), "longitude": round(longitude, 6), "accuracy": 5.0}
         bus.publish("gps", {**where, "speed": SPEED, "source": "fake"}, retain=True)

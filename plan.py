@@ -25,6 +25,8 @@ def plan(options: dict[str, str]) -> int:
         waits = [f"{other} ({tables.services[other].ready or 'started'})" for other in row.after if other in tables.services]
         if waits:
             print(f"{'':<26} after {', '.join(waits)}")
+    for name, row in tables.templates.items():
+        print(f"template  {name:<16} {' '.join(row.argv)}")
     for text in tables.rejected:
         print(f"rejected  {text}", file=sys.stderr)
     return 1 if tables.rejected else 0

@@ -116,12 +116,13 @@ def _with_proc(row: Stats) -> Stats:
 
 
 def start_process(name: str) -> Stats:
-    """Start a service, or run a command line ("sleep 60") as a service until it is stopped. Its stats."""
+    """Start a service, an instance of a template ("gps@ttyUSB0"), or run a command line ("sleep 60") until it is stopped.
+    Its stats."""
     try:
         words = shlex.split(name)
     except ValueError as error:
         raise SVError(f"{name!r} is not a command line: {error}") from None
-    known = any(row["name"] == name for row in stats_process())
+    known = any(row["name"] == name for row in stats_process()) or ("@" in name and words == [name] and "/" not in name)
     if not known and not words:
         raise SVError("start what? a service's name or a command line")
     row: Stats = _ask("start", name=name) if known else _ask("run", argv=words)
@@ -331,7 +332,11 @@ def login(kind: str) -> None:
         argv = interactive()
         os.execve(argv[0], argv, {**os.environ, "PYTHONPATH": os.path.dirname(os.path.abspath(__file__))})
     if kind == "password":
-        os.execvp("getty", ["getty", "-L", "0", "-", os.environ.get("TERM", "linux")])  # on the terminal that we have
+        import shutil
+
+        # On the terminal that we have, at the speed that it has: 0 says that to busybox, and agetty has an option for it.
+        speed = ["--keep-baud", "115200"] if os.path.realpath(shutil.which("getty") or "").endswith("agetty") else ["0"]
+        os.execvp("getty", ["getty", "-L", *speed, "-", os.environ.get("TERM", "linux")])
     if kind != "off":
         print(f'CONSOLE_LOGIN = {kind!r} is not "password", "prompt" or "off": this console stays off', file=sys.stderr)
     sys.exit(NO_RESTART)

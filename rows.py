@@ -40,7 +40,7 @@ class Device(NamedTuple):
 class Service(NamedTuple):
     """One process that PID 1 keeps running."""
 
-    name: str
+    name: str  # one that ends in "@" is a template: "start gps@ttyUSB0" runs it with {instance} replaced by "ttyUSB0"
     argv: tuple[str, ...]  # argv[0] is found in PATH
     after: tuple[str, ...] = ()  # starts when these are ready, or when settings.AFTER_TIMEOUT has passed
     # How it says that it is ready: "" at once; "notify" by READY=1 on $NOTIFY_SOCKET (`man 3 sd_notify`); "exit" by
@@ -95,4 +95,23 @@ class WifiNetwork(NamedTuple):
     frequencies: tuple[int, ...] = ()  # MHz: scan these alone, which is faster
 
 
-__all__ = ["Device", "Directory", "Interface", "Mount", "Service", "WifiNetwork"]
+class Rule(NamedTuple):
+    """What hotplug.py does about a device: all patterns (`man 7 glob`) fit, and everything that the row names is done.
+
+    In what it names, `{devname}` and the like are the device's properties in lower case, "/" become "-": hotplug.py lists them.
+    """
+
+    subsystem: str = "*"  # "tty", "block", "net", "usb"...
+    action: str = "add"  # of the kernel's: add, remove, change, bind, unbind...; what is there at boot is added then
+    # All of these properties are there and fit: those of the uevent (DEVNAME, PRODUCT, INTERFACE, ...), and of the USB device
+    # that it belongs to, as udev names them: ID_VENDOR_ID, ID_MODEL_ID, ID_VENDOR, ID_MODEL, ID_SERIAL_SHORT, ID_PATH...
+    properties: tuple[tuple[str, str], ...] = ()  # (("ID_VENDOR_ID", "1546"), ("DEVNAME", "ttyACM*"))
+    path: str = "*"  # below /sys: "/devices/platform/*"
+    module: str = ""  # load it
+    group: str = ""  # may use the device's node in /dev: its group, and mode 660
+    start: str = ""  # a service ("gps@{devname}"): where the action is "add", it runs as long as such a device is there
+    stop: str = ""  # a service
+    publish: str = ""  # a topic of the bus: action, path and properties
+
+
+__all__ = ["Device", "Directory", "Interface", "Mount", "Rule", "Service", "WifiNetwork"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from rows import Device, Directory, Interface, Mount, Service, WifiNetwork
+from rows import Device, Directory, Interface, Mount, Rule, Service, WifiNetwork
 
 # --- names and places ---------------------------------------------------------------------------------------------
 HOSTNAME = "stack"
@@ -25,6 +25,7 @@ PYTHON = "/usr/bin/python3"
 APP_USER = "nobody"
 
 BUS = "/run/bus/mqtt.sock"  # a Unix socket, or "host:port" for a broker that has none
+GPS_BAUD = 0  # of receivers on a serial line; 0: the usual ones in turn, until there is sense in what comes
 GPS_ROUTE = ""  # a GPX file; empty is the built-in loop
 WIFI_INTERFACE = "wlan0"
 WIFI_COUNTRY = ""  # "DE": the regulatory domain (ISO 3166)
@@ -35,7 +36,7 @@ WIFI_RECORDING = ""  # recorded answers of wpa_supplicant, where there is no rad
 
 RESOLV_CONF = "/run/resolv.conf"  # the image links /etc/resolv.conf to it
 NETWORK_STATE = "/run/network/state.json"  # what `network()` in the prompt reads
-NETLINK_BUFFER = 1024 * 1024  # bytes of the kernel's events that wait for network.py
+NETLINK_BUFFER = 1024 * 1024  # bytes of the kernel's events that wait for network.py, and for hotplug.py
 NETWORK_STAMP = "/var/lib/network.reboot"  # on the data partition: no reboot by the ladder where it cannot be written
 
 UPLINK = ""  # "host:port" of the mothership's MQTT broker; empty: records stay on the board's own bus
@@ -85,6 +86,15 @@ SYSCTLS = (  # name and value, as sysctl(8) writes them
     ("kernel.panic_on_oops", "1"),
     ("net.ipv4.conf.all.rp_filter", "1"),
     ("vm.panic_on_oom", "0"),
+)
+
+# --- devices ------------------------------------------------------------------------------------------------------
+# hotplug.py loads what a device asks for by its modalias, and then these. After a change: restart_process("hotplug").
+RULES: tuple[Rule, ...] = (
+    Rule("tty", properties=(("DEVNAME", "tty[A-Z]*"),), group="dialout"),  # serial lines, as udev has it
+    Rule("tty", properties=(("DEVNAME", "ttyUSB*"),), start="gps@{devname}"),
+    Rule("tty", properties=(("DEVNAME", "ttyACM*"),), start="gps@{devname}"),
+    Rule("block", "*", properties=(("ID_BUS", "usb"),), publish="device/{devname}"),
 )
 
 # --- network ------------------------------------------------------------------------------------------------------
@@ -144,6 +154,7 @@ BROKER = Service(
 )  # fmt: skip
 APPS = (
     app("fakegps", "{GPS_ROUTE}"),
+    app("gps", "/dev/{instance}", "{GPS_BAUD}", capabilities=("sys_time",))._replace(name="gps@", groups=("dialout",)),
     app("wifi_scan", "{WIFI_INTERFACE}", "{WIFI_CONTROL}", "{WIFI_RECORDING}", capabilities=("net_admin",))._replace(
         groups=("{WIFI_GROUP}",)  # wpa_supplicant's; and where none runs it scans by itself
     ),
@@ -159,6 +170,7 @@ SERVICES: tuple[Service, ...] = (
     Service("dropbear", ("dropbear", "-F", "-E", "-s", "-R"), after=("syslogd",), oom_score=-900),
     Service("ntpd", ("ntpd", "-n", "-p", "pool.ntp.org"), nice=-5),
     Service("wpa_supplicant", ("{PYTHON}", "{LIB}/supplicant.py", "{WIFI_INTERFACE}"), after=("modules",)),
+    Service("hotplug", ("{PYTHON}", "{LIB}/hotplug.py"), oom_score=-900, nice=-5),
     Service("network", ("{PYTHON}", "{LIB}/network.py"), after=("modules",), oom_score=-900, nice=-5, log="disk"),
     Service("console", ("{PYTHON}", "{LIB}/prompt.py", "login", "{CONSOLE_LOGIN}"), after=("dropbear",), tty="{CONSOLE}"),
     BROKER,

@@ -18,6 +18,7 @@ from relatives import Relatives
 from rows import Service
 from spawn import EXEC_FAILED, Spawner, find
 from tables import Tables
+from templates import changed, instance_row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -310,6 +311,11 @@ class SV(Actions):
                 process.removed = True
                 self._try(process, Process.stop, now)
                 changes["stopped"].append(name)
+        for process, new in changed(self.processes.values(), tables, everything=everything):
+            if new is None or process.wanted:
+                self._try(process, Process.restart if new else Process.stop, now)
+                changes["restarted" if new else "stopped"].append(process.row.name)
+            process.row, process.removed = new or process.row, new is None
         for name in tables.order:
             row, old = tables.services[name], self.processes.get(name)
             if old is None:
@@ -351,6 +357,8 @@ class SV(Actions):
                 raise SVError("the board is shutting down")
             case {"op": "run", "argv": [str(_), *_] as argv} if all(isinstance(word, str) for word in argv):
                 process = self._transient(argv, now)
+            case {"op": "start" | "restart", "name": str(name)} if "@" in name and name not in self.processes:
+                process = self.add(instance_row(self.tables, name), now)
             case {"op": "start", "name": str(name)}:
                 process = self._named(name)
                 process.start(now)

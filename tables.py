@@ -13,6 +13,7 @@ from lean import TYPE_CHECKING, signal
 from netrows import clash, interface_fault, is_text, wifi_fault
 from process import Delays, signal_number
 from rows import Device, Directory, Interface, Mount, Service, WifiNetwork
+from rulerows import rule_fault
 from spawn import ROOT, Account
 from syscalls import CAPABILITIES
 
@@ -48,7 +49,7 @@ FALLBACK: dict[str, Any] = {
     "MOUNTS": (Mount("proc", "/proc", "proc"), Mount("dev", "/dev", "devtmpfs"), Mount("run", "/run", "tmpfs")),
     "DIRECTORIES": (), "DEVICES": (), "MODULES": (), "SYSCTLS": (), "SERVICES": (), "CONSOLE_LEVEL": 4,
     "SHUTDOWN_TIMEOUT": 20.0, "KILL_TIMEOUT": 2.0, "SYNC_TIMEOUT": 10.0, "RESCUE_TIMEOUT": 300.0,
-    "CRITICAL_FAILURES": 5, "CRITICAL_UPTIME": 3600.0, "INTERFACES": (), "WIFI_NETWORKS": (),
+    "CRITICAL_FAILURES": 5, "CRITICAL_UPTIME": 3600.0, "INTERFACES": (), "WIFI_NETWORKS": (), "RULES": (),
     "NETWORK_RETRY": 5.0, "DHCP_TIMEOUT": 120.0, "ONLINE_TIMEOUT": 300.0, "REBOOT_INTERVAL": 3600.0, "LADDER_STEADY": 60.0,
     "LADDER_REASSOCIATE": 60.0, "LADDER_SUPPLICANT": 180.0, "LADDER_MODULE": 600.0, "LADDER_REBOOT": 1800.0,
     "RESCUE": Service("rescue", ("{PYTHON}", "{LIB}/prompt.py", "rescue"), ready="notify", tty="{CONSOLE}"),
@@ -72,6 +73,7 @@ class Tables:
         self.values: dict[str, Any] = dict(FALLBACK)
         self.accounts, self.group_ids = read_accounts()
         self.services: dict[str, Service] = {}
+        self.templates: dict[str, Service] = {}  # names that end in "@": see templates.py
         self.order: list[str] = []  # of their start
 
     def __getattr__(self, name: str) -> Any:
@@ -234,6 +236,7 @@ def _check_tables(tables: Tables) -> None:
     for name, check in (
         ("MOUNTS", _mount_fault), ("DIRECTORIES", _directory_fault), ("DEVICES", _device_fault),
         ("SYSCTLS", _sysctl_fault), ("MODULES", _module_fault), ("WIFI_NETWORKS", wifi_fault),
+        ("RULES", rule_fault),
     ):  # fmt: skip
         tables.values[name] = tuple(_good_rows(tables, name, check))
     tables.values["INTERFACES"] = [_expanded(tables, row) for row in tables.values["INTERFACES"]]
@@ -317,7 +320,7 @@ def _user_fault(tables: Tables, user: str) -> str:
 
 def _check_services(tables: Tables) -> None:
     rows = list(tables.values["SERVICES"])
-    known = {row.name for row in rows if isinstance(row, Service) and is_text(row.name)}
+    known = {row.name for row in rows if isinstance(row, Service) and is_text(row.name) and not row.name.endswith("@")}
     services = tables.services
     for index, row in enumerate(rows):
         try:
@@ -330,7 +333,7 @@ def _check_services(tables: Tables) -> None:
             tables.rejected.append(f"SERVICES[{index}] {_label(row)}: {fault}")
             tables.bad_names.add(_label(row))
         elif row.argv and row.name not in tables.skipped:
-            services[row.name] = row
+            (tables.templates if row.name.endswith("@") else services)[row.name] = row
     tables.order = []
     while services and not tables.order:
         try:
@@ -368,7 +371,7 @@ def _service_faults(tables: Tables, row: Service, known: set[str]) -> Iterator[s
     """Every fault of a row, as a sentence."""
     if not is_text(row.name) or not row.name.translate({ord(char): None for char in "_-@."}).isalnum():
         yield f"name {row.name!r} must be letters, digits and _-@."
-    if row.name in tables.services or row.name in ("stack", "rescue"):
+    if row.name in tables.services or row.name in tables.templates or row.name in ("stack", "rescue"):
         yield "the name is taken"
     if not is_text(*row.argv) or (row.argv and not row.argv[0]):
         yield f"argv {row.argv!r} must be words"

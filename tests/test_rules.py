@@ -14,7 +14,7 @@ from conftest import PYTHON, ROOT
 
 OURS = {path.stem for path in ROOT.glob("*.py")}
 PID1 = set(
-    "lean rows settings _log syscalls spawn process loop logpipe readiness control netrows tables relatives sv mounts rescue teardown stack".split()
+    "lean rows settings _log syscalls spawn process loop logpipe readiness control netrows rulerows tables templates relatives sv mounts rescue teardown stack".split()
 )
 # Who may import what of ours: each line only what stands above it, and of that what it names.
 ALLOWED = {
@@ -28,13 +28,15 @@ ALLOWED = {
     "process": {"_log", "lean", "rows"},
     "spawn": {"lean", "rows", "syscalls"},
     "netrows": {"lean", "rows"},
-    "tables": {"lean", "netrows", "process", "rows", "settings", "spawn", "syscalls"},
+    "rulerows": {"lean", "netrows", "rows"},
+    "tables": {"lean", "netrows", "process", "rows", "rulerows", "settings", "spawn", "syscalls"},
     "logpipe": {"lean", "loop"},
     "readiness": {"_log", "lean", "loop", "process", "syscalls"},
     "control": {"_log", "lean", "loop", "syscalls"},
     "bootchart": {"lean"},
     "prompt": {"bootchart", "control", "settings"},
     "relatives": {"_log", "lean", "process", "spawn"},
+    "templates": {"control", "lean", "process", "rows", "tables"},
     "sv": {
         "_log",
         "control",
@@ -48,6 +50,7 @@ ALLOWED = {
         "rows",
         "spawn",
         "tables",
+        "templates",
     },
     "mounts": {"lean", "rows", "syscalls"},
     "rescue": {"control", "lean", "process", "syscalls"},
@@ -76,15 +79,19 @@ ALLOWED = {
     "links": {"rows"},
     "netlink": {"links"},
     "network": {"bus", "control", "links", "netlink", "supplicant"},
+    "devices": {"rows"},
+    "hotplug": {"bus", "control", "devices", "rows", "supplicant"},
+    "clock": set(),
     "fakegps": {"bus"},
+    "gps": {"bus", "clock"},
     "wifi_scan": {"bus", "supplicant"},
     "wifi_analyzer": {"bus"},
     "diagnostic": {"bus", "sv"},
     "broker_amqtt": {"prompt"},
     "laptop": {"syscalls"},
 }
-APPS = {"uplink", "network", "fakegps", "wifi_scan", "wifi_analyzer", "diagnostic"} | (OURS - set(ALLOWED))
-THIRD_PARTY = {"paho": "bus", "amqtt": "broker_amqtt", "pyroute2": "netlink"}
+APPS = {"uplink", "network", "hotplug", "gps", "fakegps", "wifi_scan", "wifi_analyzer", "diagnostic"} | (OURS - set(ALLOWED))
+THIRD_PARTY = {"paho": "bus", "amqtt": "broker_amqtt", "pyroute2": "netlink", "pyudev": "hotplug"}
 # What PID 1's own files may take from the standard library, besides __future__.
 AFFORDABLE = {"gc", "os", "sys", "time", "select", "errno", "fcntl", "ctypes", "graphlib", "resource", "_signal", "_socket", "_json",
               "_collections", "_frozen_importlib_external"}  # fmt: skip

@@ -1,0 +1,42 @@
+"""What is wrong with a row of RULES, as a sentence for people; empty where nothing is."""
+
+from __future__ import annotations
+
+from lean import TYPE_CHECKING
+from netrows import is_text
+from rows import Rule
+
+if TYPE_CHECKING:
+    from typing import Any
+
+ACTIONS = "add remove change online offline bind unbind".split()  # lib/kobject_uevent.c; a "move" is a remove and an add
+DOES = ("module", "group", "start", "stop", "publish")
+
+
+def rule_fault(tables: Any, row: Any) -> str:
+    """Faults of one row of RULES."""
+    if not isinstance(row, Rule):
+        return "is not a Rule(...) row"
+    if not is_text(row.subsystem, row.action, row.path, *(getattr(row, name) for name in DOES)):
+        return "every column but properties is text"
+    if row.action not in (*ACTIONS, "*"):
+        return f"action {row.action!r} is not '*' or one of {', '.join(ACTIONS)}"
+    if not isinstance(row.properties, tuple) or not all(_is_pair(pair) for pair in row.properties):
+        return f"properties {row.properties!r} is not a tuple of pairs such as (('DEVNAME', 'ttyUSB*'),)"
+    if not any(getattr(row, name) for name in DOES):
+        return f"it does nothing: give it one of {', '.join(DOES)}"
+    if row.action == "*" and (row.start or row.stop):
+        return "start and stop need one action, such as add"
+    if row.module.startswith("-"):
+        return f"module {row.module!r} is not a module's name"
+    if row.group and row.group not in tables.group_ids:
+        return f"group {row.group!r} is not in /etc/group"
+    if row.start.endswith("@") or row.stop.endswith("@"):
+        return "a template is not started or stopped, but an instance of it, such as 'gps@{devname}'"
+    if set(row.publish) & set("+#"):
+        return f"publish {row.publish!r} is a pattern; a topic has no + and no #"
+    return ""
+
+
+def _is_pair(pair: Any) -> bool:
+    return isinstance(pair, tuple) and len(pair) == 2 and is_text(*pair)
