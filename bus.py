@@ -10,7 +10,6 @@ What must not be lost must not rely on this bus: it has no memory.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import random
@@ -26,6 +25,7 @@ from typing import Any
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
+import clock
 import settings
 from _log import counts, get_logger
 
@@ -34,8 +34,6 @@ BACKLOG = 1000  # messages kept while the broker is away; the oldest go first
 ANSWER_TIMEOUT = 5.0  # seconds
 KEEPALIVE = 60  # seconds: silent for 1.5 times as long, the broker takes us for dead (MQTT 3.1.1, 3.1.2.10)
 RECONNECT_FIRST, RECONNECT_MAX = 0.1, 5.0  # seconds; doubled, jittered
-PLAUSIBLE = 1_735_689_600  # 2025-01-01: a clock before it has never been set
-TIME_ERROR = 5  # adjtimex(2): the clock is not synchronised
 
 Message = dict[str, Any]
 Handler = Callable[[str, Message], object]
@@ -129,11 +127,11 @@ class Bus:
 
     def _envelope(self, topic: str, data: Any) -> Message:
         self._sequence += 1
-        wall = time.time()
+        how = clock.state()
         return {
             "v": VERSION, "boot": self.boot_id, "from": self.name, "seq": self._sequence, "kind": topic.split("/")[0],
-            "time": round(wall, 3) if wall > PLAUSIBLE else None, "mono": round(time.monotonic(), 3),
-            "synced": clock_synchronised(), "data": data,
+            "time": None if how == "unset" else round(time.time(), 3), "mono": round(time.monotonic(), 3),
+            "clock": how, "data": data,
         }  # fmt: skip
 
     def _serve(self, seconds: float) -> None:
@@ -226,14 +224,6 @@ class Bus:
         if counts != self._told:
             self._told = dict(counts)
             self.publish(f"log/{self.name}", self._told, retain=True)
-
-
-def clock_synchronised() -> bool:
-    """Whether something keeps the clock in time (`man 2 adjtimex`)."""
-    return int(_adjtimex(ctypes.create_string_buffer(256))) not in (-1, TIME_ERROR)
-
-
-_adjtimex = ctypes.CDLL(None).adjtimex
 
 
 def _read(path: str) -> str:
