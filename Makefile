@@ -42,11 +42,11 @@ test: setup
 
 lint: NEEDS = requirements-dev.txt
 lint: setup
-	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy *.py bench lab tests
+	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy *.py bench lab mothership tests
 
 # An ordinary user unpacks roots in a user namespace; its files belong to the ids of /etc/subuid.
 AS_ROOT = $(if $(filter-out 0,$(shell id -u)),unshare --map-root-user --map-auto)
-LAB = mmdebstrap:mmdebstrap cpio:cpio ssh:openssh-client modprobe:kmod mke2fs:e2fsprogs gzip:gzip newuidmap:uidmap
+LAB = mmdebstrap:mmdebstrap cpio:cpio ssh:openssh-client modprobe:kmod mke2fs:e2fsprogs gzip:gzip newuidmap:uidmap sfdisk:fdisk mksquashfs:squashfs-tools
 boot test-qemu: NEEDS = requirements-dev.txt
 ARM = qemu-system-aarch64:qemu-system-arm qemu-aarch64-static:qemu-user-static
 boot: export PROGRAMS = $(LAB) $(if $(filter x86_64,$(MACHINE)),qemu-system-x86_64:qemu-system-x86,$(ARM))
@@ -81,6 +81,7 @@ clean:
 install:
 	install -d $(DESTDIR)$(LIB) $(DESTDIR)$(SBINDIR) $(DESTDIR)$(PREFIX)/bin
 	install -m 644 $(MODULES) $(DATA) $(DESTDIR)$(LIB)
+	echo $${SOURCE_DATE_EPOCH:-$$(date +%s)} > $(DESTDIR)$(LIB)/build_date
 	printf '#!%s -ESB\n%s\n' "$(INIT_PYTHON)" 'import gc, sys, time; began = time.monotonic(); gc.disable(); sys.path.insert(0, "$(LIB)"); import stack; sys.exit(stack.main(sys.argv[1:], began))' > $(DESTDIR)$(SBINDIR)/stack.py
 	printf '#!/bin/sh\nexec $(INIT_PYTHON) $(LIB)/prompt.py "$$@"\n' > $(DESTDIR)$(PREFIX)/bin/sv
 	chmod 755 $(DESTDIR)$(SBINDIR)/stack.py $(DESTDIR)$(PREFIX)/bin/sv

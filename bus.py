@@ -11,7 +11,6 @@ What must not be lost must not rely on this bus: it has no memory.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import random
@@ -23,11 +22,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import cycle
 from typing import Any, NamedTuple
 
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
+import clock
 import settings
 from _log import counts, get_logger
 
@@ -37,8 +38,6 @@ ANSWER_TIMEOUT = 5.0  # seconds
 KEEPALIVE = 60  # seconds: silent for 1.5 times as long, the broker takes us for dead (MQTT 3.1.1, 3.1.2.10)
 RECONNECT_FIRST, RECONNECT_MAX = 0.1, 5.0  # seconds; doubled, jittered
 REMOTE_FIRST, REMOTE_MAX = 1.0, 120.0  # the same, for a broker that a fleet shares
-PLAUSIBLE = 1_735_689_600  # 2025-01-01: a clock before it has never been set
-TIME_ERROR = 5  # adjtimex(2): the clock is not synchronised
 
 Message = dict[str, Any]
 Handler = Callable[[str, Message], object]
@@ -141,11 +140,11 @@ class Bus:
     def envelope(self, topic: str, data: Any) -> Message:
         """Data as it is published."""
         self._sequence += 1
-        wall = time.time()
+        how = clock.state()
         return {
             "v": VERSION, "boot": self.boot_id, "from": self.name, "seq": self._sequence, "kind": topic.split("/")[0],
-            "time": round(wall, 3) if wall > PLAUSIBLE else None, "mono": round(time.monotonic(), 3),
-            "synced": clock_synchronised(), "data": data,
+            "time": None if how == "unset" else round(time.time(), 3), "mono": round(time.monotonic(), 3),
+            "clock": how, "data": data,
         }  # fmt: skip
 
     def _serve(self, seconds: float) -> None:
@@ -250,16 +249,17 @@ class Remote(threading.Thread):
     def __init__(
         self,
         name: str,
-        address: str,
+        addresses: tuple[str, ...],
         patterns: tuple[str, ...],
         *,
         will: tuple[str, bytes] | None = None,
         tls: Tls | None = None,
     ) -> None:
-        """`address` is host:port; `will` is published, retained, by the broker when it misses us (MQTT 3.1.1, 3.1.2.5)."""
+        """`addresses` are host:port, tried in turn; the broker retains `will` when it misses us (MQTT 3.1.1, 3.1.2.5)."""
         super().__init__(daemon=True)
         self.id = name
-        self.address = address
+        self.addresses = addresses
+        self.address = addresses[0]
         self.patterns = patterns
         self.will = will
         self.tls = tls
@@ -273,9 +273,10 @@ class Remote(threading.Thread):
 
     def run(self) -> None:
         """Connect, serve, and after each end wait, longer each time and by a drawn part: a fleet must not return as one."""
-        pause = REMOTE_FIRST
+        pause, addresses = REMOTE_FIRST, cycle(self.addresses)
         while not self._ending.is_set():
-            client = self._client = self._make_client()
+            client, self.address = self._make_client(), next(addresses)
+            self._client = client
             try:
                 host, _, port = self.address.rpartition(":")
                 client.connect(host, int(port), keepalive=KEEPALIVE)
@@ -346,14 +347,6 @@ class Remote(threading.Thread):
         if not self._lost:
             self.log.warning("uplink: no connection to %s (%s), trying again", self.address, why)
         self._lost = True
-
-
-def clock_synchronised() -> bool:
-    """Whether something keeps the clock in time (`man 2 adjtimex`)."""
-    return int(_adjtimex(ctypes.create_string_buffer(256))) not in (-1, TIME_ERROR)
-
-
-_adjtimex = ctypes.CDLL(None).adjtimex
 
 
 def _read(path: str) -> str:

@@ -26,8 +26,9 @@ import control
 from bus import Bus
 from control import SVError, Unreachable
 from devices import Properties, describe, fill, fits, link, names, same, scan, uevent
+from durable import write_atomically
 from rows import Rule
-from supplicant import board_tables, write_atomically
+from tables import of_this_board
 
 SYS, DEV = "/sys", "/dev"
 STARTED = "/run/hotplug/started.json"  # services that run because of a device: what a successor of ours has to stop
@@ -387,7 +388,7 @@ def read_started() -> list[str]:
 
 def main() -> None:
     bus = Bus("hotplug")
-    hotplug = Hotplug(bus, board_tables())
+    hotplug = Hotplug(bus, of_this_board())
     hotplug.start(time.monotonic())
     for now in bus.every(TURN):
         hotplug.turn(now)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from errno import EBUSY
 
-from lean import TYPE_CHECKING
+from lean import TYPE_CHECKING, json
+from spawn import Account
 from syscalls import MOUNT_FLAGS, mount, mount_options
 
 if TYPE_CHECKING:
-    from rows import Device, Mount
+    from rows import Device, Directory, Mount
+    from tables import Tables
 
 
 def mount_row(row: Mount) -> None:
@@ -38,6 +40,13 @@ def make_device(row: Device) -> None:
         os.chmod(row.path, row.mode)
 
 
+def make_directory(row: Directory, tables: Tables) -> None:
+    os.makedirs(row.path, exist_ok=True)
+    user = tables.expand(row.user) or "root"
+    account = tables.accounts.get(user) or Account(int(user), -1)
+    set_owner(row.path, row.mode, *((account.uid, account.gid) if account.mapped else (-1, -1)))
+
+
 def set_owner(path: str, mode: int, uid: int, gid: int) -> None:
     """Mode and owner of a folder, through a descriptor: whoever owns the folder above may have put a link in its place."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -54,6 +63,14 @@ def read_file(path: str) -> str:
             return file.read().strip()
     except OSError:
         return ""
+
+
+def read_facts(path: str) -> object:
+    """A small file of JSON; None where there is none yet."""
+    try:
+        return json.loads(text) if (text := read_file(path)) else None
+    except ValueError:
+        return None
 
 
 def write_file(path: str, text: str) -> None:

@@ -20,9 +20,11 @@ import control
 import links
 from bus import Bus, Message
 from control import SVError
+from durable import write_atomically
 from links import Action, Delays, Link, Links
 from netlink import DhcpClient, Event, Kernel, Monitor, Overrun, solicit
-from supplicant import RUN, board_tables, connect, fields, has_networks, unescape, write_atomically
+from supplicant import RUN, connect, fields, has_networks, unescape
+from tables import of_this_board
 
 TURN = 1.0  # s: deadlines of a second's precision
 ASK_SUPPLICANT = 30.0  # s between looks at SSID and signal
@@ -382,7 +384,7 @@ def reboot_after(stamp: str, boot_id: str, interval: float) -> float:
 
 def main() -> None:
     bus, now = Bus("network"), time.monotonic()
-    network = Network(bus, board_tables(), now)
+    network = Network(bus, of_this_board(), now)
     gc.collect()
     gc.freeze()  # what we have imported stays shared with the DHCP clients
     network.refresh(now)

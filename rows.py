@@ -61,7 +61,7 @@ class Service(NamedTuple):
     cwd: str = "/"
     env: tuple[tuple[str, str], ...] = ()
     tty: str = ""  # a terminal of its own ("/dev/console"), controlling; empty: /dev/null and the log
-    log: str = "memory"  # "memory" (/run/log), "disk" (settings.LOG_KEEP as well), "none"
+    log: str = "memory"  # "memory" (/run/log), "disk" (settings.LOG_KEEP as well: after=("storage",)), "none"
     watchdog: float = 0.0  # seconds; killed when it has not sent WATCHDOG=1 for so long
     critical: bool = False  # the board reboots when this one keeps failing
     logger: bool = False  # this is the one that reads the log pipes of all others

@@ -19,6 +19,7 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 ENVIRONMENT = (("HOME", "/root"), ("TERM", "linux"), ("LANG", "C.UTF-8"), ("BUS", "{BUS}"))  # of every service
 
 LOG = "/run/log"  # in memory: NAME.log, rotated to NAME.log.1
+KEEP = "/var/lib/stack"  # on the data partition: the clock's stamp, the random seed
 LOG_KEEP = "/var/log/board"  # on the data partition, for services with log="disk"
 LIB = os.path.dirname(os.path.abspath(__file__))  # where `make install` has put the modules
 PYTHON = "/usr/bin/python3"
@@ -39,7 +40,7 @@ NETWORK_STATE = "/run/network/state.json"  # what `network()` in the prompt read
 NETLINK_BUFFER = 1024 * 1024  # bytes of the kernel's events that wait for network.py, and for hotplug.py
 NETWORK_STAMP = "/var/lib/network.reboot"  # on the data partition: no reboot by the ladder where it cannot be written
 
-UPLINK = ""  # "host:port" of the mothership's MQTT broker; empty: records stay on the board's own bus
+UPLINK: tuple[str, ...] = ()  # "host:port" of the mothership's MQTT broker, or of several, tried in turn; (): no uplink
 UPLINK_BOARD = ""  # our name there; empty is the host name
 UPLINK_TLS: tuple[str, ...] = ()  # (ca, certificate, key), files in PEM; empty: no TLS
 UPLINK_TOPICS = (("wifi", "wifi/+"), ("boot", "boot"), ("diag", "diag"))  # what of the bus is recorded, and as which kind
@@ -59,12 +60,12 @@ MOUNTS = (
     Mount("run", "/run", "tmpfs", "nosuid,nodev,mode=755,size=10%"),
     Mount("tmp", "/tmp", "tmpfs", "nosuid,nodev,mode=1777,size=20%"),
     Mount("", "/", "", "remount,ro", required=False),
-    Mount("/dev/mmcblk0p3", "/var", "ext4", "nosuid,nodev,noexec,noatime", required=False),
+    Mount("var", "/var", "tmpfs", "nosuid,nodev,noexec,mode=755,size=20%"),  # until the data partition comes over it
     Mount("/run", "/var/run", "", "bind", required=False),
     Mount("/tmp", "/var/tmp", "", "bind", required=False),
     Mount("pstore", "/sys/fs/pstore", "pstore", "nosuid,nodev,noexec", required=False),
 )
-DIRECTORIES = (
+DIRECTORIES = (  # those below /var are made on the data partition too
     Directory("/run/bus", 0o755, "{APP_USER}"),
     Directory("/var/lib/dropbear", 0o700),  # the image links /etc/dropbear to it: host keys are made on the board
 )
@@ -76,6 +77,16 @@ DEVICES = (  # what devtmpfs leaves to udev
     Device("/dev/null", "c", 1, 3, 0o666),
     Device("/dev/urandom", "c", 1, 9, 0o666),
 )
+
+# --- the data partition -------------------------------------------------------------------------------------------
+# Where it may be, in this order: LABEL=, UUID=, PARTLABEL=, PARTUUID=, and then devices. A device at the end finds it also
+# where its label has been destroyed. () is a board without one: /var stays a tmpfs.
+DATA: tuple[str, ...] = ("LABEL=data", "/dev/mmcblk0p3")
+DATA_OPTIONS = "noexec,noatime,errors=remount-ro"  # beside nosuid and nodev (`man 5 ext4`)
+DATA_REMAKE = True  # what cannot be repaired is made anew, empty; False: it stays as it is, and /var a tmpfs
+DATA_GROW = True  # to the end of its card
+DATA_WAIT = 10.0  # for the device to appear
+DATA_TIMEOUT = 600.0  # for check and repair; services go on after 50 s of it, and find /var on the disk as soon as it is done
 
 # --- kernel -------------------------------------------------------------------------------------------------------
 MODULES: tuple[str, ...] = ("brcmfmac", "bcm2835_wdt", "i2c_dev")  # loaded by the one-shot service "modules"
@@ -148,6 +159,8 @@ LOGD = Service(
      "--total-size={LOG_TOTAL_SIZE}", "--rate={LOG_RATE}", "--burst={LOG_BURST}"),
     module="logd", logger=True, log="none", oom_score=-900, nice=5,
 )  # fmt: skip
+STORAGE = Service("storage", ("storage", "{DATA}"), module="storage", ready="exit", ready_timeout=50.0, restart="never")
+KEEPER = Service("keeper", ("keeper", "{KEEP}"), ("storage", "modules"), module="keeper", ready="notify")
 BROKER = Service(
     "broker", ("mosquitto", "-c", "{LIB}/mosquitto.conf"), ready="{BUS}", user="{APP_USER}", capabilities=(),
     no_new_privs=True, umask=0,
@@ -160,15 +173,18 @@ APPS = (
     ),
     app("wifi_analyzer"),
     app("diagnostic"),
+    app("uplink", "{UPLINK}"),
 )
 
 SERVICES: tuple[Service, ...] = (
     Service("modules", ("modprobe", "-a", "{MODULES}"), ready="exit", restart="never"),
     LOGD,
+    STORAGE,
+    KEEPER,
     Service("klogd", ("klogd", "-n")),
     Service("syslogd", ("syslogd", "-n", "-C64")),
-    Service("dropbear", ("dropbear", "-F", "-E", "-s", "-R"), after=("syslogd",), oom_score=-900),
-    Service("ntpd", ("ntpd", "-n", "-p", "pool.ntp.org"), nice=-5),
+    Service("dropbear", ("dropbear", "-F", "-E", "-s", "-R"), after=("syslogd", "storage"), oom_score=-900),
+    Service("ntpd", ("ntpd", "-n", "-p", "pool.ntp.org"), after=("network",), nice=-5),
     Service("wpa_supplicant", ("{PYTHON}", "{LIB}/supplicant.py", "{WIFI_INTERFACE}"), after=("modules",)),
     Service("hotplug", ("{PYTHON}", "{LIB}/hotplug.py"), oom_score=-900, nice=-5),
     Service("network", ("{PYTHON}", "{LIB}/network.py"), after=("modules",), oom_score=-900, nice=-5, log="disk"),

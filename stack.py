@@ -12,15 +12,16 @@ import sys
 import time
 
 import _log
+import clock
 import control
 import tables as tables_module
 from control import Control, SVError, page
 from lean import TYPE_CHECKING, signal, socket
 from loop import Loop, trace
-from mounts import make_device, mount_row, read_file, set_owner, write_file
+from mounts import make_device, make_directory, mount_row, read_facts, read_file, write_file
 from rescue import Rescue
 from rows import Directory
-from spawn import Account, Spawner
+from spawn import Spawner
 from sv import SV
 from syscalls import Reboot, interface_up, mount, mount_options, reboot
 from tables import Tables
@@ -37,6 +38,8 @@ ON_SIGNAL: dict[int, int] = {
     signal.SIGUSR1: Reboot.HALT,
     signal.SIGUSR2: Reboot.POWER_OFF,
 }
+
+FACTS = ("storage",)  # what services have found out about the board: /run/stack/NAME.json is NAME of board()
 
 
 class Init:
@@ -65,7 +68,7 @@ class Init:
         prompt opens beside what does start."""
         for step in (
             self.set_defaults, self.open_log, self.catch_signals, self.read_options, self.load_tables,
-            self.disable_ctrl_alt_del, self.mount_all, self.open_kmsg, self.make_devices, self.make_directories,
+            self.disable_ctrl_alt_del, self.mount_all, self.open_kmsg, self.set_clock, self.make_devices, self.make_directories,
             self.write_sysctls, self.set_hostname, self.raise_loopback, self.raise_limits, self.set_environment,
             self.open_control, self.start_services, self.check_boot,
         ):  # fmt: skip
@@ -142,19 +145,18 @@ class Init:
         for text in self.tables.rejected:
             _log.error(text)
 
+    def set_clock(self) -> None:
+        """A board without a battery starts in 1970."""
+        if text := clock.boot():
+            _log.info(text)
+
     def make_devices(self) -> None:
         for row in self.tables.DEVICES:
             self.best_effort(row.path, make_device, row)
 
     def make_directories(self) -> None:
         for row in (Directory(self.tables.LOG), *self.tables.DIRECTORIES):
-            self.best_effort(row.path, self.make_directory, row)
-
-    def make_directory(self, row: Directory) -> None:
-        os.makedirs(row.path, exist_ok=True)
-        user = self.tables.expand(row.user) or "root"
-        account = self.tables.accounts.get(user) or Account(int(user), -1)
-        set_owner(row.path, row.mode, *((account.uid, account.gid) if account.mapped else (-1, -1)))
+            self.best_effort(row.path, make_directory, row, self.tables)
 
     def write_sysctls(self) -> None:
         for name, value in self.tables.SYSCTLS:
@@ -285,6 +287,7 @@ class Init:
                 "longest_turn_ms": round(self.loop.longest * 1e3, 3), "cpu_s": round(times.user + times.system, 3),
             },
             "log": {**_log.counts, "dropped": _log.sink.dropped},
+            **{name: facts for name in FACTS if (facts := read_facts(f"/run/stack/{name}.json"))},
             "boot_ms": {name: round(seconds * 1e3, 3) for name, _, seconds in self.steps},
         }  # fmt: skip
 

@@ -13,9 +13,9 @@ import socket
 import sys
 from typing import Any
 
-import tables
+from durable import write_atomically
 from rows import WifiNetwork
-from sv import SVError, board
+from tables import of_this_board
 
 RUN = "/run/network"
 ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"e": b"\x1b", b'"': b'"', b"\\": b"\\"}
@@ -70,29 +70,6 @@ def read_owners(path: str) -> str:
         return ""
 
 
-def write_atomically(path: str, text: str, mode: int = 0o644) -> None:
-    """A reader finds the old file or the new one, never a part; a secret one is never readable in between."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    new = f"{path}.new"
-    if os.path.lexists(new):
-        os.unlink(new)
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    with open(fd, "w", encoding="utf-8", errors="surrogateescape") as file:
-        file.write(text)
-        file.flush()
-        os.fchmod(fd, mode)
-    os.rename(new, path)
-
-
-def board_tables() -> Any:
-    """The tables of this board, with the profile that it was booted with; PID 1 need not answer."""
-    try:
-        options = board()["options"]
-    except (SVError, KeyError):
-        options = {}
-    return tables.load(options)
-
-
 def has_networks(chosen: Any) -> bool:
     """Whether there is anything to join."""
     return bool(chosen.WIFI_NETWORKS) or "network={" in read_owners(chosen.WIFI_CONFIG).replace(" ", "")
@@ -131,7 +108,7 @@ def unescape(text: str) -> bytes:
 def main(arguments: list[str]) -> None:
     """`supplicant.py INTERFACE`: write the file, become wpa_supplicant."""
     interface = arguments[0]
-    chosen = board_tables()
+    chosen = of_this_board()
     for fault in chosen.rejected:
         if fault.startswith("WIFI_NETWORKS"):
             print(f"<4>left out: {fault}", file=sys.stderr)

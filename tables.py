@@ -9,6 +9,7 @@ import os
 import sys
 from graphlib import CycleError, TopologicalSorter
 
+from control import SOCKET, SVError, ask
 from lean import TYPE_CHECKING, signal
 from netrows import clash, interface_fault, is_text, wifi_fault
 from process import Delays, signal_number
@@ -52,6 +53,8 @@ FALLBACK: dict[str, Any] = {
     "CRITICAL_FAILURES": 5, "CRITICAL_UPTIME": 3600.0, "INTERFACES": (), "WIFI_NETWORKS": (), "RULES": (),
     "NETWORK_RETRY": 5.0, "DHCP_TIMEOUT": 120.0, "ONLINE_TIMEOUT": 300.0, "REBOOT_INTERVAL": 3600.0, "LADDER_STEADY": 60.0,
     "LADDER_REASSOCIATE": 60.0, "LADDER_SUPPLICANT": 180.0, "LADDER_MODULE": 600.0, "LADDER_REBOOT": 1800.0,
+    "DATA": (), "DATA_OPTIONS": "noexec,noatime", "DATA_REMAKE": False, "DATA_GROW": False, "DATA_WAIT": 10.0,
+    "DATA_TIMEOUT": 600.0,
     "RESCUE": Service("rescue", ("{PYTHON}", "{LIB}/prompt.py", "rescue"), ready="notify", tty="{CONSOLE}"),
     "LIB": os.path.dirname(os.path.abspath(__file__)),
 }  # fmt: skip
@@ -128,6 +131,14 @@ def load(options: dict[str, str] | None = None) -> Tables:
         tables.profiles.append(name)
     _check_tables(tables)
     return tables
+
+
+def of_this_board() -> Tables:
+    """The tables with the profile that PID 1 was booted with, for its services; it need not answer."""
+    try:
+        return load(ask(os.environ.get("STACK_CONTROL", SOCKET), {"op": "board"})["options"])
+    except (SVError, KeyError):
+        return load()
 
 
 def _base(tables: Tables) -> None:
@@ -235,7 +246,7 @@ def _check_tables(tables: Tables) -> None:
             tables.values[name] = default
     for name, check in (
         ("MOUNTS", _mount_fault), ("DIRECTORIES", _directory_fault), ("DEVICES", _device_fault),
-        ("SYSCTLS", _sysctl_fault), ("MODULES", _module_fault), ("WIFI_NETWORKS", wifi_fault),
+        ("SYSCTLS", _sysctl_fault), ("MODULES", _module_fault), ("DATA", _source_fault), ("WIFI_NETWORKS", wifi_fault),
         ("RULES", rule_fault),
     ):  # fmt: skip
         tables.values[name] = tuple(_good_rows(tables, name, check))
@@ -304,6 +315,11 @@ def _sysctl_fault(_: Tables, row: Any) -> str:
 
 def _module_fault(_: Tables, row: Any) -> str:
     return "" if is_text(row) and row and not row.startswith("-") else "is not a module's name"
+
+
+def _source_fault(_: Tables, row: Any) -> str:
+    known = is_text(row) and (row.startswith("/dev/") or row.split("=")[0] in ("LABEL", "UUID", "PARTLABEL", "PARTUUID"))
+    return "" if known else "is neither LABEL=, UUID=, PARTLABEL= or PARTUUID= nor a device such as /dev/mmcblk0p3"
 
 
 def _expanded(tables: Tables, row: Any) -> Any:

@@ -13,16 +13,18 @@ import time
 from functools import partial
 from typing import Any
 
-import settings
 import wire
 from bus import Bus, Message, Remote, Tls
 from outbox import Outbox
+from tables import of_this_board
 
 WINDOW = 400  # records under way
 BATCH = 100  # records of one message...
 BATCH_SIZE = 64 * 1024  # ...or so many bytes, before they are compressed
 SILENCE = 10.0  # seconds without an acknowledgement, and what is under way is sent again
 ASK = 15.0  # seconds without an answer, and the question is asked again
+TURN = 0.2  # seconds: what has come in so long is committed together
+STATE = b'{"state": "%s"}'  # retained: ready, disconnected, or, by the broker, lost
 
 
 class Sender:
@@ -106,25 +108,27 @@ class Sender:
 class Uplink:
     """The app: bus, outbox, connection and sender."""
 
-    def __init__(self, bus: Bus, outbox: Outbox, remote: Remote, board: str) -> None:
+    def __init__(self, bus: Bus, outbox: Outbox, remote: Remote, board: str, chosen: Any) -> None:
         self.bus = bus
+        self.urgent = chosen.UPLINK_URGENT
         self.outbox = outbox
         self.remote = remote
         self.sender = Sender(outbox, board, lambda topic, payload: remote.publish(topic, payload, qos=1))
-        for kind, pattern in settings.UPLINK_TOPICS:
+        for kind, pattern in chosen.UPLINK_TOPICS:
             bus.subscribe(pattern, partial(self.take, kind))
         bus.watch(remote.fd, self.arrived)
 
     def take(self, kind: str, topic: str, message: Message) -> None:
         """A record of the local bus."""
         body = json.dumps({"topic": topic, **message}, separators=(",", ":"), ensure_ascii=False).encode()
-        self.outbox.put(kind, body, time.monotonic(), urgent=kind in settings.UPLINK_URGENT)
+        self.outbox.put(kind, body, time.monotonic(), urgent=kind in self.urgent)
 
     def arrived(self) -> None:
         """From the mothership's broker."""
         now = time.monotonic()
         for topic, payload in self.remote.take():
             if not topic:
+                self.remote.publish(wire.topic(self.sender.board, "state"), STATE % b"ready", qos=1, retain=True)
                 self.sender.up(now)
                 continue
             try:
@@ -146,27 +150,27 @@ class Uplink:
         self.sender.pump(now)
 
 
-def main() -> None:
-    """Nothing to do where no mothership is set."""
-    if not settings.UPLINK:
-        sys.exit(125)
+def main(arguments: list[str]) -> None:
+    """`uplink.py HOST:PORT...`"""
+    chosen = of_this_board()
     bus = Bus("uplink")
-    board = settings.UPLINK_BOARD or os.uname().nodename
-    outbox = Outbox(
-        settings.OUTBOX, settings.OUTBOX_SIZE, settings.OUTBOX_SPARE, settings.OUTBOX_GIVE_UP, bus.log.warning
-    )  # fmt: skip
-    tls = Tls(*settings.UPLINK_TLS) if settings.UPLINK_TLS else None
-    will = (wire.topic(board, "state"), b'{"state":"lost"}')
-    remote = Remote(board, settings.UPLINK, (wire.topic(board, "ack"),), will=will, tls=tls)
-    uplink = Uplink(bus, outbox, remote, board)
+    board = chosen.UPLINK_BOARD or os.uname().nodename
+    if not wire.is_name(board):
+        raise SystemExit(f"{board!r} is not a board's name: letters, digits, - _ . and at most {wire.LONGEST} of them")
+    outbox = Outbox(chosen.OUTBOX, chosen.OUTBOX_SIZE, chosen.OUTBOX_SPARE, chosen.OUTBOX_GIVE_UP, bus.log.warning)
+    tls = Tls(*chosen.UPLINK_TLS) if chosen.UPLINK_TLS else None
+    will = (wire.topic(board, "state"), STATE % b"lost")
+    remote = Remote(board, tuple(arguments), (wire.topic(board, "ack"),), will=will, tls=tls)
+    uplink = Uplink(bus, outbox, remote, board, chosen)
     remote.start()
     try:
-        for now in bus.every(0.2):
+        for now in bus.every(TURN):
             uplink.turn(now)
     finally:
         outbox.close(time.monotonic())
+        remote.publish(wire.topic(board, "state"), STATE % b"disconnected", qos=1, retain=True)
         remote.end()
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -58,7 +58,7 @@ VIRTUAL = ("virtio_net", "virtio_console", "i6300esb", "softdog", "dummy", "veth
 ARM_QEMU = ("qemu-system-aarch64", "-M", "virt", "-cpu", "cortex-a53", "-device", "virtio-keyboard-pci")
 VIRT_QEMU = ("-nodefaults", "-device", "virtio-rng-pci")
 RASPI = ("bcm2835_wdt", "softdog", "ftdi_sio", "usbserial", "phy-generic", "dwc2", "cdc_ether", "rndis_host", "bcm2835-rng")
-VIRTIO = ("virtio_pci", "virtio_blk", "ext4")
+VIRTIO = ("virtio_pci", "virtio_blk", "ext4", "squashfs")
 KINDS = {
     "x86_64": Kind("amd64", ("qemu-system-x86_64", "-M", "q35", "-cpu", "max", "-device", "pvpanic-pci", *VIRT_QEMU),
                    "ttyS0", "/dev/vda", (*VIRTIO, "pvpanic-pci"), (*RADIO, *VIRTUAL), 320),
@@ -244,6 +244,14 @@ def image(name: str, target: Path, files: dict[str, str] | None = None) -> Path:
     with board(KINDS[name], files or {}) as folder:
         target.unlink(missing_ok=True)
         run("mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-d", folder, target, f"{KINDS[name].size}M")
+    return target
+
+
+def squashed(name: str, target: Path, files: dict[str, str] | None = None) -> Path:
+    """The whole board as a squashfs, which nothing can write to."""
+    with board(KINDS[name], files or {}) as folder:
+        target.unlink(missing_ok=True)
+        run("mksquashfs", folder, target, "-quiet", "-no-progress", "-comp", "zstd", "-Xcompression-level", "3")
     return target
 
 

@@ -32,8 +32,11 @@ def until(check: Callable[[], T], seconds: float, what: str) -> T:
         time.sleep(0.05)
 
 
-def command(name: str, disk: Path, words: tuple[str, ...], memory: int = 512) -> list[str]:
-    """QEMU's command line, without console, network and monitor. Of words that say the same the later one counts."""
+def command(name: str, disk: Path, words: tuple[str, ...], memory: int = 512, data: Path | None = None) -> list[str]:
+    """QEMU's command line, without console, network and monitor. Of words that say the same the later one counts.
+
+    `data` is a second disk, /dev/vdb, to which the guest really writes; raspi3b has one card alone.
+    """
     kind, files = KINDS[name], kernel(name)
     drive = (
         ["-drive", f"if=sd,format=raw,file={disk},snapshot=on", "-dtb", str(files / "dtb")]
@@ -47,6 +50,8 @@ def command(name: str, disk: Path, words: tuple[str, ...], memory: int = 512) ->
             str(memory),
         ]
     )
+    if data:
+        drive += ["-drive", f"if=none,id=data,file={data},format=raw", "-device", "virtio-blk-pci,drive=data"]
     append = f"console={kind.console},115200 panic=-1 root={kind.disk} init=/sbin/stack.py quiet stack.profile={kind.profile}"
     return [
         *kind.qemu, "-accel", "tcg", "-display", "none",
@@ -76,7 +81,8 @@ def drain(wire: socket.socket) -> None:
 class Machine:
     """One running guest. `close()` ends it; nothing of it is left."""
 
-    def __init__(self, name: str, disk: Path, words: tuple[str, ...] = (), extra: tuple[str, ...] = ()) -> None:
+    def __init__(self, name: str, disk: Path, words: tuple[str, ...] = (), extra: tuple[str, ...] = (),
+                 data: Path | None = None) -> None:  # fmt: skip
         self.name = name
         self.folder = Path(tempfile.mkdtemp(prefix="stack-qemu."))
         self.console_file = self.folder / "console.txt"
@@ -89,7 +95,7 @@ class Machine:
         self.started = time.monotonic()
         with (self.folder / "qemu.txt").open("wb") as output:
             self.process = subprocess.Popen(
-                [*command(name, disk, words), *network(name, self.port), *serial, *extra],
+                [*command(name, disk, words, data=data), *network(name, self.port), *serial, *extra],
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output,
             )  # fmt: skip
         try:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import settings
-from rows import Mount, Service, WifiNetwork
+from rows import Service, WifiNetwork
 
 HOSTNAME = "qemu"
 CONSOLE_LOGIN = "prompt"
 MODULES = ("virtio_net", "mac80211_hwsim")
 WIFI_NETWORKS = (WifiNetwork("stack-lab", "stack-lab-psk", frequencies=(2412,)),)
-MOUNTS = tuple(  # no data partition
-    Mount("var", "/var", "tmpfs", "nosuid,nodev,mode=755,size=20%") if row.target == "/var" else row for row in settings.MOUNTS
-)
+DATA: tuple[str, ...] = ()  # no second disk, unless a test adds one
 _OURS = {
     "ntpd": Service("chronyd", ("chronyd", "-d", "-u", "_chrony", "server 10.0.2.2 iburst"), after=("network",)),
 }

@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> None:
     ending = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ending.set())
-    remote = Remote("mothership", address, (wire.topic("+", "up"), wire.topic("+", "hello")))
+    remote = Remote("mothership", (address,), (wire.topic("+", "up"), wire.topic("+", "hello")))
     receiver = Receiver(Store(database), remote)
     remote.start()
     while not ending.is_set():

@@ -354,7 +354,7 @@ def test_retained_state_is_told_to_the_next_broker(broker: Broker, tmp_path: Pat
         asker.kill()
         teller.wait()
         asker.wait()
-    assert set(message) == {"v", "boot", "from", "seq", "kind", "time", "mono", "synced", "data"}
+    assert set(message) == {"v", "boot", "from", "seq", "kind", "time", "mono", "clock", "data"}
     assert (message["v"], message["from"], message["kind"], message["data"]) == (1, "teller", "state", "up")
     assert message["boot"] == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 

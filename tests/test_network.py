@@ -48,7 +48,7 @@ import tables
 chosen = tables.load({{"stack.profile": {profile!r}}})
 assert not chosen.rejected, chosen.rejected
 import network
-network.board_tables = lambda: chosen
+network.of_this_board = lambda: chosen
 network.RUN = {run!r}
 network.main()
 """

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
+import clock
 import lean
 import mounts
 import rescue
@@ -85,6 +86,7 @@ class Recorder:
         self.fail: dict[str, OSError] = {}
         self.mounts = ["/", "/proc", "/run", "/var", "/var/run"]
         monkeypatch.setattr(stack, "interface_up", self.note("up"))
+        monkeypatch.setattr(clock, "boot", lambda: "")
         monkeypatch.setattr(teardown, "umount", self.umount)
         for module in (stack, mounts, teardown):
             monkeypatch.setattr(module, "mount", self.mount)
@@ -95,7 +97,7 @@ class Recorder:
         monkeypatch.setattr(lean.socket, "sethostname", self.note("sethostname"))
         for name in ("symlink", "sync"):
             monkeypatch.setattr(os, name, self.note(name))
-        monkeypatch.setattr(stack, "set_owner", lambda path, mode, uid, gid: self.note("own")(path, f"{mode:o}", uid, gid))
+        monkeypatch.setattr(mounts, "set_owner", lambda path, mode, uid, gid: self.note("own")(path, f"{mode:o}", uid, gid))
         monkeypatch.setattr(teardown, "bounded", self.bounded)
         monkeypatch.setattr(os, "makedirs", lambda path, exist_ok=False: path in self.mounts or self.note("mkdir")(path))
         monkeypatch.setattr(os, "chmod", lambda path, mode: self.note("chmod")(path, f"{mode:o}"))

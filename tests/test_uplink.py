@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import random
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MOSQUITTO, PYTHON, ROOT, eventually
+from conftest import MOSQUITTO, PYTHON, ROOT, Board, eventually
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -218,21 +219,21 @@ def test_a_mothership_that_lost_its_database_gets_what_is_left(tmp_path: Path) -
 
 # --- a real broker, killed ---------------------------------------------------------------------------------------------
 BOARD = """
-import sys, time; sys.path.insert(0, {root!r})
+import os, sys, time; sys.path.insert(0, {root!r})
 import select
 from bus import Remote
 from outbox import Outbox
 from uplink import Sender
 import wire
 box = Outbox(sys.argv[1], 1 << 30, 0, (), print)
-remote = Remote("b1", sys.argv[2], (wire.topic("b1", "ack"),))
+remote = Remote("b1", (sys.argv[2],), (wire.topic("b1", "ack"),))
 sender = Sender(box, "b1", lambda topic, payload: remote.publish(topic, payload, qos=1))
 remote.start()
 number = int(sys.argv[3])
 while True:
     now = time.monotonic()
     number += 1
-    box.put("evt", b'{{"n":%d}}' % number, now, urgent=number % 10 == 0)
+    box.put("evt", b'{{"n":%d,"life":%d}}' % (number, os.getpid()), now, urgent=number % 10 == 0)
     if number % 10 == 0: print(number, flush=True)
     if select.select([remote.fd], [], [], 0.002)[0]:
         for topic, payload in remote.take():
@@ -282,21 +283,58 @@ def test_board_broker_and_receiver_are_killed(tmp_path: Path) -> None:
         start(victim)
     kill("board")
     assert told > 200
+    last = told
     committed = numbers_in(tmp_path / "box" / "outbox.db") | numbers_in(tmp_path / "m.db")
     assert set(range(1, told + 1)) - committed == set(), "told, and then lost"
     start("board")
     try:
-        eventually(lambda: max(numbers_in(tmp_path / "m.db"), default=0) > told, 60)
+        eventually(lambda: set(range(1, last + 1)) <= numbers_in(tmp_path / "m.db"), 60)
     finally:
         for name in running:
             kill(name)
-    assert set(range(1, told + 1)) <= numbers_in(tmp_path / "m.db")
+    bodies = [body for (body,) in sqlite3.connect(tmp_path / "m.db").execute("SELECT body FROM record")]
+    assert len(bodies) == len(set(bodies)), "none arrived twice"
 
 
 def numbers_in(path: Path) -> set[int]:
-    import sqlite3
-
     database = sqlite3.connect(path)
     found = [json.loads(body)["n"] for (body,) in database.execute("SELECT body FROM record")]
     database.close()
     return set(found)
+
+
+# --- a whole board -----------------------------------------------------------------------------------------------------
+MOTHERSHIP = """
+UPLINK = ("127.0.0.1:1884",)
+SERVICES = (*SERVICES,
+    Service("far", ("mosquitto", "-c", "/test/far.conf"), after=("logd",)),
+    Service("mothership", ("{PYTHON}", "/test/receiver.py", "127.0.0.1:1884", "/var/mothership.db"), after=("far",)),
+)
+"""
+
+
+@pytest.mark.skipif(MOSQUITTO is None, reason="no mosquitto here, and only root can install it")
+def test_what_a_board_observes_is_in_the_database(boot: Callable[..., Board], tmp_path: Path) -> None:
+    """Real apps under a real PID 1, and the mothership beside them; each link between them is killed once."""
+    files = {name: (ROOT / "mothership" / name).read_text() for name in ("receiver.py", "store.py")}
+    files["far.conf"] = "listener 1884 127.0.0.1\nallow_anonymous true\npersistence false\n"
+    board = boot("", base="SERVICES", settings=MOTHERSHIP, files=files).up()
+
+    def rows(query: str) -> list[Any]:
+        """Of a copy: SQLite would follow /proc/PID/root to a path of this machine."""
+        for suffix in ("", "-wal"):
+            (tmp_path / f"copy{suffix}").write_bytes((board.root / f"var/mothership.db{suffix}").read_bytes())
+        return sqlite3.connect(tmp_path / "copy").execute(query).fetchall()
+
+    def observed() -> int:
+        return int(rows("SELECT count(*) FROM record WHERE board = 'laptop' AND kind = 'wifi'")[0][0])
+
+    first = eventually(lambda: count if (count := observed()) > 3 else 0, 30)
+    for name in ("mothership", "far", "uplink"):
+        board.kill(name)
+        board.wait_state(name, "running")
+    eventually(lambda: observed() > first + 5, 60)
+    found = rows("SELECT boot, mono, clock, body FROM record WHERE kind = 'wifi'")
+    boot_id = board.ask("board")["boot_id"]
+    assert all(row[0] == boot_id and row[1] > 0 and row[2] in ("unset", "plausible", "synchronised") for row in found)
+    assert len({row[3] for row in found}) == len(found), "each of them once"
