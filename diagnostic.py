@@ -6,6 +6,7 @@ Too hot and too little voltage are warnings in the log, once each time that they
 from __future__ import annotations
 
 import glob
+import json
 import os
 import threading
 import time
@@ -19,6 +20,7 @@ PERIOD = 60.0  # s
 PATIENCE = 2.0  # s, for drivers to answer
 HOT = 80.0  # degrees Celsius; a Raspberry Pi slows down from here on
 SYS = "/sys"
+STORAGE = "/run/stack/storage.json"  # storage.py's record
 # Raspberry Pi's firmware, `vcgencmd get_throttled`: what is so now; 16 bits higher, what has been so since the boot.
 THROTTLED = {0: "under_voltage", 1: "frequency_capped", 2: "throttled", 3: "soft_temperature_limit"}
 
@@ -40,11 +42,13 @@ class Diagnostic:
         disk = os.statvfs("/var")
         found = self.reader.result()
         state = found or {"temperature": None, "power": None, "throttled": None}
+        data = data_partition()
         self.warnings = complaints(state) if found else ["the hardware's drivers do not answer"]
+        self.warnings += data_complaints(data)
         return {
             "memory_total": meminfo("MemTotal"), "memory_available": meminfo("MemAvailable"),
             "load": os.getloadavg(), "disk_total": disk.f_blocks * disk.f_frsize, "disk_free": disk.f_bavail * disk.f_frsize,
-            **state, "warnings": self.warnings, "uptime": round(time.monotonic(), 1),
+            **state, "data": data, "warnings": self.warnings, "uptime": round(time.monotonic(), 1),
             "clock_drift": round(time.time() - time.monotonic() - self.offset, 6),
             "services": services(), "logs": self.logs,
         }  # fmt: skip
@@ -104,6 +108,28 @@ def complaints(report: dict[str, Any]) -> list[str]:
         if None not in (supply["voltage"], supply["voltage_min"]) and supply["voltage"] < supply["voltage_min"]:
             found.append(f"{supply['name']}: less than {supply['voltage_min']:g} V")
     return found
+
+
+def data_partition(path: str = STORAGE, sys: str = SYS) -> dict[str, Any] | None:
+    """What storage.py has recorded, and the errors that the kernel has found since; None where the table names none.
+
+    After the first one ext4 writes no more (errors=remount-ro), and newer kernels do not show that among the mounts.
+    """
+    try:
+        found: dict[str, Any] = json.loads(text(path) or "")
+    except ValueError:
+        return None
+    return {**found, "errors": number(f"{sys}/fs/ext4/{os.path.basename(found['device'])}/errors_count") or 0}
+
+
+def data_complaints(data: dict[str, Any] | None) -> list[str]:
+    """What somebody should know of the data partition: there may be no other sign of it."""
+    if data is None:
+        return []
+    if not data["mounted"]:
+        return [f"the data partition is missing, {data['target']} is in memory: {'; '.join(data['notes'])}"]
+    found = ["the data partition was made anew: what was on it is lost"] if "re-made" in data["what"] else []
+    return [*found, "the data partition can only be read: the kernel has found errors on it"] if data["errors"] else found
 
 
 def text(path: str) -> str | None:

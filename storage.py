@@ -95,12 +95,12 @@ class Storage:
         if status in (0, 1, 2, 3):
             self.what.append("repaired" if status & 1 else "checked")
         else:
-            self.note(f"e2fsck -p: status {status}, {last_line(text)}")
+            self.note(f"e2fsck -p: status {status}, {last_words(text)}")
             status, text = run("e2fsck", "-f", "-y", self.device, seconds=self.left())
             if status in (0, 1, 2, 3):
                 self.what.append("repaired")
         if status:
-            self.note(f"e2fsck: status {status}, {last_line(text)}")
+            self.note(f"e2fsck: status {status}, {last_words(text)}")
 
     def mount(self) -> str:
         """Mount it; why not, as a sentence. One that comes up read-only is damaged, or its card is locked."""
@@ -120,13 +120,13 @@ class Storage:
         found = dict(line.split("=", 1) for line in text.splitlines() if "=" in line) if status == 0 else {}
         holds = found.get("TYPE") or found.get("PTTYPE") or ""
         if status not in (0, 2) or not (holds == "" or holds.startswith("ext")):  # 2: nothing that it knows (`man 8 blkid`)
-            return f"{self.device} holds {holds or 'something'} that is not ours to overwrite: {last_line(text)}"
+            return f"{self.device} holds {holds or 'something'} that is not ours to overwrite: {last_words(text)}"
         named = dict(source.split("=", 1) for source in self.sources if "=" in source)
         label, uuid = named.get("LABEL") or found.get("LABEL"), named.get("UUID") or found.get("UUID")
         names = [*(["-L", label] if label else []), *(["-U", uuid] if uuid else [])]
         status, text = run("mke2fs", "-q", "-F", "-t", "ext4", *names, self.device, seconds=self.left())
         if status:
-            return f"mke2fs: status {status}, {last_line(text)}"
+            return f"mke2fs: status {status}, {last_words(text)}"
         self.what.append("re-made")
         self.note(f"{self.device} could not be repaired: what was on it is lost, it is empty now")
         return ""
@@ -150,7 +150,7 @@ class Storage:
         if sectors(folder, "size") * SECTOR - file_system_size(self.device) > WORTH:
             status, text = run("resize2fs", self.device, seconds=self.left())
             if status:
-                self.note(f"resize2fs: status {status}, {last_line(text)}")
+                self.note(f"resize2fs: status {status}, {last_words(text)}")
             else:
                 self.what.append("grown")
 
@@ -171,7 +171,7 @@ class Storage:
         if status == 0:
             status, text = run("partx", "--update", "--nr", number, disk)
         if status:
-            self.note(f"{self.device} does not grow: {last_line(text)}")
+            self.note(f"{self.device} does not grow: {last_words(text)}")
 
     # --- small --------------------------------------------------------------------------------------------------------
     def note(self, text: str) -> None:
@@ -257,8 +257,9 @@ def file_system_size(device: str) -> int:
     return (low + ((high << 32) if wide else 0)) * (1024 << scale)
 
 
-def last_line(text: str) -> str:
-    return text.strip().rpartition("\n")[2][:200] or "which says nothing"
+def last_words(text: str) -> str:
+    """The end of what a tool printed, on one line."""
+    return " ".join(text.split())[-300:] or "which says nothing"
 
 
 def write_record(record: dict[str, Any], path: str = RECORD) -> None:

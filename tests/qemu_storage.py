@@ -21,15 +21,27 @@ SERVICES = tuple(row for row in SERVICES if row.name in ("modules", "logd", "sto
 SERVICES += (Service("eth0", ("sh", "-c", "ip link set eth0 up && ip addr add 10.0.2.15/24 dev eth0"), ("modules",),
                      ready="exit", restart="never"),)
 """
+DIAGNOSE = """
+import sys; sys.path.insert(0, "/usr/lib/stack")
+import diagnostic
+result = diagnostic.data_complaints(diagnostic.data_partition())
+"""
 
 
-def make_disk(path: Path, table: str = "dos", size: int = 192, partition: int = 48) -> Path:
+def make_disk(
+    path: Path, table: str = "dos", size: int = 192, partition: int = 48, files: dict[str, str] | None = None
+) -> Path:
     """A card's image as a builder writes it: a small partition, labelled data, on a disk that is larger."""
     with path.open("wb") as file:
         file.truncate((partition + 2) * MIB)
     layout = f"label: {table}\nlabel-id: {'0x57ac0001' if table == 'dos' else '57AC0001-0000-4000-8000-000000000000'}\n"
     run("sfdisk", "-q", path, text=f"{layout}start={START // 512}, size={partition * MIB // 512}, type=linux\n")
-    run("mke2fs", "-q", "-t", "ext4", "-L", "data", "-E", f"offset={START}", path, f"{partition}M")
+    content = path.with_suffix(".files")
+    for name, text in (files or {}).items():
+        (content / name).parent.mkdir(parents=True, exist_ok=True)
+        (content / name).write_text(text)
+    source: list[str | Path] = ["-d", content] if files else []
+    run("mke2fs", "-q", "-t", "ext4", "-L", "data", "-E", f"offset={START}", *source, path, f"{partition}M")
     with path.open("r+b") as file:
         file.truncate(size * MIB)
     return path
@@ -54,6 +66,128 @@ def off(board: Any) -> None:
         board.python("import sv; sv.poweroff()")
     board.event("SHUTDOWN")
     board.process.wait(30)
+
+
+def debugfs(disk: Path, *commands: str) -> None:
+    run("debugfs", "-w", "-f", "-", f"{disk}?offset={START}", text="\n".join(commands))
+
+
+def test_repaired(machine: Callable[..., Any], tmp_path: Path) -> None:
+    """The root directory is gone: nothing that e2fsck may repair unasked. What was in it is found all the same."""
+    disk = make_disk(tmp_path / "data.img", files={"lib/kept": "what must stay"})
+    debugfs(disk, "clri <2>", "ssv state 2")
+    board = machine("x86_64", FEW, data=disk).up()
+    found = record(board)
+    assert (found["mounted"], found["what"]) == (True, ["repaired", "grown"]), found
+    assert "UNEXPECTED INCONSISTENCY" in found["notes"][0], found
+    assert shell(board, "cat /var/lost+found/*/kept") == "what must stay"
+
+
+def test_repaired_unasked(machine: Callable[..., Any], tmp_path: Path) -> None:
+    disk = make_disk(tmp_path / "data.img", files={"kept": "what must stay"})
+    debugfs(disk, "ssv free_blocks_count 7", "ssv state 2")
+    board = machine("x86_64", FEW, data=disk).up()
+    found = record(board)
+    assert (found["mounted"], found["what"][0]) == (True, "repaired"), found
+    assert shell(board, "cat /var/kept") == "what must stay"
+
+
+def test_beyond_repair(machine: Callable[..., Any], tmp_path: Path) -> None:
+    """All super blocks are gone, and the label with them. Left alone where the table says so, else made anew."""
+    disk = make_disk(tmp_path / "data.img")
+    with disk.open("r+b") as file:
+        file.seek(START)
+        file.write(b"\xa5" * 48 * MIB)
+    board = machine("x86_64", FEW + "DATA_REMAKE = False\n", data=disk).up()
+    found = record(board)
+    assert (found["mounted"], found["source"], found["what"]) == (False, "/dev/vdb1", ["tmpfs"]), found
+    assert "mount /dev/vdb1 on /var: Invalid argument" in found["notes"], found
+    assert writable(board) == "tmpfs"
+    off(board)
+    again = machine("x86_64", FEW, data=disk).up()
+    found = record(again)
+    assert (found["mounted"], found["what"]) == (True, ["re-made", "grown"]), found
+    assert "what was on it is lost" in found["notes"][-1]
+    assert writable(again) == "ext4"
+    off(again)
+    third = machine("x86_64", FEW, data=disk).up()
+    found = record(third)
+    assert (found["source"], found["what"]) == ("LABEL=data", ["checked"]), found
+
+
+def test_somebody_elses_data_is_not_overwritten(machine: Callable[..., Any], tmp_path: Path) -> None:
+    disk = make_disk(tmp_path / "data.img")
+    swap = tmp_path / "swap"
+    with swap.open("wb") as file:
+        file.truncate(48 * MIB)
+    run("mkswap", "-q", swap)
+    content = swap.read_bytes()
+    with disk.open("r+b") as file:
+        file.seek(START)
+        file.write(content)
+    board = machine("x86_64", FEW, data=disk).up()
+    found = record(board)
+    assert (found["mounted"], found["what"]) == (False, ["tmpfs"]), found
+    assert "holds swap that is not ours to overwrite" in found["notes"][-1], found
+    assert writable(board) == "tmpfs"
+    off(board)
+    with disk.open("rb") as file:
+        file.seek(START)
+        assert file.read(len(content)) == content
+
+
+def test_no_disk(machine: Callable[..., Any]) -> None:
+    board = machine("x86_64", FEW).up()
+    found = record(board)
+    assert (found["mounted"], found["device"], found["what"]) == (False, "", ["tmpfs"]), found
+    assert found["notes"] == ["no data partition: none of LABEL=data, /dev/vdb1 in 2 s"]
+    assert writable(board) == "tmpfs"
+    said = board.python(DIAGNOSE)
+    assert said == ["the data partition is missing, /var is in memory: no data partition: none of LABEL=data, /dev/vdb1 in 2 s"]
+
+
+def test_a_disk_that_returns_errors(machine: Callable[..., Any], tmp_path: Path) -> None:
+    """Each read of the super block fails, as on a card with a dead cell."""
+    disk, config = make_disk(tmp_path / "data.img"), tmp_path / "blkdebug.conf"
+    config.write_text(f'[inject-error]\nevent = "read_aio"\nerrno = "5"\nsector = "{START // 512 + 2}"\n')
+    drive = f"if=none,id=data,file=blkdebug:{config}:{disk},format=raw"
+    board = machine("x86_64", FEW, extra=("-drive", drive, "-device", "virtio-blk-pci,drive=data")).up()
+    found = record(board)
+    assert (found["mounted"], found["what"][-1]) == (False, "tmpfs"), found
+    assert writable(board) == "tmpfs"
+
+
+def test_errors_while_it_runs(machine: Callable[..., Any], tmp_path: Path) -> None:
+    """ext4 stops writing: diagnostic.py says so, and the next boot repairs it."""
+    disk = make_disk(tmp_path / "data.img")
+    board = machine("x86_64", FEW, data=disk).up()
+    assert board.python(DIAGNOSE) == []
+    shell(board, "echo 1 >/sys/fs/ext4/vdb1/trigger_fs_error")
+    assert "Read-only file system" in shell(board, "touch /var/lib/x")
+    assert board.python(DIAGNOSE) == ["the data partition can only be read: the kernel has found errors on it"]
+    off(board)
+    again = machine("x86_64", FEW, data=disk).up()
+    found = record(again)
+    assert (found["mounted"], found["what"]) == (True, ["repaired"]), found
+    assert again.python(DIAGNOSE) == []
+
+
+def test_the_root_is_a_squashfs(machine: Callable[..., Any], tmp_path: Path) -> None:
+    """Nothing of ours writes to the root."""
+    from image import squashed
+
+    root = squashed("x86_64", tmp_path / "root.img", {"usr/lib/stack/settings_test.py": FEW})
+    board = machine("x86_64", words="rootfstype=squashfs", data=make_disk(tmp_path / "data.img"), root=root).up()
+    rows = [line.split() for line in shell(board, "cat /proc/mounts").splitlines()]
+    assert next(row[2] for row in rows if row[1] == "/") == "squashfs"
+    facts = board.python("import sv; result = sv.board()")
+    assert (facts["faults"], facts["rejected"], facts["storage"]["what"]) == ([], [], ["checked", "grown"]), facts
+    assert writable(board) == "ext4"
+
+
+def writable(board: Any) -> str:
+    """The kind of file system that /var is on, having written to it."""
+    return shell(board, "touch /var/lib/dropbear/x && stat -f -c %T /var").replace("ext2/ext3", "ext4")
 
 
 @pytest.mark.parametrize("table", ["dos", "gpt"])
