@@ -20,9 +20,10 @@ import control
 import links
 from bus import Bus, Message
 from control import SVError
+from durable import write_atomically
 from links import Action, Delays, Link, Links
 from netlink import DhcpClient, Event, Kernel, Monitor, Overrun, solicit
-from supplicant import RUN, board_tables, connect, fields, has_networks, unescape, write_atomically
+from supplicant import RUN, board_tables, connect, fields, has_networks, unescape
 
 TURN = 1.0  # s: deadlines of a second's precision
 ASK_SUPPLICANT = 30.0  # s between looks at SSID and signal

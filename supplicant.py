@@ -14,6 +14,7 @@ import sys
 from typing import Any
 
 import tables
+from durable import write_atomically
 from rows import WifiNetwork
 from sv import SVError, board
 
@@ -68,20 +69,6 @@ def read_owners(path: str) -> str:
             return file.read()
     except FileNotFoundError:
         return ""
-
-
-def write_atomically(path: str, text: str, mode: int = 0o644) -> None:
-    """A reader finds the old file or the new one, never a part; a secret one is never readable in between."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    new = f"{path}.new"
-    if os.path.lexists(new):
-        os.unlink(new)
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    with open(fd, "w", encoding="utf-8", errors="surrogateescape") as file:
-        file.write(text)
-        file.flush()
-        os.fchmod(fd, mode)
-    os.rename(new, path)
 
 
 def board_tables() -> Any:

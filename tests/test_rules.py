@@ -19,6 +19,7 @@ PID1 = set(
 # Who may import what of ours: each line only what stands above it, and of that what it names.
 ALLOWED = {
     "lean": set(),
+    "durable": set(),
     "_log": set(),
     "rows": {"lean"},
     "settings": {"rows"},
@@ -70,10 +71,10 @@ ALLOWED = {
     },
     "logd": {"lean", "syscalls"},
     "bus": {"_log", "settings"},
-    "supplicant": {"rows", "sv", "tables"},
+    "supplicant": {"durable", "rows", "sv", "tables"},
     "links": {"rows"},
     "netlink": {"links"},
-    "network": {"bus", "control", "links", "netlink", "supplicant"},
+    "network": {"bus", "control", "durable", "links", "netlink", "supplicant"},
     "fakegps": {"bus"},
     "wifi_scan": {"bus", "supplicant"},
     "wifi_analyzer": {"bus"},

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import supplicant
+from durable import write_atomically
 from rows import WifiNetwork
 
 WPA_SUPPLICANT = shutil.which("wpa_supplicant", path=os.environ["PATH"] + ":/usr/sbin:/sbin")
@@ -65,7 +66,7 @@ def test_a_file_is_the_old_one_or_the_new_one_and_a_secret_stays_one(first: str,
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "deep", "x.conf")
         for text in (first, second):
-            supplicant.write_atomically(str(path), text.encode("utf-8", "replace").decode(), 0o600)
+            write_atomically(str(path), text.encode("utf-8", "replace").decode(), 0o600)
             assert path.stat().st_mode & 0o777 == 0o600
         assert os.listdir(path.parent) == ["x.conf"]
 
