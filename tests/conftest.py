@@ -228,11 +228,12 @@ def machines(folder: Path) -> Iterator[Callable[..., Any]]:
     started: list[Machine] = []
 
     def start(
-        kind: str, profile: str = "", words: str = "", files: dict[str, str] | None = None, extra: tuple[str, ...] = ()
-    ) -> Any:
+        kind: str, profile: str = "", words: str = "", files: dict[str, str] | None = None, extra: tuple[str, ...] = (),
+        **options: Any,
+    ) -> Any:  # fmt: skip
         """A machine with this text as a profile on top of settings_qemu.py, and these words on its command line."""
         disk = image(kind, folder / f"root{len(started)}.img", {"usr/lib/stack/settings_test.py": profile, **(files or {})})
-        started.append(Machine(kind, disk, (f"stack.profile={KINDS[kind].profile},test", *words.split()), extra))
+        started.append(Machine(kind, disk, (f"stack.profile={KINDS[kind].profile},test", *words.split()), extra, **options))
         return started[-1]
 
     yield start
