@@ -81,8 +81,11 @@ def drain(wire: socket.socket) -> None:
 class Machine:
     """One running guest. `close()` ends it; nothing of it is left."""
 
-    def __init__(self, name: str, disk: Path, words: tuple[str, ...] = (), extra: tuple[str, ...] = (),
-                 data: Path | None = None) -> None:  # fmt: skip
+    def __init__(
+        self, name: str, disk: Path, words: tuple[str, ...] = (), extra: tuple[str, ...] = (), *, data: Path | None = None,
+        reboots: bool = False,
+    ) -> None:  # fmt: skip
+        """`data` is a second disk, which keeps what is written to it; with `reboots` a reset is not the machine's end."""
         self.name = name
         self.folder = Path(tempfile.mkdtemp(prefix="stack-qemu."))
         self.console_file = self.folder / "console.txt"
@@ -91,7 +94,8 @@ class Machine:
         self.wire: socket.socket | None = None
         serial = ["-chardev", f"socket,id=con,path={self.folder}/con,server=on,wait=off,logfile={self.console_file}"]
         serial += ["-serial", "null"] if name == "raspi3b" else []
-        serial += ["-serial", "chardev:con", "-qmp", f"unix:{self.folder}/qmp,server=on,wait=off", "-no-reboot"]
+        serial += ["-serial", "chardev:con", "-qmp", f"unix:{self.folder}/qmp,server=on,wait=off"]
+        serial += ["-action", "panic=none"] if reboots else ["-no-reboot"]
         self.started = time.monotonic()
         with (self.folder / "qemu.txt").open("wb") as output:
             self.process = subprocess.Popen(
@@ -143,6 +147,13 @@ class Machine:
             if time.monotonic() > deadline or (self.process.poll() is not None and not self.qmp_alive()):
                 seen = [event["event"] for event in self.events]
                 raise TimeoutError(f"no {' or '.join(names)} but {seen}; the console says:\n{self.console()[-3000:]}")
+
+    def reset(self, seconds: float = 60.0) -> None:
+        """Wait until a machine that `reboots` has been reset; QEMU says so up to three times."""
+        self.event("RESET", seconds=seconds)
+        with contextlib.suppress(TimeoutError):
+            while True:
+                self.event("RESET", seconds=1)
 
     def qmp_alive(self) -> bool:
         with contextlib.suppress(Exception):

@@ -229,16 +229,16 @@ def machines(folder: Path) -> Iterator[Callable[..., Any]]:
 
     def start(
         kind: str, profile: str = "", words: str = "", files: dict[str, str] | None = None, extra: tuple[str, ...] = (),
-        data: Path | None = None, root: Path | None = None,
+        root: Path | None = None, **options: Any,
     ) -> Any:  # fmt: skip
         """A machine with this text as a profile on top of settings_qemu.py, and these words on its command line.
 
-        `data` is a second disk; `root` one that an earlier call has made, instead of a new one.
+        `root` is a disk that an earlier call has made, instead of a new one; `options` are Machine's.
         """
         disk = root or image(
             kind, folder / f"root{len(started)}.img", {"usr/lib/stack/settings_test.py": profile, **(files or {})}
         )
-        started.append(Machine(kind, disk, (f"stack.profile={KINDS[kind].profile},test", *words.split()), extra, data))
+        started.append(Machine(kind, disk, (f"stack.profile={KINDS[kind].profile},test", *words.split()), extra, **options))
         return started[-1]
 
     yield start
