@@ -19,7 +19,6 @@ PID1 = set(
 # Who may import what of ours: each line only what stands above it, and of that what it names.
 ALLOWED = {
     "lean": set(),
-    "durable": set(),
     "_log": set(),
     "rows": {"lean"},
     "settings": {"rows"},
