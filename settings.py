@@ -38,6 +38,13 @@ NETWORK_STATE = "/run/network/state.json"  # what `network()` in the prompt read
 NETLINK_BUFFER = 1024 * 1024  # bytes of the kernel's events that wait for network.py
 NETWORK_STAMP = "/var/lib/network.reboot"  # on the data partition: no reboot by the ladder where it cannot be written
 
+KEEP = "/var/lib/stack"  # on the data partition: what the service "keeper" saves, the record of boots for one
+
+# --- watchdog -----------------------------------------------------------------------------------------------------
+WATCHDOG = "/dev/watchdog"  # fed by PID 1's loop; empty: none
+WATCHDOG_TIMEOUT = 30.0  # the board is reset when PID 1 hangs for so long; an SD card may take ten
+WATCHDOG_SNOOZE_MAX = 60.0  # minutes: the longest snooze() in the prompt
+
 # --- mounts -------------------------------------------------------------------------------------------------------
 MOUNTS = (
     Mount("proc", "/proc", "proc", "nosuid,nodev,noexec"),
@@ -94,8 +101,10 @@ SHUTDOWN_TIMEOUT = 20.0  # all services together, at the end
 KILL_TIMEOUT = 2.0  # between kill(-1, TERM), kill(-1, KILL) and going on without the unkillable
 SYNC_TIMEOUT = 10.0  # for sync(2) and umount(2) at the end
 RESCUE_TIMEOUT = 300.0  # nobody types at the rescue prompt: reboot
-CRITICAL_FAILURES = 5  # a critical service that fails so often in a row reboots the board...
-CRITICAL_UPTIME = 3600.0  # ...but not before the board has been up for so long
+CRITICAL_FAILURES = 5  # a critical service that fails so many times...
+CRITICAL_WINDOW = 600.0  # ...in so many seconds reboots the board...
+CRITICAL_INTERVAL = 3600.0  # ...at most once in so long, remembered over boots on the data partition
+LOOP_TURN_MAX = 5.0  # a turn of PID 1's loop that takes longer is logged; three in a minute reboot the board likewise
 NETWORK_RETRY = 5.0  # the kernel, or a DHCP client that died, is asked again
 DHCP_TIMEOUT = 120.0  # a DHCP client without a lease is started anew
 ONLINE_TIMEOUT = 300.0  # an interface is online for so long after an acknowledgement of the mothership
@@ -128,6 +137,9 @@ LOGD = Service(
      "--total-size={LOG_TOTAL_SIZE}", "--rate={LOG_RATE}", "--burst={LOG_BURST}"),
     module="logd", logger=True, log="none", oom_score=-900, nice=5,
 )  # fmt: skip
+KEEPER = Service(
+    "keeper", ("keeper", "{KEEP}"), module="keeper", after=("modules",), ready="notify", stop_timeout=10.0, oom_score=-900
+)
 BROKER = Service(
     "broker", ("mosquitto", "-c", "{LIB}/mosquitto.conf"), ready="{BUS}", user="{APP_USER}", capabilities=(),
     no_new_privs=True, umask=0,
@@ -144,6 +156,7 @@ APPS = (
 SERVICES: tuple[Service, ...] = (
     Service("modules", ("modprobe", "-a", "{MODULES}"), ready="exit", restart="never"),
     LOGD,
+    KEEPER,
     Service("klogd", ("klogd", "-n")),
     Service("syslogd", ("syslogd", "-n", "-C64")),
     Service("dropbear", ("dropbear", "-F", "-E", "-s", "-R"), after=("syslogd",), oom_score=-900),

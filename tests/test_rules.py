@@ -14,7 +14,7 @@ from conftest import PYTHON, ROOT
 
 OURS = {path.stem for path in ROOT.glob("*.py")}
 PID1 = set(
-    "lean rows settings _log syscalls spawn process loop logpipe readiness control netrows tables relatives sv mounts rescue teardown stack".split()
+    "lean rows settings _log syscalls spawn process loop logpipe readiness control netrows tables relatives sv mounts rescue ending teardown watchdog stack".split()
 )
 # Who may import what of ours: each line only what stands above it, and of that what it names.
 ALLOWED = {
@@ -34,7 +34,8 @@ ALLOWED = {
     "readiness": {"_log", "lean", "loop", "process", "syscalls"},
     "control": {"_log", "lean", "loop", "syscalls"},
     "bootchart": {"lean"},
-    "prompt": {"bootchart", "control", "settings"},
+    "ending": {"lean"},
+    "prompt": {"bootchart", "control", "ending", "readiness", "settings"},
     "relatives": {"_log", "lean", "process", "spawn"},
     "sv": {
         "_log",
@@ -53,10 +54,12 @@ ALLOWED = {
     "mounts": {"lean", "rows", "syscalls"},
     "rescue": {"control", "lean", "process", "syscalls"},
     "teardown": {"_log", "lean", "syscalls"},
+    "watchdog": {"_log", "ending", "lean", "syscalls", "teardown"},
     "plan": {"lean", "tables"},
     "stack": {
         "_log",
         "control",
+        "ending",
         "lean",
         "loop",
         "mounts",
@@ -68,8 +71,11 @@ ALLOWED = {
         "syscalls",
         "tables",
         "teardown",
+        "watchdog",
     },
     "logd": {"lean", "syscalls"},
+    "bootrecord": {"durable", "ending", "lean"},
+    "keeper": {"bootrecord", "ending", "lean", "readiness"},
     "bus": {"_log", "settings"},
     "supplicant": {"durable", "rows", "sv", "tables"},
     "links": {"rows"},
@@ -78,14 +84,14 @@ ALLOWED = {
     "fakegps": {"bus"},
     "wifi_scan": {"bus", "supplicant"},
     "wifi_analyzer": {"bus"},
-    "diagnostic": {"bus", "sv"},
-    "broker_amqtt": {"prompt"},
+    "diagnostic": {"bus", "ending", "sv"},
+    "broker_amqtt": {"readiness"},
     "laptop": {"syscalls"},
 }
 APPS = {"network", "fakegps", "wifi_scan", "wifi_analyzer", "diagnostic"} | (OURS - set(ALLOWED))
 THIRD_PARTY = {"paho": "bus", "amqtt": "broker_amqtt", "pyroute2": "netlink"}
 # What PID 1's own files may take from the standard library, besides __future__.
-AFFORDABLE = {"gc", "os", "sys", "time", "select", "errno", "fcntl", "ctypes", "graphlib", "resource", "_signal", "_socket", "_json",
+AFFORDABLE = {"gc", "faulthandler", "os", "sys", "time", "select", "errno", "fcntl", "ctypes", "graphlib", "resource", "_signal", "_socket", "_json",
               "_collections", "_frozen_importlib_external"}  # fmt: skip
 
 
