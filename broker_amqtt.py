@@ -7,7 +7,7 @@ import os
 
 from amqtt.broker import Broker
 
-from prompt import notify
+from readiness import notify
 
 
 async def serve() -> None:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import ending
 from bus import Bus, Message
 from sv import SVError, board, stats_process
 
@@ -184,7 +185,10 @@ def main() -> None:
     bus, diagnostic = Bus("diagnostic"), Diagnostic()
     bus.subscribe("log/+", diagnostic.on_log)
     known: list[str] = []
+    boot: dict[str, Any] = {}
     for _ in bus.every(PERIOD):
+        if not boot and (boot := ending.read(ending.RECORD)):  # the keeper may be later than we are
+            bus.publish("boot", boot, retain=True)
         bus.publish("diag", diagnostic.measure(), retain=True)
         for warning in diagnostic.warnings:
             if warning not in known:

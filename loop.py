@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 READ, WRITE = select.EPOLLIN, select.EPOLLOUT
 FAILURES = 100  # a descriptor whose callback fails so often in a row...
 REST = 1.0  # ...is left alone for so many seconds
+SLOW_TURNS, SLOW_WINDOW = 3, 60.0  # so many slow turns in so many seconds are more than a slow disk
 
 
 class Loop:
@@ -30,6 +31,8 @@ class Loop:
         self.turns = 0
         self.wakeups = 0  # turns that slept first
         self.longest = 0.0  # seconds of work in one turn
+        self.limit = float("inf")  # seconds of work that are too many
+        self.slow: list[float] = []  # when turns took longer than that: the last ones
         self.errors = 0
 
     def watch(self, fd: int, callback: Callback, events: int = READ) -> None:
@@ -73,7 +76,15 @@ class Loop:
                     self._resting[fd] = (now + REST, events)
         for _, tick in self.timers:
             self.guard("timer", tick, now)
-        self.longest = max(self.longest, time.monotonic() - now)
+        took = time.monotonic() - now
+        self.longest = max(self.longest, took)
+        if took > self.limit:
+            self.slow = [*self.slow[1 - SLOW_TURNS :], now + took]
+            _log.warning(f"a turn of PID 1's loop took {took:.1f} s")
+
+    def overloaded(self, now: float) -> bool:
+        """Whether it turns, but again and again too slowly."""
+        return len(self.slow) == SLOW_TURNS and now - self.slow[0] <= SLOW_WINDOW
 
     def guard(self, what: str, callback: Callback, now: float) -> bool:
         """Call back; log and count what it raises. PID 1 lives."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 HOPELESS_FAILURES = 3
+FAILURES_KEPT = 100
 
 
 class State:
@@ -89,6 +90,7 @@ class Process:
         self.deadline: float | None = None
         self.delay = delays.BACKOFF_FIRST
         self.failures = 0  # early deaths in a row
+        self.failed: list[float] = []  # when it ended without being asked, or did not start: the last ones
         self.restarts = 0
         self.total_runtime = 0.0
         self.last_exit: str | None = None  # "exit 1", "signal KILL", "No such file or directory: ..."
@@ -99,6 +101,7 @@ class Process:
         """We want it to run. It starts when SV says `go`: once its `after` are ready."""
         self.wanted = True
         if self.state in (State.STOPPED, State.BACKOFF):
+            self.failed.clear()
             self.start_over(now)
 
     def go(self, now: float) -> None:
@@ -110,6 +113,7 @@ class Process:
         """We do not want it any more: its stop signal and CONT (a stopped process cannot obey), and KILL at the deadline."""
         self.wanted = False
         self.asked = True
+        self.failed.clear()
         if self.state in (State.WAITING, State.BACKOFF):
             self._enter(State.STOPPED, now)
         elif self.state in (State.STARTING, State.RUNNING):
@@ -207,6 +211,11 @@ class Process:
         """Whether it has failed several times in a row and has not lived long since."""
         return self.failures >= HOPELESS_FAILURES and self.runtime(now) < self.delays.SV_COOLDOWN
 
+    def keeps_failing(self, now: float, times: int, window: float) -> bool:
+        """Whether it has failed so many times in this window, and does not seem to have recovered."""
+        recent = sum(now - at <= window for at in self.failed)
+        return self.wanted and recent >= min(times, FAILURES_KEPT) and self.runtime(now) < self.delays.SV_COOLDOWN
+
     def runtime(self, now: float) -> float:
         """Seconds since the launch of the process that is there now."""
         return now - self.started if self.pid is not None else 0.0
@@ -275,9 +284,12 @@ class Process:
             self.ready = self.done
             if self.done:
                 self._is_ready(now)
-        elif self.asked:
+            return
+        if self.asked:
             self.start_over(now)
-        elif self.ran and self.ran >= self.delays.SV_COOLDOWN:
+            return
+        self.failed = [*self.failed[1 - FAILURES_KEPT :], now]
+        if self.ran and self.ran >= self.delays.SV_COOLDOWN:
             self.failures = 0
             self.start_over(now)
         else:

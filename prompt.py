@@ -11,7 +11,6 @@ import os
 import select
 import shlex
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -19,8 +18,10 @@ from typing import Any, BinaryIO
 
 import bootchart as timeline
 import control
+import ending
 import settings
 from control import SVError
+from readiness import notify
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -177,8 +178,31 @@ def top(every: float = 0.0) -> None:
 
 # --- the board ------------------------------------------------------------------------------------------------------
 def board() -> Stats:
-    """The board and PID 1: boot id, uptime (s), profile, rejected rows, faults, the load of PID 1's loop."""
-    return Facts(_ask("board"))
+    """The board and PID 1: boot id, uptime (s), profile, rejected rows, faults, watchdog, the load of PID 1's loop.
+
+    `last_boot` is how the boot before this one ended, {} where that is not known; post_mortem() has more.
+    """
+    end = ending.read(ending.RECORD).get("last_end") or {}
+    return Facts(_ask("board") | {"last_boot": {name: end[name] for name in ("cause", "reason") if name in end}})
+
+
+def post_mortem() -> Stats:
+    """Why the boot before this one ended, and how often boots of this board ended so.
+
+    number (of this boot), cause (reboot, halt, poweroff; critical: a board beyond repair by restarts; watchdog: PID 1 hung;
+    panic; unknown: a power cut, or a reset that left no trace), reason, counts, stack (PID 1's, where it hung), panic (the
+    kernel's last words).
+    """
+    record = ending.read(ending.RECORD)
+    if not record:
+        raise SVError("there is no record of boots; see logs('keeper')")
+    end = record["last_end"] or dict.fromkeys(("cause", "reason", "stack", "panic"))
+    return Facts({"number": record["number"], "counts": record["counts"], **end})
+
+
+def snooze(minutes: float = 15.0) -> Stats:
+    """No reboot for bad health for so many minutes: time to look at a board that would. 0 ends it. The watchdog's facts."""
+    return Facts(_ask("snooze", minutes=minutes))
 
 
 def bootchart() -> list[Stats]:
@@ -358,13 +382,6 @@ def console(after: Callable[[], object]) -> None:
     select.select([], [], [])  # until PID 1 stops us: ending by ourselves would start the prompt again
 
 
-def notify(message: str) -> None:
-    """sd_notify(3) for a service in Python; nothing happens where nobody listens."""
-    if path := os.environ.get("NOTIFY_SOCKET"):
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-            sender.sendto(message.encode(), path)
-
-
 # --- the sv command -------------------------------------------------------------------------------------------------
 def main(arguments: list[str]) -> int:
     """`sv`: the same functions for shell scripts. Exit status 1 with the error's sentence where one fails."""
@@ -382,12 +399,15 @@ def main(arguments: list[str]) -> int:
             sub.add_argument("-n", "--lines", type=int, default=50)
             sub.add_argument("-f", "--follow", action="store_true")
     for name, text in (("board", "facts about board and PID 1"), ("network", "its interfaces"),
-                       ("bootchart", "where the boot's time went"),
+                       ("bootchart", "where the boot's time went"), ("post_mortem", "why the last boot ended"),
                        ("reload", "re-read the tables"), ("top", "the busiest first"),
                        ("reboot", "stop all, restart"), ("halt", "stop all, halt"), ("poweroff", "stop all, switch off"),
                        ("rescue", "for its row"), ("console", "the prompt, and a halt after it")):  # fmt: skip
         sub = commands.add_parser(name, help=text)
         sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    sub = commands.add_parser("snooze", help="no reboot for bad health for so many minutes")
+    sub.add_argument("minutes", type=float, nargs="?", default=15.0)
+    sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     sub = commands.add_parser("login", help="what a console offers, for its row")
     sub.add_argument("kind", metavar="password|prompt|off")
     options = parser.parse_args(arguments)
@@ -409,9 +429,17 @@ def _command(options: argparse.Namespace) -> Any:
         "restart": lambda: restart_process(options.name),
         "signal": lambda: signal_process(options.name, options.signal),
         "logs": lambda: logs(options.name, options.lines, options.follow),
+        "snooze": lambda: snooze(options.minutes),
         "console": lambda: console(halt),
     }
-    actions |= {"board": board, "bootchart": bootchart, "network": network, "reload": reload, "top": top}
+    actions |= {
+        "board": board,
+        "bootchart": bootchart,
+        "post_mortem": post_mortem,
+        "network": network,
+        "reload": reload,
+        "top": top,
+    }
     actions |= {"reboot": reboot, "halt": halt, "poweroff": poweroff}
     actions |= {"rescue": rescue, "login": lambda: login(options.kind)}
     return actions[options.command]()

@@ -143,3 +143,13 @@ def _identity(path: str) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_ino, status.st_ctime_ns
+
+
+def notify(message: str) -> None:
+    """The other end, for services in Python; nothing happens where nobody listens."""
+    if path := os.environ.get("NOTIFY_SOCKET"):
+        sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM, 0)
+        try:
+            sender.sendto(message.encode(), path)
+        finally:
+            sender.close()

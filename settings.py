@@ -19,7 +19,7 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 ENVIRONMENT = (("HOME", "/root"), ("TERM", "linux"), ("LANG", "C.UTF-8"), ("BUS", "{BUS}"))  # of every service
 
 LOG = "/run/log"  # in memory: NAME.log, rotated to NAME.log.1
-KEEP = "/var/lib/stack"  # on the data partition: the clock's stamp, the random seed
+KEEP = "/var/lib/stack"  # on the data partition: the clock's stamp, the random seed, the record of boots
 LOG_KEEP = "/var/log/board"  # on the data partition, for services with log="disk"
 LIB = os.path.dirname(os.path.abspath(__file__))  # where `make install` has put the modules
 PYTHON = "/usr/bin/python3"
@@ -49,6 +49,11 @@ OUTBOX = "/var/lib/outbox"  # on the data partition
 OUTBOX_SIZE = 64 * 1024 * 1024  # bytes of records
 OUTBOX_SPARE = 32 * 1024 * 1024  # bytes of the disk that stay free
 OUTBOX_GIVE_UP = ("diag", "wifi", "evt")  # what goes first where there is no room
+
+# --- watchdog -----------------------------------------------------------------------------------------------------
+WATCHDOG = "/dev/watchdog"  # fed by PID 1's loop; empty: none
+WATCHDOG_TIMEOUT = 30.0  # the board is reset when PID 1 hangs for so long; an SD card may take ten
+WATCHDOG_SNOOZE_MAX = 60.0  # minutes: the longest snooze() in the prompt
 
 # --- mounts -------------------------------------------------------------------------------------------------------
 MOUNTS = (
@@ -125,8 +130,10 @@ SHUTDOWN_TIMEOUT = 20.0  # all services together, at the end
 KILL_TIMEOUT = 2.0  # between kill(-1, TERM), kill(-1, KILL) and going on without the unkillable
 SYNC_TIMEOUT = 10.0  # for sync(2) and umount(2) at the end
 RESCUE_TIMEOUT = 300.0  # nobody types at the rescue prompt: reboot
-CRITICAL_FAILURES = 5  # a critical service that fails so often in a row reboots the board...
-CRITICAL_UPTIME = 3600.0  # ...but not before the board has been up for so long
+CRITICAL_FAILURES = 5  # a critical service that fails so many times...
+CRITICAL_WINDOW = 600.0  # ...in so many seconds reboots the board...
+CRITICAL_INTERVAL = 3600.0  # ...at most once in so long, remembered over boots on the data partition
+LOOP_TURN_MAX = 5.0  # a turn of PID 1's loop that takes longer is logged; three in a minute reboot the board likewise
 NETWORK_RETRY = 5.0  # the kernel, or a DHCP client that died, is asked again
 DHCP_TIMEOUT = 120.0  # a DHCP client without a lease is started anew
 ONLINE_TIMEOUT = 300.0  # an interface is online for so long after an acknowledgement of the mothership
@@ -160,7 +167,9 @@ LOGD = Service(
     module="logd", logger=True, log="none", oom_score=-900, nice=5,
 )  # fmt: skip
 STORAGE = Service("storage", ("storage", "{DATA}"), module="storage", ready="exit", ready_timeout=50.0, restart="never")
-KEEPER = Service("keeper", ("keeper", "{KEEP}"), ("storage", "modules"), module="keeper", ready="notify")
+KEEPER = Service(
+    "keeper", ("keeper", "{KEEP}"), ("storage", "modules"), module="keeper", ready="notify", stop_timeout=10.0, oom_score=-900
+)
 BROKER = Service(
     "broker", ("mosquitto", "-c", "{LIB}/mosquitto.conf"), ready="{BUS}", user="{APP_USER}", capabilities=(),
     no_new_privs=True, umask=0,

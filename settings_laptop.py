@@ -8,6 +8,7 @@ from rows import Directory, Mount, Service
 from settings import APPS, BROKER, LOGD
 
 HOSTNAME = "laptop"
+WATCHDOG = ""
 PATH = "/stack/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PYTHON = "/python/bin/python"
 ENVIRONMENT = (

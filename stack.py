@@ -14,6 +14,7 @@ import time
 import _log
 import clock
 import control
+import ending
 import tables as tables_module
 from control import Control, SVError, page
 from lean import TYPE_CHECKING, signal, socket
@@ -26,6 +27,7 @@ from sv import SV
 from syscalls import Reboot, interface_up, mount, mount_options, reboot
 from tables import Tables
 from teardown import tear_down
+from watchdog import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,6 +63,7 @@ class Init:
         self.incomplete = False
         self.loop.timers += [(self.next_reap, self.reap), (self.sv.next_deadline, self.sv.tick)]
         self.rescue = Rescue(self)
+        self.watchdog = Watchdog(self)
 
     # --- boot -------------------------------------------------------------------------------------------------------
     def boot(self) -> None:
@@ -68,9 +71,9 @@ class Init:
         prompt opens beside what does start."""
         for step in (
             self.set_defaults, self.open_log, self.catch_signals, self.read_options, self.load_tables,
-            self.disable_ctrl_alt_del, self.mount_all, self.open_kmsg, self.set_clock, self.make_devices, self.make_directories,
-            self.write_sysctls, self.set_hostname, self.raise_loopback, self.raise_limits, self.set_environment,
-            self.open_control, self.start_services, self.check_boot,
+            self.disable_ctrl_alt_del, self.mount_all, self.open_kmsg, self.open_watchdog, self.set_clock, self.make_devices,
+            self.make_directories, self.write_sysctls, self.set_hostname, self.raise_loopback, self.raise_limits,
+            self.set_environment, self.open_control, self.start_services, self.check_boot,
         ):  # fmt: skip
             started = time.monotonic()
             try:
@@ -150,6 +153,10 @@ class Init:
         if text := clock.boot():
             _log.info(text)
 
+    def open_watchdog(self) -> None:
+        """As early as there is a /dev: from here on a boot that hangs is reset."""
+        self.watchdog.open(time.monotonic())
+
     def make_devices(self) -> None:
         for row in self.tables.DEVICES:
             self.best_effort(row.path, make_device, row)
@@ -187,7 +194,7 @@ class Init:
         """The kernel gives init no PATH, and what else it gives is not for our children."""
         environment = {name: self.tables.expand(value) for name, value in self.tables.ENVIRONMENT}
         self.sv.spawner.environment = {**environment, "PATH": self.tables.PATH}
-        self.sv.escalate = self.escalate
+        self.sv.escalate = self.watchdog.escalate
 
     def open_control(self) -> None:
         Control(self.loop, control.SOCKET, self.handle)
@@ -227,16 +234,15 @@ class Init:
         if self.deaths:
             self.sv.reaped(self.deaths, now)
 
-    def shut_down(self, command: int, reason: str, now: float) -> None:
+    def shut_down(self, command: int, reason: str, now: float, cause: str = "") -> None:
         """Begin the end; asked again, the newest wish says how it ends."""
         _log.info(f"{Reboot.NAMES[command]}: {reason}")
         self.command = command
+        self.best_effort(
+            "the end's reason", ending.tell, ending.ENDING, {"cause": cause or Reboot.NAMES[command], "reason": reason}
+        )
+        self.loop.guard("watchdog", self.watchdog.shut_down, now)
         self.sv.shut_down(now)
-
-    def escalate(self, reason: str) -> None:
-        """A critical service is beyond repair by restarts; but a board that reboots all the time helps nobody either."""
-        if self.command is None and (now := time.monotonic()) - self.born >= self.tables.CRITICAL_UPTIME:
-            self.shut_down(Reboot.RESTART, reason, now)
 
     def reload(self, now: float) -> dict[str, list[str]]:
         """Take new tables. A file that cannot be read as a whole changes nothing: a typo must not stop the board."""
@@ -264,10 +270,14 @@ class Init:
         if op == "bootchart":
             rows = [["imports", "python", self.began, self.born], *([n, "step", at, at + s] for n, at, s in self.steps)]
             return page([*rows, *self.sv.chart()], request)
-        if op not in commands and op != "reload":
+        if op not in commands and op not in ("reload", "snooze"):
             return self.sv.handle(request, uid, now)
         if uid != 0:
             raise SVError(f"only root may {op} the board; you are uid {uid}")
+        if op == "snooze":
+            if not isinstance(minutes := request.get("minutes"), (int, float)) or not minutes >= 0:
+                raise SVError(f"snooze for how many minutes? {minutes!r} is no such number")
+            return self.watchdog.snooze(minutes, now)
         if op == "reload":
             return {**self.reload(now), "rejected": self.tables.rejected}
         self.shut_down(commands[op], f"asked by uid {uid}", now)
@@ -286,6 +296,7 @@ class Init:
                 "turns": self.loop.turns, "wakeups": self.loop.wakeups, "errors": self.loop.errors,
                 "longest_turn_ms": round(self.loop.longest * 1e3, 3), "cpu_s": round(times.user + times.system, 3),
             },
+            "watchdog": self.watchdog.facts(now),
             "log": {**_log.counts, "dropped": _log.sink.dropped},
             **{name: facts for name in FACTS if (facts := read_facts(f"/run/stack/{name}.json"))},
             "boot_ms": {name: round(seconds * 1e3, 3) for name, _, seconds in self.steps},
@@ -359,9 +370,12 @@ def main(arguments: list[str], began: float = 0.0) -> int:
         init = Init(arguments, began)
         command = init.run()
     except BaseException as error:  # leaving main() would panic the kernel without a trace
-        _log.error(f"PID 1 failed, rebooting: {trace(error)}")
+        reason = f"PID 1 failed, rebooting: {trace(error)}"
+        _log.error(reason)
+        if init:
+            init.loop.guard("end", lambda now: init.shut_down(Reboot.RESTART, reason, now, "critical"), time.monotonic())
     try:
-        tear_down(command, init.tables if init else Tables())
+        tear_down(command, init.tables if init else Tables(), init.watchdog if init else None)
     except BaseException as error:
         _log.error(f"tear-down failed: {trace(error)}")
         reboot(command)

@@ -31,11 +31,13 @@ if TYPE_CHECKING:
         halt,
         logs,
         network,
+        post_mortem,
         poweroff,
         reboot,
         reload,
         restart_process,
         signal_process,
+        snooze,
         start_process,
         stats_process,
         stop_process,
@@ -43,8 +45,8 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "SVError", "board", "bootchart", "halt", "logs", "network", "poweroff", "reboot", "reload", "restart_process",
-    "signal_process", "start_process", "stats_process", "stop_process", "top",
+    "SVError", "board", "bootchart", "halt", "logs", "network", "post_mortem", "poweroff", "reboot", "reload",
+    "restart_process", "signal_process", "snooze", "start_process", "stats_process", "stop_process", "top",
 ]  # fmt: skip
 
 RETRY = 1.0  # seconds
@@ -75,7 +77,7 @@ class SV(Actions):
         self.notify = NotifySockets(loop)
         self.paths = PathWatch(loop, self._path_appeared)
         self.stopping: float | None = None  # the global deadline, once the board is going down
-        self.escalate: Callable[[str], None] = lambda reason: None  # what a critical service's end asks for
+        self.escalate: Callable[[str, float], None] = lambda reason, now: None  # what bad health asks for
         self._touched: list[Process] = []
 
     # --- what Process needs from the world ------------------------------------------------------------------------
@@ -254,9 +256,20 @@ class SV(Actions):
         return all(self.processes[name].settled for name in process.row.after if name in self.processes)
 
     def _escalate(self, process: Process, now: float) -> None:
-        limit = self.tables.CRITICAL_FAILURES
-        if process.row.critical and process.failures >= limit and process.state == State.BACKOFF:
-            self.escalate(f"{process.row.name} is critical and has failed {process.failures} times in a row")
+        if process.row.critical and (reason := self._beyond_repair(process, now)):
+            self.escalate(reason, now)
+
+    def _beyond_repair(self, process: Process, now: float) -> str:
+        times, window = self.tables.CRITICAL_FAILURES, self.tables.CRITICAL_WINDOW
+        failing = process.keeps_failing(now, times, window)
+        return f"{process.row.name} is critical and has failed {times} times in {window:g} s" if failing else ""
+
+    def unhealthy(self, now: float) -> str:
+        """Why the board is not healthy; empty where it is."""
+        if self.loop.overloaded(now):
+            return f"PID 1's loop is too slow: turns of more than {self.loop.limit:g} s"
+        critical = (process for process in self.processes.values() if process.row.critical)
+        return next(filter(None, (self._beyond_repair(process, now) for process in critical)), "")
 
     # --- going down -------------------------------------------------------------------------------------------------
     def shut_down(self, now: float) -> None:
@@ -303,6 +316,7 @@ class SV(Actions):
         At boot everything is new. A service whose row has become bad goes on as it was. `everything` restarts all.
         """
         self.tables = tables
+        self.loop.limit = tables.LOOP_TURN_MAX
         changes: dict[str, list[str]] = {"started": [], "stopped": [], "restarted": []}
         delays = tables.delays()
         for name, process in self.processes.items():

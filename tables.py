@@ -40,6 +40,9 @@ LEAST = {
     "KILL_RETRY": 0.1,
     "NETWORK_RETRY": 0.1,
     "DHCP_TIMEOUT": 1,
+    "CRITICAL_FAILURES": 1,
+    "WATCHDOG_TIMEOUT": 3,
+    "LOOP_TURN_MAX": 0.1,
 }  # seconds: less would be a busy loop
 
 # Enough for the rescue prompt, where settings.py itself cannot be read.
@@ -50,7 +53,9 @@ FALLBACK: dict[str, Any] = {
     "MOUNTS": (Mount("proc", "/proc", "proc"), Mount("dev", "/dev", "devtmpfs"), Mount("run", "/run", "tmpfs")),
     "DIRECTORIES": (), "DEVICES": (), "MODULES": (), "SYSCTLS": (), "SERVICES": (), "CONSOLE_LEVEL": 4,
     "SHUTDOWN_TIMEOUT": 20.0, "KILL_TIMEOUT": 2.0, "SYNC_TIMEOUT": 10.0, "RESCUE_TIMEOUT": 300.0,
-    "CRITICAL_FAILURES": 5, "CRITICAL_UPTIME": 3600.0, "INTERFACES": (), "WIFI_NETWORKS": (), "RULES": (),
+    "CRITICAL_FAILURES": 5, "CRITICAL_WINDOW": 600.0, "CRITICAL_INTERVAL": 3600.0, "LOOP_TURN_MAX": 5.0,
+    "KEEP": "/var/lib/stack", "WATCHDOG": "", "WATCHDOG_TIMEOUT": 30.0, "WATCHDOG_SNOOZE_MAX": 60.0,
+    "INTERFACES": (), "WIFI_NETWORKS": (), "RULES": (),
     "NETWORK_RETRY": 5.0, "DHCP_TIMEOUT": 120.0, "ONLINE_TIMEOUT": 300.0, "REBOOT_INTERVAL": 3600.0, "LADDER_STEADY": 60.0,
     "LADDER_REASSOCIATE": 60.0, "LADDER_SUPPLICANT": 180.0, "LADDER_MODULE": 600.0, "LADDER_REBOOT": 1800.0,
     "DATA": (), "DATA_OPTIONS": "noexec,noatime", "DATA_REMAKE": False, "DATA_GROW": False, "DATA_WAIT": 10.0,
@@ -244,6 +249,7 @@ def _check_tables(tables: Tables) -> None:
         elif isinstance(default, (int, float)) and not LEAST.get(name, 0) <= value < 1e6:
             tables.rejected.append(f"{name} = {value} is not a sane number; {default} is used")
             tables.values[name] = default
+    _check_health(tables)
     for name, check in (
         ("MOUNTS", _mount_fault), ("DIRECTORIES", _directory_fault), ("DEVICES", _device_fault),
         ("SYSCTLS", _sysctl_fault), ("MODULES", _module_fault), ("DATA", _source_fault), ("WIFI_NETWORKS", wifi_fault),
@@ -259,6 +265,22 @@ def _check_tables(tables: Tables) -> None:
             interfaces[row.name] = row
     tables.values["INTERFACES"] = tuple(interfaces.values())
     _check_services(tables)
+
+
+def _check_health(tables: Tables) -> None:
+    """What would keep the board from being reset or rebooted without a word."""
+    values = tables.values
+    if values["WATCHDOG"] and not values["WATCHDOG"].startswith("/"):
+        tables.rejected.append(f"WATCHDOG = {values['WATCHDOG']!r} is not an absolute path; the board has none")
+        values["WATCHDOG"] = ""
+    # A service that fails at once waits for its back-off each time: fewer failures than these would fit.
+    least = (values["CRITICAL_FAILURES"] - 1) * (values["BACKOFF_MAX"] + values["SV_COOLDOWN"])
+    if values["CRITICAL_WINDOW"] < least:
+        tables.rejected.append(
+            f"CRITICAL_WINDOW = {values['CRITICAL_WINDOW']:g} is too short for {values['CRITICAL_FAILURES']} failures with a "
+            f"back-off of up to {values['BACKOFF_MAX']:g} s; {least:g} is used"
+        )
+        values["CRITICAL_WINDOW"] = least
 
 
 def _good_rows(tables: Tables, table: str, check: Callable[[Tables, Any], str]) -> Iterator[Any]:

@@ -13,13 +13,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tables import Tables
+    from watchdog import Watchdog
 
 PATIENCE = 2.0  # seconds for one umount(2)
 INITIAL_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO, linux/proc_ns.h
 
 
-def tear_down(command: int, tables: Tables) -> None:
+def budget(tables: Tables) -> float:
+    """Seconds that the longest way from here to reboot(2) may take, the services' stop included."""
+    umounts = PATIENCE * 2 * len(file_systems())  # each, and a remount after it
+    return float(tables.SHUTDOWN_TIMEOUT + 2 * tables.KILL_TIMEOUT + tables.SYNC_TIMEOUT + umounts + PATIENCE)
+
+
+def tear_down(command: int, tables: Tables, watchdog: Watchdog | None = None) -> None:
     """Everything that still runs, then the file systems, then reboot(2). Nothing in here can wait for ever."""
+    meanwhile = watchdog.wait if watchdog else nothing
     for number in (signal.SIGTERM, signal.SIGKILL):
         if wait_for_children(0.0):
             break
@@ -28,14 +36,20 @@ def tear_down(command: int, tables: Tables) -> None:
                 os.kill(-1, one)
             except ProcessLookupError:
                 break
-        if not wait_for_children(tables.KILL_TIMEOUT) and number == signal.SIGKILL:
+        if not wait_for_children(tables.KILL_TIMEOUT, meanwhile=meanwhile) and number == signal.SIGKILL:
             _log.error("some processes cannot be killed; going on without them")
-    close_disks(tables)
+    close_disks(tables, meanwhile)
     _log.info(f"reboot({Reboot.NAMES[command]})")
+    if watchdog and command != Reboot.RESTART:
+        watchdog.disarm()
     reboot(command)
 
 
-def wait_for_children(seconds: float, only: int = -1) -> bool:
+def nothing() -> None:
+    pass
+
+
+def wait_for_children(seconds: float, only: int = -1, *, meanwhile: Callable[[], object] = nothing) -> bool:
     """Reap until none is left (or the one has gone), at most so long."""
     deadline = time.monotonic() + seconds
     while True:
@@ -47,27 +61,30 @@ def wait_for_children(seconds: float, only: int = -1) -> bool:
             return True
         if time.monotonic() >= deadline:
             return False
+        meanwhile()
         time.sleep(0.002)  # the loop is over: no one is left to be kept waiting
 
 
-def close_disks(tables: Tables) -> None:
+def close_disks(tables: Tables, meanwhile: Callable[[], object] = nothing) -> None:
     """Sync, unmount in reverse, root read-only. In a namespace the disks are somebody else's: only our mounts go."""
     deadline = time.monotonic() + tables.SYNC_TIMEOUT
     ours = owns_kernel()
     if ours or not os.path.exists("/proc/self"):
-        bounded(deadline, "sync", os.sync)
+        bounded(deadline, "sync", os.sync, meanwhile=meanwhile)
     for target in file_systems():
         if target != "/":
-            bounded(deadline, f"umount {target}", umount, target)
+            bounded(deadline, f"umount {target}", umount, target, meanwhile=meanwhile)
     if ours:
         known = {"/", *(row.target for row in tables.MOUNTS)}
         for target in filter(known.__contains__, file_systems()):
             flags = MOUNT_FLAGS["remount"] | MOUNT_FLAGS["ro"]
-            bounded(deadline, f"remount {target} read-only", mount, "", target, "", flags)
-        bounded(deadline, "sync", os.sync)
+            bounded(deadline, f"remount {target} read-only", mount, "", target, "", flags, meanwhile=meanwhile)
+        bounded(deadline, "sync", os.sync, meanwhile=meanwhile)
 
 
-def bounded(deadline: float, what: str, step: Callable[..., object], *arguments: object) -> None:
+def bounded(
+    deadline: float, what: str, step: Callable[..., object], *arguments: object, meanwhile: Callable[[], object] = nothing
+) -> None:
     """A system call that may hang on a dead disk: a child takes the risk, and we go on at the deadline."""
     pid = os.fork()
     if pid == 0:
@@ -77,7 +94,8 @@ def bounded(deadline: float, what: str, step: Callable[..., object], *arguments:
             _log.debug(f"{what}: {error.strerror}")
         finally:
             os._exit(0)
-    if not wait_for_children(max(0.5, deadline - time.monotonic()) if what == "sync" else PATIENCE, only=pid):
+    patience = max(0.5, deadline - time.monotonic()) if what == "sync" else PATIENCE
+    if not wait_for_children(patience, only=pid, meanwhile=meanwhile):
         _log.error(f"{what} hangs; going on without")
 
 

@@ -53,7 +53,7 @@ def write(path: Path, text: str, mode: int = 0o644) -> None:
 def stack(folder: Path, count: int) -> list[str]:
     rows = f"SERVICES = tuple(Service(f's{{i}}', ('{STAMP}', '{OUT}', f's{{i}}')) for i in range({count}))\n"
     text = "SV_COOLDOWN = 0.0\nMOUNTS = DIRECTORIES = DEVICES = MODULES = SYSCTLS = ()\n" + rows
-    write(folder / "settings.py", "from rows import Service\n" + text)
+    write(folder / "settings.py", "from rows import Service\nWATCHDOG = ''\n" + text)
     # A copy of the interpreter: its pages must not count as shared with those of the bench itself.
     shutil.copy(os.path.realpath("/usr/bin/python3"), folder / "python3")
     return ["/bench/conf/python3", "-ESB", "/stack/sbin/stack.py", "stack.profile=/bench/conf/settings.py"]

@@ -22,7 +22,7 @@ def act(*words: str) -> str:
     """A profile of one service, which does something and then sleeps; where there is a driver for the restart, after that."""
     command = " ".join(words)
     return f"""
-MODULES = tuple(name for name in MODULES if name == "bcm2835_wdt")
+MODULES = tuple(name for name in MODULES if name in ("softdog", "bcm2835_wdt"))
 SERVICES = (*SERVICES[1 - bool(MODULES):2], Service("act", ("sh", "-c", {command + "; exec sleep 1000"!r}), after=("modules",)[:bool(MODULES)]))
 """
 

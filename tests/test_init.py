@@ -910,7 +910,7 @@ def test_stack_rescue_comes_before_the_services_and_they_follow(boot: Boot) -> N
 
 def test_a_critical_service_beyond_repair_reboots_the_board(boot: Boot) -> None:
     rows = f"Service('c', ('false',), critical=True), {SLEEP},"
-    assert boot(rows, settings="CRITICAL_UPTIME = 0.0\nCRITICAL_FAILURES = 3").launcher.wait(30) == 3
+    assert boot(rows, settings="CRITICAL_INTERVAL = 0.0\nCRITICAL_FAILURES = 3").launcher.wait(30) == 3
     board = boot(rows, settings="CRITICAL_FAILURES = 3").up()
     eventually(lambda: board.stats("c")["restart"] > 4)
     assert board.launcher.poll() is None, "not so soon after the boot"

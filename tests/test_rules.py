@@ -14,7 +14,7 @@ from conftest import PYTHON, ROOT
 
 OURS = {path.stem for path in ROOT.glob("*.py")}
 PID1 = set(
-    "lean rows settings _log syscalls clock spawn process loop logpipe readiness control netrows rulerows tables templates relatives sv mounts rescue teardown stack".split()
+    "lean rows settings _log syscalls clock spawn process loop logpipe readiness control netrows rulerows tables templates relatives sv mounts rescue ending teardown watchdog stack".split()
 )
 # Who may import what of ours: each line only what stands above it, and of that what it names.
 ALLOWED = {
@@ -37,7 +37,8 @@ ALLOWED = {
     "logpipe": {"lean", "loop"},
     "readiness": {"_log", "lean", "loop", "process", "syscalls"},
     "bootchart": {"lean"},
-    "prompt": {"bootchart", "control", "settings"},
+    "ending": {"lean"},
+    "prompt": {"bootchart", "control", "ending", "readiness", "settings"},
     "relatives": {"_log", "lean", "process", "spawn"},
     "templates": {"control", "lean", "process", "rows", "tables"},
     "sv": {
@@ -58,11 +59,13 @@ ALLOWED = {
     "mounts": {"lean", "rows", "spawn", "syscalls", "tables"},
     "rescue": {"control", "lean", "process", "syscalls"},
     "teardown": {"_log", "lean", "syscalls"},
+    "watchdog": {"_log", "ending", "lean", "syscalls", "teardown"},
     "plan": {"lean", "tables"},
     "stack": {
         "_log",
         "clock",
         "control",
+        "ending",
         "lean",
         "loop",
         "mounts",
@@ -74,10 +77,12 @@ ALLOWED = {
         "syscalls",
         "tables",
         "teardown",
+        "watchdog",
     },
     "logd": {"lean", "syscalls"},
     "storage": {"lean", "mounts", "syscalls", "tables"},
-    "keeper": {"clock", "lean", "prompt", "seed"},
+    "bootrecord": {"durable", "ending", "lean"},
+    "keeper": {"bootrecord", "clock", "ending", "lean", "readiness", "seed"},
     "bus": {"_log", "clock", "settings"},
     "outbox": set(),
     "wire": set(),
@@ -92,14 +97,14 @@ ALLOWED = {
     "gps": {"bus", "clock"},
     "wifi_scan": {"bus", "supplicant"},
     "wifi_analyzer": {"bus"},
-    "diagnostic": {"bus", "sv"},
-    "broker_amqtt": {"prompt"},
+    "diagnostic": {"bus", "ending", "sv"},
+    "broker_amqtt": {"readiness"},
     "laptop": {"syscalls"},
 }
 APPS = {"uplink", "network", "hotplug", "gps", "fakegps", "wifi_scan", "wifi_analyzer", "diagnostic"} | (OURS - set(ALLOWED))
 THIRD_PARTY = {"paho": "bus", "amqtt": "broker_amqtt", "pyroute2": "netlink", "pyudev": "hotplug"}
 # What PID 1's own files may take from the standard library, besides __future__.
-AFFORDABLE = {"gc", "os", "sys", "time", "select", "errno", "fcntl", "ctypes", "graphlib", "resource", "_signal", "_socket", "_json",
+AFFORDABLE = {"gc", "faulthandler", "os", "sys", "time", "select", "errno", "fcntl", "ctypes", "graphlib", "resource", "_signal", "_socket", "_json",
               "_collections", "_frozen_importlib_external"}  # fmt: skip
 
 

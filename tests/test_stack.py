@@ -38,6 +38,7 @@ DIRECTORIES = (Directory("/run/bus", 0o750, "nobody"),)
 DEVICES = (Device("/dev/fd7", "link", target="/proc/self/fd"), Device("/dev/null7", "c", 1, 3, 0o666))
 SYSCTLS = (("kernel.panic", "10"),)
 HOSTNAME = "golden"
+WATCHDOG = ""
 SERVICES = ()
 """
 
@@ -121,7 +122,7 @@ class Recorder:
     def reboot(self, command: int) -> None:
         self.lines.append(f"reboot {Reboot.NAMES.get(command, 'CAD_OFF')}")
 
-    def bounded(self, deadline: float, what: str, step: Callable[..., object], *arguments: object) -> None:
+    def bounded(self, deadline: float, what: str, step: Callable[..., object], *arguments: object, **_: object) -> None:
         """Without the child that takes the risk."""
         with contextlib.suppress(OSError):
             step(*arguments)
@@ -168,7 +169,7 @@ def test_teardown(init: stack.Init, recorder: Recorder, monkeypatch: pytest.Monk
     init.boot()
     recorder.lines.clear()
     monkeypatch.setattr(os, "kill", lambda pid, number: recorder.lines.append(f"kill {pid} {signal.Signals(number).name}"))
-    monkeypatch.setattr(teardown, "wait_for_children", lambda seconds, only=-1: only != -1)
+    monkeypatch.setattr(teardown, "wait_for_children", lambda seconds, only=-1, meanwhile=None: only != -1)
     monkeypatch.setattr(os, "readlink", lambda path: teardown.INITIAL_PID_NAMESPACE)
     teardown.tear_down(Reboot.POWER_OFF, init.tables)
     assert recorder.text == TEARDOWN
