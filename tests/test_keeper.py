@@ -233,10 +233,10 @@ def test_the_keeper(boot: Boot) -> None:
     """Restores, is ready, saves PID 1's stack while PID 1 hangs, is restarted, and what is missing does not stop it."""
     board = boot(
         "KEEPER._replace(after=()), Service('driver', ('sh', '-c', ': >/run/dog; exec sleep 1000')),",
-        settings="WATCHDOG, WATCHDOG_TIMEOUT = '/run/dog', 3.0\nimport sys; sys.path.insert(1, '/test')\n",
+        settings="WATCHDOG, WATCHDOG_TIMEOUT = '/run/dog', 3.0\nimport sys; sys.path.insert(0, '/test')\n",
         files={
             "hanging.py": HANGING,
-            "clock.py": "def restore(folder): 1 / 0\ndef save(folder): open(folder + '/saved', 'w')\n",
+            "seed.py": "def restore(folder): 1 / 0\ndef save(folder): open(folder + '/saved', 'w')\n",
         },
         init="/test/hanging.py",
     ).up()
