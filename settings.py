@@ -193,6 +193,7 @@ SERVICES: tuple[Service, ...] = (
     Service("klogd", ("klogd", "-n")),
     Service("syslogd", ("syslogd", "-n", "-C64")),
     Service("dropbear", ("dropbear", "-F", "-E", "-s", "-R"), after=("syslogd", "storage"), oom_score=-900),
+    # Where chronyd takes its place: with `rtcsync`, without which it does not tell the kernel that the clock is synchronised.
     Service("ntpd", ("ntpd", "-n", "-p", "pool.ntp.org"), after=("network",), nice=-5),
     Service("wpa_supplicant", ("{PYTHON}", "{LIB}/supplicant.py", "{WIFI_INTERFACE}"), after=("modules",)),
     Service("hotplug", ("{PYTHON}", "{LIB}/hotplug.py"), oom_score=-900, nice=-5),

@@ -11,7 +11,7 @@ MODULES = ("virtio_net", "mac80211_hwsim")
 WIFI_NETWORKS = (WifiNetwork("stack-lab", "stack-lab-psk", frequencies=(2412,)),)
 DATA: tuple[str, ...] = ()  # no second disk, unless a test adds one
 _OURS = {
-    "ntpd": Service("chronyd", ("chronyd", "-d", "-u", "_chrony", "server 10.0.2.2 iburst"), after=("network",)),
+    "ntpd": Service("chronyd", ("chronyd", "-d", "-u", "_chrony", "server 10.0.2.2 iburst", "rtcsync"), after=("network",)),
 }
 _IN_AP = ("ip", "netns", "exec", "ap")
 SERVICES = (

@@ -12,16 +12,17 @@ from qemu_storage import FEW, make_disk, off, shell
 
 NO_BATTERY = ("-rtc", "base=1999-12-31T00:00:00")
 DAY = 86400
+# /sbin/ip, because the `ip` of busybox's shell knows no namespaces.
 SERVER = """
-ip netns add ap; ip link add up0 type veth peer name up1; ip link set up1 netns ap
-ip addr add 10.9.9.2/24 dev up0; ip link set up0 up
-ip netns exec ap ip addr add 10.9.9.1/24 dev up1; ip netns exec ap ip link set up1 up
-ip netns exec ap chronyd -x 'local stratum 3' allow 'bindcmdaddress /' 'cmdport 0' 'pidfile /run/server.pid' >/dev/null 2>&1
+/sbin/ip netns add ap; /sbin/ip link add up0 type veth peer name up1; /sbin/ip link set up1 netns ap
+/sbin/ip addr add 10.9.9.2/24 dev up0; /sbin/ip link set up0 up
+/sbin/ip -n ap addr add 10.9.9.1/24 dev up1; /sbin/ip -n ap link set up1 up
+/sbin/ip netns exec ap chronyd -x 'local stratum 3' allow 'bindcmdaddress /' 'cmdport 0' 'pidfile /run/server.pid' >/dev/null 2>&1
 """
 NTP = (
     FEW.replace('("virtio_net",)', '("virtio_net", "veth")')
     + """
-SERVICES += (Service("chronyd", ("chronyd", "-d", "-u", "_chrony", "server 10.9.9.1 iburst minpoll 0 maxpoll 1")),)
+SERVICES += (Service("chronyd", ("chronyd", "-d", "-u", "_chrony", "server 10.9.9.1 iburst minpoll 0 maxpoll 1", "rtcsync")),)
 """
 )
 
