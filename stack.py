@@ -65,9 +65,9 @@ class Init:
         prompt opens beside what does start."""
         for step in (
             self.set_defaults, self.open_log, self.catch_signals, self.read_options, self.load_tables,
-            self.disable_ctrl_alt_del, self.mount_all, self.open_kmsg, self.make_devices, self.make_directories,
-            self.write_sysctls, self.set_hostname, self.raise_loopback, self.raise_limits, self.set_environment,
-            self.open_control, self.start_services, self.check_boot,
+            self.disable_ctrl_alt_del, self.mount_all, self.open_kmsg, self.open_cgroups, self.make_devices,
+            self.make_directories, self.write_sysctls, self.set_hostname, self.raise_loopback, self.raise_limits,
+            self.set_environment, self.open_control, self.start_services, self.check_boot,
         ):  # fmt: skip
             started = time.monotonic()
             try:
@@ -141,6 +141,11 @@ class Init:
         _log.setup(console=self.tables.CONSOLE)
         for text in self.tables.rejected:
             _log.error(text)
+
+    def open_cgroups(self) -> None:
+        for row in self.tables.MOUNTS:
+            if row.fstype == "cgroup2":
+                self.best_effort(row.target, self.sv.cgroups.open, row.target)
 
     def make_devices(self) -> None:
         for row in self.tables.DEVICES:

@@ -14,7 +14,7 @@ from conftest import PYTHON, ROOT
 
 OURS = {path.stem for path in ROOT.glob("*.py")}
 PID1 = set(
-    "lean rows settings _log syscalls spawn process loop logpipe readiness control netrows tables relatives sv mounts rescue teardown stack".split()
+    "lean rows settings _log syscalls cgroup spawn process loop logpipe readiness control netrows tables relatives sv mounts rescue teardown stack".split()
 )
 # Who may import what of ours: each line only what stands above it, and of that what it names.
 ALLOWED = {
@@ -28,15 +28,17 @@ ALLOWED = {
     "process": {"_log", "lean", "rows"},
     "spawn": {"lean", "rows", "syscalls"},
     "netrows": {"lean", "rows"},
-    "tables": {"lean", "netrows", "process", "rows", "settings", "spawn", "syscalls"},
+    "cgroup": {"_log", "lean", "syscalls"},
+    "tables": {"cgroup", "lean", "netrows", "process", "rows", "settings", "spawn", "syscalls"},
     "logpipe": {"lean", "loop"},
     "readiness": {"_log", "lean", "loop", "process", "syscalls"},
     "control": {"_log", "lean", "loop", "syscalls"},
     "bootchart": {"lean"},
-    "prompt": {"bootchart", "control", "settings"},
+    "prompt": {"bootchart", "cgroup", "control", "settings"},
     "relatives": {"_log", "lean", "process", "spawn"},
     "sv": {
         "_log",
+        "cgroup",
         "control",
         "lean",
         "logpipe",
