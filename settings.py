@@ -42,6 +42,7 @@ NETWORK_STAMP = "/var/lib/network.reboot"  # on the data partition: no reboot by
 MOUNTS = (
     Mount("proc", "/proc", "proc", "nosuid,nodev,noexec"),
     Mount("sysfs", "/sys", "sysfs", "nosuid,nodev,noexec"),
+    Mount("cgroup2", "/sys/fs/cgroup", "cgroup2", "nosuid,nodev,noexec", required=False),
     Mount("dev", "/dev", "devtmpfs", "nosuid,mode=755"),
     Mount("devpts", "/dev/pts", "devpts", "nosuid,noexec,newinstance,ptmxmode=666,mode=620,gid=5", required=False),
     Mount("shm", "/dev/shm", "tmpfs", "nosuid,nodev,mode=1777,size=10%", required=False),
@@ -119,7 +120,10 @@ LOG_BURST = 5000  # lines
 def app(name: str, *arguments: str, capabilities: tuple[str, ...] = (), after: tuple[str, ...] = ("broker",)) -> Service:
     """A row for one of our applications: a Python module in LIB, unprivileged."""
     argv = ("{PYTHON}", f"{{LIB}}/{name}.py", *arguments)
-    return Service(name, argv, after, user="{APP_USER}", capabilities=capabilities, no_new_privs=True, oom_score=200)
+    return Service(
+        name, argv, after, user="{APP_USER}", capabilities=capabilities, no_new_privs=True, oom_score=200,
+        memory_max="96M", pids_max=64,
+    )  # fmt: skip
 
 
 LOGD = Service(
@@ -128,9 +132,13 @@ LOGD = Service(
      "--total-size={LOG_TOTAL_SIZE}", "--rate={LOG_RATE}", "--burst={LOG_BURST}"),
     module="logd", logger=True, log="none", oom_score=-900, nice=5,
 )  # fmt: skip
+DROPBEAR = Service(
+    "dropbear", ("dropbear", "-F", "-E", "-s", "-R"), after=("syslogd",), oom_score=-900, cpu_weight=400,
+    kill="main", memory_max="50%",  # sessions have its oom_score: without a limit all others would die for one of them
+)  # fmt: skip
 BROKER = Service(
     "broker", ("mosquitto", "-c", "{LIB}/mosquitto.conf"), ready="{BUS}", user="{APP_USER}", capabilities=(),
-    no_new_privs=True, umask=0,
+    no_new_privs=True, umask=0, memory_max="64M", pids_max=64,
 )  # fmt: skip
 APPS = (
     app("fakegps", "{GPS_ROUTE}"),
@@ -146,10 +154,12 @@ SERVICES: tuple[Service, ...] = (
     LOGD,
     Service("klogd", ("klogd", "-n")),
     Service("syslogd", ("syslogd", "-n", "-C64")),
-    Service("dropbear", ("dropbear", "-F", "-E", "-s", "-R"), after=("syslogd",), oom_score=-900),
+    DROPBEAR,
     Service("ntpd", ("ntpd", "-n", "-p", "pool.ntp.org"), nice=-5),
     Service("wpa_supplicant", ("{PYTHON}", "{LIB}/supplicant.py", "{WIFI_INTERFACE}"), after=("modules",)),
-    Service("network", ("{PYTHON}", "{LIB}/network.py"), after=("modules",), oom_score=-900, nice=-5, log="disk"),
+    Service(
+        "network", ("{PYTHON}", "{LIB}/network.py"), after=("modules",), oom_score=-900, nice=-5, log="disk", cpu_weight=400
+    ),
     Service("console", ("{PYTHON}", "{LIB}/prompt.py", "login", "{CONSOLE_LOGIN}"), after=("dropbear",), tty="{CONSOLE}"),
     BROKER,
     *APPS,
