@@ -126,12 +126,13 @@ class Process:
         if self.state == State.STOPPED:
             self.start(now)
 
-    def exited(self, status: int, now: float, failure: OSError | None = None) -> None:
-        """Its main process was reaped with this wait status; `failure` is why it never came to its exec."""
+    def exited(self, status: int, now: float, failure: OSError | None = None, cause: str = "") -> None:
+        """Its main process was reaped with this wait status; `failure` is why it never came to its exec, `cause` what is
+        known about its death besides."""
         if self.pid is None:
             return
         self.pid = None
-        self.last_exit = explain(failure) if failure else describe(status)
+        self.last_exit = explain(failure) if failure else describe(status) + cause
         self.ran = now - self.started
         self.total_runtime += self.ran
         if self.state in (State.STARTING, State.RUNNING):

@@ -20,6 +20,7 @@ import bootchart as timeline
 import control
 import ending
 import settings
+from cgroup import figures
 from control import SVError
 from readiness import notify
 
@@ -75,7 +76,7 @@ def _cell(name: str, value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, list):
         return ", ".join(value) or "-"
-    if name == "memory":
+    if name in ("memory", "memory_current"):
         return f"{value / 2**20:.1f}M"
     return f"{value:.1f}" if isinstance(value, float) else str(value)
 
@@ -92,6 +93,10 @@ def stats_process(name: str | None = None) -> list[Stats]:
     total_runtime (s), restart (count), exit ("exit 1", "signal KILL", or why it could not start: the last death),
     since (s in this state), next_restart (s from now), ready, status (its own words), user, wanted, after,
     memory (bytes resident, main process), cpu (s, main process).
+
+    Of all its processes together, where it has a control group (else None): cgroup (its folder), memory_current and
+    memory_peak (bytes, files that it has read or written included), memory_pressure (% of the last 10 s in which some of
+    them waited for memory), pids_current (processes and threads), cpu_usage (s, of all its lives).
     """
     if name is not None:
         return Table(map(_with_proc, _ask("stats", name=name)))
@@ -104,6 +109,7 @@ def stats_process(name: str | None = None) -> list[Stats]:
 def _with_proc(row: Stats) -> Stats:
     row["cmd"] = shlex.join(row["cmd"])
     row["memory"] = row["cpu"] = None
+    row |= figures(row["cgroup"])
     if row["pid"]:
         try:
             with open(f"/proc/{row['pid']}/statm", encoding="ascii") as file:
@@ -159,15 +165,17 @@ def signal_process(name: str, signum: int | str) -> Stats:
 
 
 def top(every: float = 0.0) -> None:
-    """Print a table of all services, the busiest first; again `every` so many seconds until Ctrl-C."""
+    """Print a table of all services and what each uses, the busiest first; again `every` so many seconds until Ctrl-C."""
     while True:
-        rows = sorted(stats_process(), key=lambda row: -(row["cpu"] or 0))
+        rows = stats_process()
+        use = ("cpu_usage", "memory_current", "pids_current") if any(row["cgroup"] for row in rows) else ("cpu", "memory")
+        rows.sort(key=lambda row: -(row[use[0]] or 0))
         facts = board()
         if every:
             print("\033[H\033[2J", end="")
         print(f"{facts['hostname']}  up {facts['uptime']:.0f} s  {facts['state']}  {len(rows)} services  "
               f"PID 1: {facts['loop']['wakeups']} wake-ups, longest turn {facts['loop']['longest_turn_ms']} ms")  # fmt: skip
-        print(table(rows, ("name", "state", "pid", "cpu", "memory", "runtime", "restart", "exit", "status")))
+        print(table(rows, ("name", "state", "pid", *use, "runtime", "restart", "exit", "status")))
         if not every:
             return
         try:
@@ -218,7 +226,7 @@ def bootchart() -> list[Stats]:
 
 
 def reload() -> Stats:
-    """Re-read settings and profile: which services that started, stopped and restarted, and which rows are rejected."""
+    """Re-read settings and profile: which services were started, stopped, restarted or got other limits, and rejected rows."""
     return Facts(_ask("reload"))
 
 

@@ -1,23 +1,28 @@
-"""Who belongs to a service beyond its main process: groups, and orphans that PID 1 has adopted, read from /proc."""
+"""Who belongs to a service beyond its main process: all of its control group.
+
+Where there are no control groups: process groups, and orphans that PID 1 has adopted, by their mark in /proc.
+"""
 
 from __future__ import annotations
 
 import os
 
 import _log
-from lean import TYPE_CHECKING
+from lean import TYPE_CHECKING, signal
 from spawn import MARK, Account
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container
 
+    from cgroup import Cgroups
     from process import Process
 
 
 class Relatives:
     """All processes of all services: main processes by pid, their process groups, and strays that left them."""
 
-    def __init__(self) -> None:
+    def __init__(self, cgroups: Cgroups) -> None:
+        self.cgroups = cgroups
         self.by_pid: dict[int, Process] = {}
         self.groups: dict[str, set[int]] = {}  # process groups that belong to a service
         self.strays_count = True  # not at the end of the board: kill(-1) ends them all
@@ -41,25 +46,43 @@ class Relatives:
         return process
 
     def kill(self, process: Process, number: int) -> None:
-        """Signal all of a service."""
+        """Signal all of a service, or what its row says."""
         name = process.row.name
+        if process.row.kill == "main":
+            if process.pid:
+                send(os.kill, process.pid, number)
+            return
         for group in self.groups.get(name, set()):
             if not send(os.killpg, group, number) and group == process.pid:
                 send(os.kill, group, number)  # forked, but not yet the leader of its session
-        for pid in self._strays(name):
+        if number == signal.SIGKILL and self.cgroups.folder(name):
+            self.cgroups.kill(name)
+            return
+        for pid in self._others(name):
             send(os.kill, pid, number)
 
     def linger(self, process: Process) -> bool:
         """Whether anything of a service is alive, apart from a main process already reaped."""
         self.prune(process)
         name = process.row.name
-        return bool(self.groups.get(name)) or bool(self._strays(name))
+        if process.row.kill == "main":
+            return False
+        if self.cgroups.folder(name) and self.cgroups.populated(name):
+            return True
+        return bool(self.groups.get(name)) or bool(self._others(name))
 
     def prune(self, process: Process) -> None:
         """Forget groups that are empty: from now on the number may become somebody else's."""
         for group in list(self.groups.get(process.row.name, ())):
             if group != process.pid and not send(os.killpg, group, 0):
                 self.groups[process.row.name].discard(group)
+
+    def _others(self, name: str) -> list[int]:
+        """What has left a service's process groups."""
+        if not self.cgroups.folder(name):
+            return self._strays(name)
+        groups = self.groups.get(name, ())
+        return [pid for pid in self.cgroups.pids(name) if group_of(pid) not in groups]
 
     def _strays(self, name: str) -> list[int]:
         """Relatives that forked twice and left the group: children that we adopted, with the service's mark on them."""
@@ -115,6 +138,13 @@ def adopted(known: Container[int]) -> list[int]:
 
 def parent_of(pid: int) -> int:
     return int(_stat(pid)[1])
+
+
+def group_of(pid: int) -> int:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return 0
 
 
 def is_process(pid: int) -> bool:

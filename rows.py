@@ -57,6 +57,10 @@ class Service(NamedTuple):
     rlimits: tuple[tuple[str, int], ...] = ()  # ("nofile", 1024)...: soft and hard, -1 is unlimited
     nice: int = 0
     oom_score: int = 0  # oom_score_adj, -1000 to 1000
+    memory_max: int | str = 0  # bytes, "64M" or "25%" of the board's, of all its processes; more, and it is killed; 0: no limit
+    pids_max: int = 512  # its processes and threads; when one more is refused, it is killed; 0: no limit
+    cpu_weight: int = 100  # 1 to 10000: its share where there is not enough for all
+    kill: str = "all"  # what a stop ends: "all" that it has started, or its "main" process alone: ssh's sessions go on
     umask: int = 0o022
     cwd: str = "/"
     env: tuple[tuple[str, str], ...] = ()

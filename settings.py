@@ -59,6 +59,7 @@ WATCHDOG_SNOOZE_MAX = 60.0  # minutes: the longest snooze() in the prompt
 MOUNTS = (
     Mount("proc", "/proc", "proc", "nosuid,nodev,noexec"),
     Mount("sysfs", "/sys", "sysfs", "nosuid,nodev,noexec"),
+    Mount("cgroup2", "/sys/fs/cgroup", "cgroup2", "nosuid,nodev,noexec", required=False),
     Mount("dev", "/dev", "devtmpfs", "nosuid,mode=755"),
     Mount("devpts", "/dev/pts", "devpts", "nosuid,noexec,newinstance,ptmxmode=666,mode=620,gid=5", required=False),
     Mount("shm", "/dev/shm", "tmpfs", "nosuid,nodev,mode=1777,size=10%", required=False),
@@ -157,7 +158,10 @@ LOG_BURST = 5000  # lines
 def app(name: str, *arguments: str, capabilities: tuple[str, ...] = (), after: tuple[str, ...] = ("broker",)) -> Service:
     """A row for one of our applications: a Python module in LIB, unprivileged."""
     argv = ("{PYTHON}", f"{{LIB}}/{name}.py", *arguments)
-    return Service(name, argv, after, user="{APP_USER}", capabilities=capabilities, no_new_privs=True, oom_score=200)
+    return Service(
+        name, argv, after, user="{APP_USER}", capabilities=capabilities, no_new_privs=True, oom_score=200,
+        memory_max="96M", pids_max=64,
+    )  # fmt: skip
 
 
 LOGD = Service(
@@ -170,9 +174,13 @@ STORAGE = Service("storage", ("storage", "{DATA}"), module="storage", ready="exi
 KEEPER = Service(
     "keeper", ("keeper", "{KEEP}"), ("storage", "modules"), module="keeper", ready="notify", stop_timeout=10.0, oom_score=-900
 )
+DROPBEAR = Service(
+    "dropbear", ("dropbear", "-F", "-E", "-s", "-R"), after=("syslogd", "storage"), oom_score=-900, cpu_weight=400,
+    kill="main", memory_max="50%",  # sessions have its oom_score: without a limit all others would die for one of them
+)  # fmt: skip
 BROKER = Service(
     "broker", ("mosquitto", "-c", "{LIB}/mosquitto.conf"), ready="{BUS}", user="{APP_USER}", capabilities=(),
-    no_new_privs=True, umask=0,
+    no_new_privs=True, umask=0, memory_max="64M", pids_max=64,
 )  # fmt: skip
 APPS = (
     app("fakegps", "{GPS_ROUTE}"),
@@ -192,16 +200,19 @@ SERVICES: tuple[Service, ...] = (
     KEEPER,
     Service("klogd", ("klogd", "-n")),
     Service("syslogd", ("syslogd", "-n", "-C64")),
-    Service("dropbear", ("dropbear", "-F", "-E", "-s", "-R"), after=("syslogd", "storage"), oom_score=-900),
+    DROPBEAR,
     # Where chronyd takes its place: with `rtcsync`, without which it does not tell the kernel that the clock is synchronised.
     Service("ntpd", ("ntpd", "-n", "-p", "pool.ntp.org"), after=("network",), nice=-5),
     Service("wpa_supplicant", ("{PYTHON}", "{LIB}/supplicant.py", "{WIFI_INTERFACE}"), after=("modules",)),
     Service("hotplug", ("{PYTHON}", "{LIB}/hotplug.py"), oom_score=-900, nice=-5),
-    Service("network", ("{PYTHON}", "{LIB}/network.py"), after=("modules",), oom_score=-900, nice=-5, log="disk"),
+    Service(
+        "network", ("{PYTHON}", "{LIB}/network.py"), after=("modules", "storage"), oom_score=-900, nice=-5, log="disk",
+        cpu_weight=400,
+    ),
     Service("console", ("{PYTHON}", "{LIB}/prompt.py", "login", "{CONSOLE_LOGIN}"), after=("dropbear",), tty="{CONSOLE}"),
     BROKER,
     *APPS,
-)
+)  # fmt: skip
 
 # The last resort, on the console: `stack.rescue`, or nothing else could be started.
 RESCUE = Service("rescue", ("{PYTHON}", "{LIB}/prompt.py", "rescue"), ready="notify", tty="{CONSOLE}")

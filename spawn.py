@@ -1,7 +1,8 @@
 """How a child of PID 1 starts: clean signals, its own session, and only what its row gives it.
 
 Every process on the board passes through `Spawner.spawn`. A plain row goes through posix_spawn(3), which shares the
-parent's memory until exec and costs half of a fork; a row that asks for a user, limits or a terminal is forked.
+parent's memory until exec and costs half of a fork; a row that asks for a user, limits or a terminal is forked, and so is
+whatever has a control group.
 """
 
 from __future__ import annotations
@@ -74,22 +75,23 @@ class Spawner:
         self._reports, self._report = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def spawn(
-        self, row: Service, account: Account, extra: dict[str, str], log: int | None = None, channel: int | None = None
-    ) -> int:
+        self, row: Service, account: Account, extra: dict[str, str], log: int | None = None, channel: int | None = None,
+        cgroup: str = "",
+    ) -> int:  # fmt: skip
         """Start a row's program and return its pid; OSError where it is already clear that it cannot start.
 
         `extra` are environment variables, `log` is the descriptor for stdout and stderr (None: /dev/null), `channel` one
-        that the program gets as descriptor 3.
+        that the program gets as descriptor 3, `cgroup` the folder of its control group.
         """
         program = row.argv[0] if row.module else find(row.argv[0], self.environment.get("PATH", os.defpath))
         environment = self.environment | dict(row.env) | {MARK: row.name} | extra
         descriptors = (log, log, channel)
-        if is_plain(row):
+        if is_plain(row) and not cgroup:
             try:
                 return self._posix_spawn(program, row, environment, descriptors)
             except NotImplementedError:  # this libc's posix_spawn has no POSIX_SPAWN_SETSID
                 pass
-        return self._fork(program, row, account, environment, descriptors)
+        return self._fork(program, row, account, environment, descriptors, cgroup)
 
     def _posix_spawn(self, program: str, row: Service, environment: dict[str, str], descriptors: Descriptors) -> int:
         actions: list[Any] = [(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0)]
@@ -100,20 +102,22 @@ class Spawner:
             program, row.argv, environment, file_actions=actions, setsid=True, setsigmask=(), setsigdef=self.ignored
         )
 
-    def _fork(self, program: str, row: Service, account: Account, environment: dict[str, str], descriptors: Descriptors) -> int:
+    def _fork(
+        self, program: str, row: Service, account: Account, environment: dict[str, str], descriptors: Descriptors, cgroup: str
+    ) -> int:
         # Until its exec the child runs our handlers, which would write into PID 1's wake-up pipe: a TERM meant for the
         # child would reboot the board. So no signal is delivered between fork and the child's reset.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, self.valid)
         try:
             pid = os.fork()
             if pid == 0:
-                self._child(program, row, account, environment, descriptors)
+                self._child(program, row, account, environment, descriptors, cgroup)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         return pid
 
     def _child(
-        self, program: str, row: Service, account: Account, environment: dict[str, str], descriptors: Descriptors
+        self, program: str, row: Service, account: Account, environment: dict[str, str], descriptors: Descriptors, cgroup: str
     ) -> None:
         try:
             os.setsid()
@@ -122,6 +126,8 @@ class Spawner:
                 signal.signal(one, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
             _open_stdio(row.tty, descriptors)
+            if cgroup:  # by itself, before it forks: nothing escapes, and PID 1 does not wait while the kernel moves it
+                _try(lambda: _write(f"{cgroup}/cgroup.procs", "0"), cgroup)
             _limits(row)
             if row.module:
                 _try(lambda: _write("/proc/self/comm", row.name), "its name")

@@ -71,7 +71,8 @@ class Init:
         prompt opens beside what does start."""
         for step in (
             self.set_defaults, self.open_log, self.catch_signals, self.read_options, self.load_tables,
-            self.disable_ctrl_alt_del, self.mount_all, self.open_kmsg, self.open_watchdog, self.set_clock, self.make_devices,
+            self.disable_ctrl_alt_del, self.mount_all, self.open_kmsg, self.open_watchdog, self.open_cgroups, self.set_clock,
+            self.make_devices,
             self.make_directories, self.write_sysctls, self.set_hostname, self.raise_loopback, self.raise_limits,
             self.set_environment, self.open_control, self.start_services, self.check_boot,
         ):  # fmt: skip
@@ -156,6 +157,11 @@ class Init:
     def open_watchdog(self) -> None:
         """As early as there is a /dev: from here on a boot that hangs is reset."""
         self.watchdog.open(time.monotonic())
+
+    def open_cgroups(self) -> None:
+        for row in self.tables.MOUNTS:
+            if row.fstype == "cgroup2":
+                self.best_effort(row.target, self.sv.cgroups.open, row.target)
 
     def make_devices(self) -> None:
         for row in self.tables.DEVICES:

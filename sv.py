@@ -9,8 +9,9 @@ import os
 import time
 
 import _log
+from cgroup import Cgroups
 from control import SVError, page
-from lean import TYPE_CHECKING, socket
+from lean import TYPE_CHECKING, signal, socket
 from logpipe import LogPipes
 from process import Actions, Process, State, signal_number
 from readiness import NotifySockets, PathWatch
@@ -69,7 +70,8 @@ class SV(Actions):
         self.loop = loop
         self.spawner = spawner
         self.processes: dict[str, Process] = {}  # in start order
-        self.relatives = Relatives()
+        self.cgroups = Cgroups(loop)
+        self.relatives = Relatives(self.cgroups)
         self.statuses: dict[str, int] = {}  # deaths that a process has not been told yet
         self.dependents: dict[str, list[str]] = {}
         self.loggers: list[Process] = []
@@ -104,7 +106,8 @@ class SV(Actions):
         channel: socket.socket | None = self.pipes.connect() if row.logger else None
         process.first_start = process.first_start or time.monotonic()  # at boot many are started in one turn
         try:
-            pid = self.spawner.spawn(row, account, extra, log, channel.fileno() if channel else None)
+            cgroup = self.cgroups.prepare(row)
+            pid = self.spawner.spawn(row, account, extra, log, channel.fileno() if channel else None, cgroup)
         finally:
             if channel:
                 channel.close()
@@ -127,7 +130,8 @@ class SV(Actions):
         failure = self.spawner.failure(process.pid) if failed and process.pid else None
         if process.row.logger:
             self.pipes.disconnect()
-        process.exited(status, now, failure)
+        killed = status == signal.SIGKILL and not process.asked
+        process.exited(status, now, failure, self.cgroups.cause(process.row) if killed else "")
         del self.statuses[process.row.name]
 
     def _try(self, process: Process, event: Callable[[Process, float], object], now: float) -> None:
@@ -311,13 +315,14 @@ class SV(Actions):
 
     # --- reload -----------------------------------------------------------------------------------------------------
     def reload(self, tables: Tables, now: float, *, everything: bool = False) -> dict[str, list[str]]:
-        """Take new tables: start what is new, stop what vanished, restart what changed, leave the rest alone.
+        """Take new tables: start what is new, stop what vanished, restart what changed (but for limits that can
+        be adjusted), leave the rest alone.
 
         At boot everything is new. A service whose row has become bad goes on as it was. `everything` restarts all.
         """
         self.tables = tables
         self.loop.limit = tables.LOOP_TURN_MAX
-        changes: dict[str, list[str]] = {"started": [], "stopped": [], "restarted": []}
+        changes: dict[str, list[str]] = {"started": [], "stopped": [], "restarted": [], "adjusted": []}
         delays = tables.delays()
         for name, process in self.processes.items():
             process.delays = delays
@@ -335,6 +340,9 @@ class SV(Actions):
             if old is None:
                 self._add(row).wanted = True
                 changes["started"].append(name)
+            elif old.row != row and not (everything or old.removed or old.transient) and self.cgroups.adjust(old.row, row):
+                old.row = row
+                changes["adjusted"].append(name)
             elif everything or old.row != row or old.removed or old.transient:
                 if old.wanted or old.removed or old.transient or old.done:
                     self._try(old, Process.restart, now)
@@ -353,6 +361,7 @@ class SV(Actions):
         name = process.row.name
         self.processes.pop(name, None)
         self.relatives.forget(name)
+        self.cgroups.forget(name)
         self.notify.forget(name)
         self.pipes.forget(name)
         self._link()
@@ -431,7 +440,7 @@ class SV(Actions):
             "exit": process.last_exit, "since": round(now - process.since, 3),
             "next_restart": None if due is None else round(max(0.0, due - now), 3), "ready": process.ready,
             "status": process.status, "user": (row.user or "root") if account.mapped else "root",
-            "wanted": process.wanted, "after": list(row.after),
+            "wanted": process.wanted, "after": list(row.after), "cgroup": self.cgroups.folder(row.name) or None,
         }  # fmt: skip
 
     def chart(self) -> list[list[Any]]:

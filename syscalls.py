@@ -34,7 +34,7 @@ CAPABILITIES = tuple(
 PR_SET_PDEATHSIG, PR_SET_KEEPCAPS, PR_CAPBSET_READ, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 1, 8, 23, 24, 38, 47
 PR_CAP_AMBIENT_RAISE = 2
 
-IN_CREATE, IN_MOVED_TO, IN_CLOSE_WRITE, IN_ONLYDIR = 0x100, 0x80, 0x8, 0x01000000
+IN_MODIFY, IN_CREATE, IN_MOVED_TO, IN_CLOSE_WRITE, IN_ONLYDIR = 0x2, 0x100, 0x80, 0x8, 0x01000000
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
 TIOCSCTTY = 0x540E
 WDIOC_SETTIMEOUT, WDIOC_GETTIMEOUT = 0xC0045706, 0x80045707  # linux/watchdog.h
@@ -122,6 +122,11 @@ def inotify_init() -> int:
 def inotify_add_watch(fd: int, path: str, mask: int) -> int:
     """man 2 inotify_add_watch."""
     return check(libc.inotify_add_watch(fd, os.fsencode(path), mask), path)
+
+
+def inotify_rm_watch(fd: int, number: int) -> None:
+    """man 2 inotify_rm_watch."""
+    check(libc.inotify_rm_watch(fd, number))
 
 
 def refuse_rights(listener: socket.socket) -> None:

@@ -9,6 +9,7 @@ import os
 import sys
 from graphlib import CycleError, TopologicalSorter
 
+from cgroup import memory_bytes
 from control import SOCKET, SVError, ask
 from lean import TYPE_CHECKING, signal
 from netrows import clash, interface_fault, is_text, wifi_fault
@@ -25,14 +26,16 @@ if TYPE_CHECKING:
 else:
     from _frozen_importlib_external import SourceFileLoader  # importlib.machinery, without the rest of importlib
 
+LEAST_MEMORY = 1 << 20
 PROFILE_SECONDS = 5.0  # a profile that takes longer to evaluate is a fault of the profile
 RLIMITS = "as core cpu data fsize memlock msgqueue nice nofile nproc rss rtprio rttime sigpending stack".split()
 
 RANGES = (
     ("ready_timeout", 0.001, 86400), ("stop_timeout", 0, 3600), ("watchdog", 0, 86400), ("nice", -20, 19),
-    ("oom_score", -1000, 1000), ("umask", 0, 0o777),
+    ("oom_score", -1000, 1000), ("umask", 0, 0o777), ("pids_max", 0, 4194304), ("cpu_weight", 1, 10000),
 )  # fmt: skip
 
+CHOICES = {"restart": ("always", "on-failure", "never"), "log": ("memory", "disk", "none"), "kill": ("all", "main")}
 OPTIONS = ("stack.debug", "stack.profile", "stack.rescue", "stack.skip")
 LEAST = {
     "BACKOFF_FIRST": 0.01,
@@ -422,7 +425,7 @@ def _service_faults(tables: Tables, row: Service, known: set[str]) -> Iterator[s
             yield f"after names {other!r}, which is {'itself' if other == row.name else 'no service'}"
     if row.ready not in ("", "notify", "exit") and not row.ready.startswith("/"):
         yield f"ready {row.ready!r} is not 'notify', 'exit' or an absolute path"
-    for name, choices in (("restart", ("always", "on-failure", "never")), ("log", ("memory", "disk", "none"))):
+    for name, choices in CHOICES.items():
         if getattr(row, name) not in choices:
             yield f"{name} {getattr(row, name)!r} is not one of {', '.join(choices)}"
     for name, path in (("cwd", row.cwd), ("tty", row.tty or "/")):
@@ -457,6 +460,11 @@ def _number_faults(row: Service) -> Iterator[str]:
         signal_number(row.stop_signal)
     except ValueError as error:
         yield f"stop_signal {error}"
+    try:
+        if 0 < memory_bytes(row.memory_max) < LEAST_MEMORY:
+            yield f"memory_max {row.memory_max!r} is not enough for any program"
+    except ValueError as error:
+        yield f"memory_max {error}"
     for name, least, most in RANGES:
         value = getattr(row, name)
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not least <= value <= most:

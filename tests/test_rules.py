@@ -14,7 +14,7 @@ from conftest import PYTHON, ROOT
 
 OURS = {path.stem for path in ROOT.glob("*.py")}
 PID1 = set(
-    "lean rows settings _log syscalls clock spawn process loop logpipe readiness control netrows rulerows tables templates relatives sv mounts rescue ending teardown watchdog stack".split()
+    "lean rows settings _log syscalls cgroup clock spawn process loop logpipe readiness control netrows rulerows tables templates relatives sv mounts rescue ending teardown watchdog stack".split()
 )
 # Who may import what of ours: each line only what stands above it, and of that what it names.
 ALLOWED = {
@@ -31,18 +31,20 @@ ALLOWED = {
     "process": {"_log", "lean", "rows"},
     "spawn": {"lean", "rows", "syscalls"},
     "netrows": {"lean", "rows"},
+    "cgroup": {"_log", "lean", "syscalls"},
     "rulerows": {"lean", "netrows", "rows"},
     "control": {"_log", "lean", "loop", "syscalls"},
-    "tables": {"control", "lean", "netrows", "process", "rows", "rulerows", "settings", "spawn", "syscalls"},
+    "tables": {"cgroup", "control", "lean", "netrows", "process", "rows", "rulerows", "settings", "spawn", "syscalls"},
     "logpipe": {"lean", "loop"},
     "readiness": {"_log", "lean", "loop", "process", "syscalls"},
     "bootchart": {"lean"},
     "ending": {"lean"},
-    "prompt": {"bootchart", "control", "ending", "readiness", "settings"},
+    "prompt": {"bootchart", "cgroup", "control", "ending", "readiness", "settings"},
     "relatives": {"_log", "lean", "process", "spawn"},
     "templates": {"control", "lean", "process", "rows", "tables"},
     "sv": {
         "_log",
+        "cgroup",
         "control",
         "lean",
         "logpipe",
