@@ -5,6 +5,7 @@ Devices on real kernels are in qemu_hotplug.py.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import shutil
 import string
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Board, eventually
+from conftest import EMULATED, Board, eventually
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,6 +27,14 @@ from templates import instance_row
 IP = shutil.which("ip", path="/usr/sbin:/sbin:/usr/bin:/bin")
 HUB = "/devices/pci0000:00/0000:00:02.0/usb1/1-1"
 SERIAL = f"{HUB}/1-1.2/1-1.2:1.0/ttyUSB0/tty/ttyUSB0"
+
+
+def has_libudev() -> bool:
+    """Whether boards can load it: where they run in another processor's root, there is none."""
+    try:
+        return not EMULATED and bool(ctypes.CDLL("libudev.so.1"))
+    except OSError:
+        return False
 
 
 # --- sysfs ----------------------------------------------------------------------------------------------------------
@@ -208,7 +217,8 @@ def test_of_ended_instances_the_last_few_are_remembered(boot: Callable[..., Boar
 
 
 # --- a board --------------------------------------------------------------------------------------------------------
-needs_ip = pytest.mark.skipif(IP is None, reason="no ip (iproute2) here")
+needs_libudev = pytest.mark.skipif(not has_libudev(), reason="no libudev here, which pyudev needs")
+needs_ip = pytest.mark.skipif(IP is None or not has_libudev(), reason="no ip (iproute2) or no libudev here")
 HOTPLUG = "Service('hotplug', ('{PYTHON}', '{LIB}/hotplug.py')),"
 KEEPER = "Service('keep@', ('sleep', '1000')),"
 RULES = """RULES = (
@@ -308,6 +318,7 @@ case "$*" in *hang*) sleep 1000;; esac
 """
 
 
+@needs_libudev
 def test_one_modprobe_for_all_and_one_that_hangs_is_ended(boot: Callable[..., Board]) -> None:
     """The board has the host's devices in its sysfs, and a modprobe of the test's own that only writes down what it is given."""
     rules = """RULES = (Rule("net", properties=(("INTERFACE", "lo"),), module="of-{interface}"),
