@@ -7,7 +7,7 @@ from rows import Mount, Service, WifiNetwork
 
 HOSTNAME = "qemu"
 CONSOLE_LOGIN = "prompt"
-MODULES = ("virtio_net", "mac80211_hwsim")
+MODULES = ("virtio_net", "mac80211_hwsim", "softdog")
 WIFI_NETWORKS = (WifiNetwork("stack-lab", "stack-lab-psk", frequencies=(2412,)),)
 MOUNTS = tuple(  # no data partition
     Mount("var", "/var", "tmpfs", "nosuid,nodev,mode=755,size=20%") if row.target == "/var" else row for row in settings.MOUNTS
