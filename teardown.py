@@ -46,7 +46,7 @@ def tear_down(command: int, tables: Tables, watchdog: Watchdog | None = None) ->
 
 
 def nothing() -> None:
-    pass
+    """What to do meanwhile, where there is no watchdog."""
 
 
 def wait_for_children(seconds: float, only: int = -1, *, meanwhile: Callable[[], object] = nothing) -> bool:

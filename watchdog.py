@@ -112,7 +112,8 @@ class Watchdog:
         self.error = ""
         self.due = now + self.pause  # where the first meal fails, another one is tried
         self.look_after(now)
-        self.due = now + self.timeout / FEEDS
+        if self.init.command is None:
+            self.due = now + self.timeout / FEEDS
         _log.info(f"watchdog: {path} resets the board when PID 1 hangs for {self.timeout:g} s")
 
     def look_after(self, now: float) -> None:

@@ -7,7 +7,7 @@ from rows import Service, WifiNetwork
 
 HOSTNAME = "qemu"
 CONSOLE_LOGIN = "prompt"
-MODULES = ("virtio_net", "mac80211_hwsim")
+MODULES = ("virtio_net", "mac80211_hwsim", "softdog")
 WIFI_NETWORKS = (WifiNetwork("stack-lab", "stack-lab-psk", frequencies=(2412,)),)
 DATA: tuple[str, ...] = ()  # no second disk, unless a test adds one
 _OURS = {

@@ -17,6 +17,7 @@ from test_process import World
 
 import ending
 import loop as loop_module
+import prompt
 import teardown
 from control import SVError
 from loop import Loop
@@ -197,6 +198,15 @@ def test_a_board_that_is_not_healthy_reboots_in_order(init: Any) -> None:
     assert one.dog.life[at:] == [teardown.budget(one.tables), "fed"], "once, for the whole shutdown"
 
 
+def test_a_driver_that_comes_too_late_for_that_is_fed_for_the_shutdown_alone(init: Any) -> None:
+    one = init(CRITICAL_INTERVAL=0.0)
+    one.ill = "the broker keeps failing"
+    one.watchdog.open(50.0)
+    one.now = 50.0
+    one.live(500.0)
+    assert one.dog.life == [teardown.budget(one.tables), "fed"]
+
+
 @pytest.mark.parametrize(("record", "allowed"), [({"may_escalate": True}, True), ({"may_escalate": False}, False), ({}, False)])
 def test_before_that_the_record_of_boots_decides(init: Any, record: dict[str, Any], allowed: bool) -> None:
     one = init(CRITICAL_INTERVAL=3600.0)
@@ -254,6 +264,13 @@ def test_snooze_ends_without_a_dog_and_when_asked(init: Any) -> None:
     other.ill = "x"
     other.live(61.0)
     assert other.ends
+
+
+def test_the_prompt_asks_for_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(prompt, "_ask", lambda op, **words: {"asked": [op, words["minutes"]]})
+    assert prompt.snooze() == {"asked": ["snooze", 15.0]}
+    assert prompt.main(["snooze", "5", "--json"]) == 0
+    assert capsys.readouterr().out == '{"asked": ["snooze", 5.0]}\n'
 
 
 def failing(lives: float = 0.0, delays: Delays | None = None) -> tuple[Process, Callable[[float], None]]:
