@@ -23,10 +23,11 @@ TIME_ERROR = 5  # adjtimex(2): the clock is not synchronised
 
 # --- what everybody may ask ---------------------------------------------------------------------------------------
 def state() -> str:
-    """ "synchronised" by NTP; "plausible": set by somebody who may know; "unset": it is later than this, nobody knows how much.
+    """How far it can be believed: "synchronised" by NTP, "plausible" (set by somebody who may know), or "unset".
 
-    A floor (the build date, the stamp of a clock that was itself unset) does not make it plausible. Whoever has set it
-    since, with date(1) too, has moved it against the kernel's own clock, which tells how long the kernel has been up.
+    Unset is a clock at its floor (the build date, or the stamp of a clock that was itself unset): it is later than that,
+    and nobody knows how much. Whoever has set it since, with date(1) too, has moved it against the kernel's own clock,
+    which tells how long the kernel has been up.
     """
     if synchronised():
         return "synchronised"
@@ -54,10 +55,15 @@ def started() -> float:
 
 
 def offer(seconds: float, source: str) -> bool:
-    """A date from somewhere outside: taken if it can be and is later than ours, and nothing better has set the clock."""
-    if synchronised() or not sane(seconds) or seconds <= time.time() + SLACK:
+    """A date from somewhere outside: taken if it can be and is later than ours, and nothing better has set the clock.
+
+    OSError for whoever may not set it: that takes CAP_SYS_TIME.
+    """
+    now = time.time()
+    if synchronised() or not sane(seconds) or seconds <= now + SLACK:
         return False
     step(seconds)
+    print(f"<5>the clock said {date(now)}; it is {date(seconds)}, says {source}", file=sys.stderr)
     return True
 
 
