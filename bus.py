@@ -35,6 +35,7 @@ from _log import counts, get_logger
 VERSION = 1  # of the envelope
 BACKLOG = 1000  # messages kept while the broker is away; the oldest go first
 ANSWER_TIMEOUT = 5.0  # seconds
+CLOCK_PERIOD = 1.0  # seconds between two looks at the clock's state
 KEEPALIVE = 60  # seconds: silent for 1.5 times as long, the broker takes us for dead (MQTT 3.1.1, 3.1.2.10)
 RECONNECT_FIRST, RECONNECT_MAX = 0.1, 5.0  # seconds; doubled, jittered
 REMOTE_FIRST, REMOTE_MAX = 1.0, 120.0  # the same, for a broker that a fleet shares
@@ -69,6 +70,7 @@ class Bus:
         self._next_try = 0.0
         self._patience = 0.0  # for the broker's answer to our CONNECT
         self._sequence = 0
+        self._clock, self._clock_due = "", 0.0  # its state, and when to ask again
         self._told: dict[str, int] = {}
         self._ending = False
         signal.signal(signal.SIGTERM, self._end)
@@ -140,11 +142,13 @@ class Bus:
     def envelope(self, topic: str, data: Any) -> Message:
         """Data as it is published."""
         self._sequence += 1
-        how = clock.state()
+        now = time.monotonic()
+        if now >= self._clock_due:
+            self._clock, self._clock_due = clock.state(), now + CLOCK_PERIOD
         return {
             "v": VERSION, "boot": self.boot_id, "from": self.name, "seq": self._sequence, "kind": topic.split("/")[0],
-            "time": None if how == "unset" else round(time.time(), 3), "mono": round(time.monotonic(), 3),
-            "clock": how, "data": data,
+            "time": None if self._clock == "unset" else round(time.time(), 3), "mono": round(now, 3),
+            "clock": self._clock, "data": data,
         }  # fmt: skip
 
     def _serve(self, seconds: float) -> None:

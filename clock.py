@@ -23,10 +23,11 @@ TIME_ERROR = 5  # adjtimex(2): the clock is not synchronised
 
 # --- what everybody may ask ---------------------------------------------------------------------------------------
 def state() -> str:
-    """ "synchronised" by NTP; "plausible": set by somebody who may know; "unset": it is later than this, nobody knows how much.
+    """How far it can be believed: "synchronised" by NTP, "plausible" (set by somebody who may know), or "unset".
 
-    A floor (the build date, the stamp of a clock that was itself unset) does not make it plausible. Whoever has set it
-    since, with date(1) too, has moved it against the kernel's own clock, which tells how long the kernel has been up.
+    Unset is a clock at its floor (the build date, or the stamp of a clock that was itself unset): it is later than that,
+    and nobody knows how much. Whoever has set it since, with date(1) too, has moved it against the kernel's own clock,
+    which tells how long the kernel has been up.
     """
     if synchronised():
         return "synchronised"
@@ -55,13 +56,14 @@ def started() -> float:
 
 def offer(seconds: float, source: str) -> bool:
     """A date from somewhere outside: taken if it can be and is later than ours, and nothing better has set the clock."""
-    if synchronised() or not sane(seconds) or seconds <= time.time() + SLACK:
+    now = time.time()
+    if synchronised() or not sane(seconds) or seconds <= now + SLACK:
         return False
     try:
         step(seconds)
-    except OSError:  # not our clock: in a user namespace, or without CAP_SYS_TIME
+    except OSError:  # not ours to set: in a user namespace, or without CAP_SYS_TIME
         return False
-    print(f"<6>clock: {source} says {date(seconds)}", file=sys.stderr)
+    print(f"<5>the clock said {date(now)}; it is {date(seconds)}, says {source}", file=sys.stderr)
     return True
 
 

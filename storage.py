@@ -115,7 +115,12 @@ class Storage:
         return ""
 
     def remake(self) -> str:
-        """A new, empty file system under the old name; why not, as a sentence."""
+        """A new, empty file system under the old name; why not, as a sentence.
+
+        Not where another kind of file system is, and not on a device that returns errors: that may be a loose contact.
+        """
+        if fault := read_fault(self.device):
+            return f"{self.device} cannot be read ({fault}), and is left as it is"
         status, text = run("blkid", "-p", "-o", "export", self.device)
         found = dict(line.split("=", 1) for line in text.splitlines() if "=" in line) if status == 0 else {}
         holds = found.get("TYPE") or found.get("PTTYPE") or ""
@@ -240,6 +245,16 @@ def is_block(path: str) -> bool:
         return stat.S_ISBLK(os.stat(path).st_mode)
     except OSError:
         return False
+
+
+def read_fault(device: str) -> str:
+    """Why the beginning of a device cannot be read; empty where it can."""
+    try:
+        with open(device, "rb", buffering=0) as file:
+            file.read(WORTH)
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 def sectors(folder: str, name: str) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import eventually
 
 MIB = 1024 * 1024
 START = MIB  # where the partition begins
@@ -153,8 +154,23 @@ def test_a_disk_that_returns_errors(machine: Callable[..., Any], tmp_path: Path)
     drive = f"if=none,id=data,file=blkdebug:{config}:{disk},format=raw"
     board = machine("x86_64", FEW, extra=("-drive", drive, "-device", "virtio-blk-pci,drive=data")).up()
     found = record(board)
-    assert (found["mounted"], found["what"][-1]) == (False, "tmpfs"), found
+    assert (found["mounted"], found["what"]) == (False, ["tmpfs"]), found
+    assert found["notes"][-1] == "/dev/vdb1 cannot be read (Input/output error), and is left as it is"
     assert writable(board) == "tmpfs"
+
+
+def test_a_check_that_takes_too_long(machine: Callable[..., Any], tmp_path: Path) -> None:
+    """Nobody waits longer than the row says; when the disk is there after all it comes over the tmpfs, and ssh goes on."""
+    slow = '#!/bin/sh\nuntil [ -e /run/go ]; do sleep 0.2; done\nexec /sbin/e2fsck "$@"\n'
+    patience = FEW + 'SERVICES = tuple(r._replace(ready_timeout=1.0) if r.name == "storage" else r for r in SERVICES)\n'
+    disk = make_disk(tmp_path / "data.img")
+    board = machine("x86_64", patience, files={"usr/local/sbin/e2fsck": slow}, data=disk).up()
+    assert writable(board) == "tmpfs"
+    shell(board, "touch /run/go")
+    eventually(lambda: writable(board) == "ext4", 30)
+    assert shell(board, "stat -c %a /var/lib/dropbear") == "700"
+    board.ssh("-S", "none", "print(1)")  # a connection of its own
+    assert record(board)["what"] == ["checked", "grown"]
 
 
 def test_errors_while_it_runs(machine: Callable[..., Any], tmp_path: Path) -> None:

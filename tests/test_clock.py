@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -184,6 +185,20 @@ def test_never_backwards(fake: Time, tmp_path: Path, steps: list[tuple[str, floa
             clock.save(str(tmp_path))
         assert fake.wall >= least
         least = fake.wall
+
+
+def test_a_record_has_no_time_while_the_clock_is_unset(fake: Time, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import bus
+
+    monkeypatch.setattr(bus, "CLOCK_PERIOD", 0.0)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    one = bus.Bus("test", str(tmp_path / "nobody"))
+    clock.boot()
+    record = one._envelope("x", 1)
+    assert (record["time"], record["clock"]) == (None, "unset")
+    clock.offer(BUILT + YEAR, "gps")
+    record = one._envelope("x", 1)
+    assert (record["time"] is not None, record["clock"]) == (True, "plausible")
 
 
 # --- the seed -------------------------------------------------------------------------------------------------------

@@ -39,9 +39,11 @@ class Tools:
         self.mounts: list[OSError | None] = []
         self.furnished: list[str] = []
         self.mounted = 0
+        self.read_fault = ""
         monkeypatch.setenv("PATH", str(self.folder))
         monkeypatch.setattr(storage, "mount", self.mount)
         monkeypatch.setattr(storage, "is_block", lambda path: path == "/dev/card3")
+        monkeypatch.setattr(storage, "read_fault", lambda _: self.read_fault)
         monkeypatch.setattr(storage, "mount_row", lambda row: self.furnished.append(row.target))
         monkeypatch.setattr(storage, "make_directory", lambda row, _: self.furnished.append(row.path))
 
@@ -166,6 +168,17 @@ def test_else_the_tmpfs_stays(tools: Tools, remake: bool, mke2fs: int, mounts: l
     found = bring_up(("/dev/card3",), DATA_REMAKE=remake)
     assert (found["mounted"], found["what"][-1], tools.furnished) == (False, "tmpfs", []), found
     assert remake or "mke2fs" not in " ".join(tools.calls)
+
+
+def test_a_device_that_cannot_be_read_is_left_alone(tools: Tools) -> None:
+    tools("e2fsck", 8)
+    tools("blkid", 2)
+    tools("mke2fs")
+    tools.mounts, tools.read_fault = [BAD], "Input/output error"
+    found = bring_up(("/dev/card3",))
+    assert (found["mounted"], found["what"]) == (False, ["tmpfs"])
+    assert found["notes"][-1] == "/dev/card3 cannot be read (Input/output error), and is left as it is"
+    assert "mke2fs" not in " ".join(tools.calls)
 
 
 def test_whatever_happens_the_service_ends_well_and_leaves_a_record(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
