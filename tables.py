@@ -11,7 +11,7 @@ from graphlib import CycleError, TopologicalSorter
 
 from cgroup import memory_bytes
 from lean import TYPE_CHECKING, signal
-from netrows import clash, interface_fault, is_text, wifi_fault
+from netrows import NetworkDelays, clash, interface_fault, is_text, wifi_fault
 from process import Delays, signal_number
 from rows import Device, Directory, Interface, Mount, Service, WifiNetwork
 from spawn import ROOT, Account
@@ -45,15 +45,13 @@ LEAST = {
 
 # Enough for the rescue prompt, where settings.py itself cannot be read.
 FALLBACK: dict[str, Any] = {
-    **Delays()._asdict(),
+    **Delays()._asdict(), **NetworkDelays()._asdict(),
     "HOSTNAME": "stack", "CONSOLE": "/dev/console", "LOG": "/run/log", "PYTHON": "/usr/bin/python3",
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "ENVIRONMENT": (("HOME", "/root"),),
     "MOUNTS": (Mount("proc", "/proc", "proc"), Mount("dev", "/dev", "devtmpfs"), Mount("run", "/run", "tmpfs")),
     "DIRECTORIES": (), "DEVICES": (), "MODULES": (), "SYSCTLS": (), "SERVICES": (), "CONSOLE_LEVEL": 4,
     "SHUTDOWN_TIMEOUT": 20.0, "KILL_TIMEOUT": 2.0, "SYNC_TIMEOUT": 10.0, "RESCUE_TIMEOUT": 300.0,
     "CRITICAL_FAILURES": 5, "CRITICAL_UPTIME": 3600.0, "INTERFACES": (), "WIFI_NETWORKS": (),
-    "NETWORK_RETRY": 5.0, "DHCP_TIMEOUT": 120.0, "ONLINE_TIMEOUT": 300.0, "REBOOT_INTERVAL": 3600.0, "LADDER_STEADY": 60.0,
-    "LADDER_REASSOCIATE": 60.0, "LADDER_SUPPLICANT": 180.0, "LADDER_MODULE": 600.0, "LADDER_REBOOT": 1800.0,
     "RESCUE": Service("rescue", ("{PYTHON}", "{LIB}/prompt.py", "rescue"), ready="notify", tty="{CONSOLE}"),
     "LIB": os.path.dirname(os.path.abspath(__file__)),
 }  # fmt: skip
