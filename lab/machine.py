@@ -20,7 +20,7 @@ from qemu.qmp.legacy import QEMUMonitorProtocol
 T = TypeVar("T")
 
 
-def until(check: Callable[[], T], seconds: float, what: str) -> T:
+def until(check: Callable[[], T | None], seconds: float, what: str) -> T:
     """The first true value of `check`; TimeoutError after so many seconds."""
     deadline = time.monotonic() + seconds
     while True:
