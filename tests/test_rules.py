@@ -74,7 +74,7 @@ ALLOWED = {
     "bus": {"_log", "settings"},
     "supplicant": {"rows", "sv", "tables"},
     "links": {"netrows", "rows"},
-    "netlink": {"links"},
+    "netlink": {"links", "syscalls"},
     "network": {"bus", "control", "links", "netlink", "netrows", "supplicant"},
     "fakegps": {"bus"},
     "wifi_scan": {"bus", "supplicant"},
