@@ -20,6 +20,7 @@ import sys
 import termios
 import time
 import tty
+from collections.abc import Callable
 from fcntl import ioctl
 
 from syscalls import MNT_DETACH, MOUNT_FLAGS, PR_SET_PDEATHSIG, check, libc, mount, prctl, umount
@@ -77,7 +78,7 @@ def _lines(path: str) -> list[str]:
         return []
 
 
-def enter_namespaces() -> None:
+def enter_namespaces(map_users: Callable[[int, int, int], None] = map_ids) -> None:
     """New namespaces for this process and its next child; a helper outside writes the user namespace's maps."""
     uid, gid, me = os.getuid(), os.getgid(), os.getpid()
     go, ready = os.pipe()
@@ -86,7 +87,7 @@ def enter_namespaces() -> None:
         os.close(ready)
         os.read(go, 1)
         try:
-            map_ids(me, uid, gid)
+            map_users(me, uid, gid)
             os._exit(0)
         finally:
             os._exit(1)

@@ -10,6 +10,7 @@ import enum
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from netrows import NetworkDelays
 from rows import Interface
 
 NAMESERVERS = 3  # what a resolver reads (`man 5 resolv.conf`, MAXNS)
@@ -56,20 +57,6 @@ class Lease(NamedTuple):
     nameservers: tuple[str, ...] = ()
     domain: str = ""
     seconds: float | None = None  # None: for ever
-
-
-class Delays(NamedTuple):
-    """The settings of the same names, in seconds."""
-
-    NETWORK_RETRY: float = 5.0
-    DHCP_TIMEOUT: float = 120.0
-    ONLINE_TIMEOUT: float = 300.0
-    LADDER_REASSOCIATE: float = 60.0
-    LADDER_SUPPLICANT: float = 180.0
-    LADDER_MODULE: float = 600.0
-    LADDER_REBOOT: float = 1800.0
-    LADDER_STEADY: float = 60.0
-    REBOOT_INTERVAL: float = 3600.0
 
 
 # --- actions: what network.py does for us ---------------------------------------------------------------------------
@@ -180,7 +167,7 @@ class Link:
     """One interface."""
 
     def __init__(
-        self, row: Interface, now: float, delays: Delays, may_reboot: Callable[[float], bool], *, networks: bool
+        self, row: Interface, now: float, delays: NetworkDelays, may_reboot: Callable[[float], bool], *, networks: bool
     ) -> None:
         self.row = row
         self.name = row.name
@@ -368,7 +355,7 @@ class Link:
 class Ladder:
     """What is done for a Wi-Fi interface that stays down, one rung after the other."""
 
-    def __init__(self, name: str, delays: Delays, may_reboot: Callable[[float], bool]) -> None:
+    def __init__(self, name: str, delays: NetworkDelays, may_reboot: Callable[[float], bool]) -> None:
         self.name = name
         self._may_reboot = may_reboot
         self.rung = 0  # how many have been climbed
@@ -402,7 +389,7 @@ class Ladder:
 class Links:
     """All interfaces of the board."""
 
-    def __init__(self, rows: tuple[Interface, ...], now: float, delays: Delays, *, networks: bool = True,
+    def __init__(self, rows: tuple[Interface, ...], now: float, delays: NetworkDelays, *, networks: bool = True,
                  reboot_after: float = 0.0) -> None:  # fmt: skip
         self.links = {row.name: Link(row, now, delays, self._may_reboot, networks=networks) for row in rows}
         self.delays = delays

@@ -13,7 +13,6 @@ This is the only module that knows pyroute2 (`man 7 rtnetlink`). Two decisions:
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import errno
 import functools
 import json
@@ -33,6 +32,7 @@ from pyroute2.dhcp.hooks import Hook, Trigger
 from pyroute2.netlink.exceptions import NetlinkError
 
 from links import Lease, Seen, host
+from syscalls import PR_SET_PDEATHSIG, prctl
 
 # linux/rtnetlink.h, linux/if.h, linux/if_addr.h
 GROUPS = (1, 5, 7, 9, 11, 20)  # LINK, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE, ND_USEROPT
@@ -274,7 +274,7 @@ def _child(name: str, hostname: str, writer: int) -> None:
     """In the child: be the DHCP client until killed, or until something in it has failed."""
     status = 1
     try:
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: not longer than network.py
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # not longer than network.py
         os.closerange(3, writer)  # the broker's link, for one: it must end when network.py closes it
         os.closerange(writer + 1, os.sysconf("SC_OPEN_MAX"))
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

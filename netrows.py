@@ -1,16 +1,30 @@
-"""What is wrong with a row of the network's tables, as a sentence for people; empty where nothing is.
+"""The network's delays, and what is wrong with a row of its tables, as a sentence for people; empty where nothing is.
 
 `ipaddress` would double PID 1's start: inet_pton(3) knows what an address is.
 """
 
 from __future__ import annotations
 
-from lean import TYPE_CHECKING, socket
+from lean import TYPE_CHECKING, NamedTuple, socket
 from rows import Interface, WifiNetwork
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
+
+
+class NetworkDelays(NamedTuple):
+    """The settings of the same names, in seconds."""
+
+    NETWORK_RETRY: float = 5.0
+    DHCP_TIMEOUT: float = 120.0
+    ONLINE_TIMEOUT: float = 300.0
+    LADDER_REASSOCIATE: float = 60.0
+    LADDER_SUPPLICANT: float = 180.0
+    LADDER_MODULE: float = 600.0
+    LADDER_REBOOT: float = 1800.0
+    LADDER_STEADY: float = 60.0
+    REBOOT_INTERVAL: float = 3600.0
 
 
 def is_text(*values: object) -> bool:

@@ -21,8 +21,9 @@ import links
 from bus import Bus, Message
 from control import SVError
 from durable import write_atomically
-from links import Action, Delays, Link, Links
+from links import Action, Link, Links
 from netlink import DhcpClient, Event, Kernel, Monitor, Overrun, solicit
+from netrows import NetworkDelays
 from supplicant import RUN, connect, fields, has_networks, unescape
 from tables import of_this_board
 
@@ -42,7 +43,7 @@ class Network:
         self.log = bus.log
         self.chosen = chosen
         self.kernel, self.monitor = Kernel(), Monitor(chosen.NETLINK_BUFFER)
-        delays = Delays(**{name: getattr(chosen, name) for name in Delays._fields})
+        delays = NetworkDelays(**{name: getattr(chosen, name) for name in NetworkDelays._fields})
         self.links = Links(chosen.INTERFACES, now, delays, networks=has_networks(chosen),
                            reboot_after=reboot_after(chosen.NETWORK_STAMP, bus.boot_id, delays.REBOOT_INTERVAL))  # fmt: skip
         self.clients: dict[str, DhcpClient] = {}

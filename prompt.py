@@ -353,16 +353,13 @@ def rescue() -> None:
     select.select([sys.stdin], [], [])
     notify("READY=1\nSTATUS=somebody is typing")
     sys.stdin.readline()
-    folder = os.path.dirname(os.path.abspath(__file__))
-    argv = interactive()
-    os.execve(argv[0], argv, {**os.environ, "PYTHONPATH": folder})
+    os.execve(*interactive())
 
 
 def login(kind: str) -> None:
     """What a console offers: "password" (getty and login), "prompt" (Python at once, as root) or "off"."""
     if kind == "prompt":
-        argv = interactive()
-        os.execve(argv[0], argv, {**os.environ, "PYTHONPATH": os.path.dirname(os.path.abspath(__file__))})
+        os.execve(*interactive())
     if kind == "password":
         import shutil
 
@@ -374,18 +371,17 @@ def login(kind: str) -> None:
     sys.exit(NO_RESTART)
 
 
-def interactive() -> list[str]:
-    """The command of the prompt."""
+def interactive() -> tuple[str, list[str], dict[str, str]]:
+    """The prompt as execve(2) takes it: program, arguments, environment."""
     hello = "from sv import *; import sv; print('functions: ' + ', '.join(sv.__all__))"
-    return [sys.executable, "-q", "-i", "-c", hello]
+    environment = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.abspath(__file__))}
+    return sys.executable, [sys.executable, "-q", "-i", "-c", hello], environment
 
 
 def console(after: Callable[[], object]) -> None:
     """The Python prompt on this terminal, and `after` it."""
-    folder = os.path.dirname(os.path.abspath(__file__))
-    argv = interactive()
     signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is for the prompt; ignoring it would be inherited by it
-    os.spawnve(os.P_WAIT, argv[0], argv, {**os.environ, "PYTHONPATH": folder})
+    os.spawnve(os.P_WAIT, *interactive())
     after()
     select.select([], [], [])  # until PID 1 stops us: ending by ourselves would start the prompt again
 

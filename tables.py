@@ -12,7 +12,7 @@ from graphlib import CycleError, TopologicalSorter
 from cgroup import memory_bytes
 from control import SOCKET, SVError, ask
 from lean import TYPE_CHECKING, signal
-from netrows import clash, interface_fault, is_text, wifi_fault
+from netrows import NetworkDelays, clash, interface_fault, is_text, wifi_fault
 from process import Delays, signal_number
 from rows import Device, Directory, Interface, Mount, Service, WifiNetwork
 from rulerows import rule_fault
@@ -50,7 +50,7 @@ LEAST = {
 
 # Enough for the rescue prompt, where settings.py itself cannot be read.
 FALLBACK: dict[str, Any] = {
-    **Delays()._asdict(),
+    **Delays()._asdict(), **NetworkDelays()._asdict(),
     "HOSTNAME": "stack", "CONSOLE": "/dev/console", "LOG": "/run/log", "PYTHON": "/usr/bin/python3",
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "ENVIRONMENT": (("HOME", "/root"),),
     "MOUNTS": (Mount("proc", "/proc", "proc"), Mount("dev", "/dev", "devtmpfs"), Mount("run", "/run", "tmpfs")),
@@ -59,8 +59,6 @@ FALLBACK: dict[str, Any] = {
     "CRITICAL_FAILURES": 5, "CRITICAL_WINDOW": 600.0, "CRITICAL_INTERVAL": 3600.0, "LOOP_TURN_MAX": 5.0,
     "KEEP": "/var/lib/stack", "WATCHDOG": "", "WATCHDOG_TIMEOUT": 30.0, "WATCHDOG_SNOOZE_MAX": 60.0,
     "INTERFACES": (), "WIFI_NETWORKS": (), "RULES": (),
-    "NETWORK_RETRY": 5.0, "DHCP_TIMEOUT": 120.0, "ONLINE_TIMEOUT": 300.0, "REBOOT_INTERVAL": 3600.0, "LADDER_STEADY": 60.0,
-    "LADDER_REASSOCIATE": 60.0, "LADDER_SUPPLICANT": 180.0, "LADDER_MODULE": 600.0, "LADDER_REBOOT": 1800.0,
     "DATA": (), "DATA_OPTIONS": "noexec,noatime", "DATA_REMAKE": False, "DATA_GROW": False, "DATA_WAIT": 10.0,
     "DATA_TIMEOUT": 600.0,
     "RESCUE": Service("rescue", ("{PYTHON}", "{LIB}/prompt.py", "rescue"), ready="notify", tty="{CONSOLE}"),

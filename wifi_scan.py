@@ -156,7 +156,7 @@ class Supplicant:
             return
         if self.results:
             with contextlib.suppress(OSError):  # turn() will meet it too, and say so
-                self._read(None)
+                self._read(time.monotonic())
 
     def _note(self, event: str) -> None:
         if "CTRL-EVENT-SCAN-RESULTS" in event:
@@ -166,10 +166,9 @@ class Supplicant:
         elif "CTRL-EVENT-TERMINATING" in event:
             self.close()
 
-    def _read(self, now: float | None) -> None:
+    def _read(self, now: float) -> None:
         """All that is known, page by page: SCAN_RESULTS is cut at 4,096 bytes. What this scan did not hear is left out."""
         self.results = False
-        now = time.monotonic() if now is None else now
         took = now - self.asked if self.asked is not None else PERIOD
         points = [point for point in self._pages() if point.pop("age") <= took + 1]
         self.tell(self.source, unique(points), whole=self.asked is not None)

@@ -27,17 +27,14 @@ from image import BUILD, PYTHON, ROOT, SUITE, run, settle, stamped
 sys.path.insert(0, str(ROOT))
 
 from laptop import (
-    CLONE_NEWIPC,
-    CLONE_NEWNET,
     CLONE_NEWNS,
-    CLONE_NEWPID,
     CLONE_NEWUSER,
-    CLONE_NEWUTS,
     FOREIGN_ROOT,
     NODES,
     USERS,
     Source,
     become_root,
+    enter_namespaces,
     unshare,
 )
 from syscalls import MNT_DETACH, MOUNT_FLAGS, PR_SET_PDEATHSIG, check, interface_up, libc, mount, prctl, umount
@@ -134,25 +131,6 @@ def write_maps(pid: int, uid: int, gid: int) -> None:
         texts = [("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")]
     for name, text in texts:
         Path(f"/proc/{pid}/{name}").write_text(text, encoding="ascii")
-
-
-def in_new_user_namespace(flags: int) -> None:
-    """Unshare; a helper outside says who our users are."""
-    uid, gid, me = os.getuid(), os.getgid(), os.getpid()
-    go, ready = os.pipe()
-    helper = os.fork()
-    if helper == 0:
-        os.close(ready)
-        os.read(go, 1)
-        try:
-            write_maps(me, uid, gid)
-            os._exit(0)
-        finally:
-            os._exit(1)
-    unshare(CLONE_NEWUSER | flags)
-    os.close(ready)
-    if os.waitpid(helper, 0)[1] != 0:
-        raise SystemExit("lab: cannot map this user into a user namespace (`man 7 user_namespaces`)")
 
 
 def register(arch: str, folder: str) -> None:
@@ -253,7 +231,7 @@ def keep(arch: str, folder: Path, arguments: list[str], environment: dict[str, s
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     uid, gid = os.getuid(), os.getgid()
     fuse = fuse_node(BUILD / "nodes")
-    in_new_user_namespace(CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWUTS | CLONE_NEWIPC)
+    enter_namespaces(write_maps)
     first = os.fork()
     if first == 0:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from image import BUILD, LAB, image, step
-from machine import KINDS, Machine
+from machine import KINDS, Machine, until
 
 BOUND = 300.0  # seconds for one boot
 # The guest's clock counts instructions, 2 ns each, instead of following the host's: the same boot takes the same time on a
@@ -191,10 +191,9 @@ def boot(machine: str, disk: Path, words: str, clock: tuple[str, ...], *, chart:
     one = Machine(machine, disk, tuple(words.split()), clock)
     try:
         one.wait_console("bench: ssh", BOUND)
-        text = one.wait_console("bench: ready", BOUND)
-        one.wait_console("\n", 1)
-        while not (ready := re.search(r"bench: ready (\S+) (\d+)(.*)\n", text)):
-            text = one.console()
+        one.wait_console("bench: ready", BOUND)
+        ready = until(lambda: re.search(r"bench: ready (\S+) (\d+)(.*)\n", one.console()), 1, "the end of that line")
+        text = one.console()
         handover = re.search(r"bench: handover (\S+) (\d+)", text)
         ssh = re.search(r"bench: ssh (\S+)", text)
         if handover is None or ssh is None:

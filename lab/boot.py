@@ -47,7 +47,6 @@ def main() -> None:
     print(f"lab: {name} boots; in another terminal: ssh -i {key} -p {port} root@localhost", file=sys.stderr)
     print("lab: Ctrl-A x ends the emulator, poweroff() the board", file=sys.stderr)
     serial = ["-chardev", "stdio,id=con,mux=on,signal=off", "-mon", "chardev=con"]
-    serial += ["-serial", "null"] if name == "raspi3b" else []
     argv = [*command(name, disk, tuple(words)), *network(name, port), *serial, "-serial", "chardev:con"]
     os.execvp(argv[0], argv)
 

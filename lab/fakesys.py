@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 import stat
 import sys
 import time
@@ -17,6 +16,8 @@ from typing import Any
 os.environ.setdefault("FUSE_LIBRARY_NAME", "fuse3")
 
 import mfusepy
+
+from readiness import notify
 
 THROTTLED = "devices/platform/soc/soc:firmware/get_throttled"
 FILES = {
@@ -44,9 +45,7 @@ class FakeSys(mfusepy.Operations):  # type: ignore[misc]
 
     def init(self, path: str) -> None:
         """The kernel has taken us: tell PID 1 (`man 3 sd_notify`)."""
-        if address := os.environ.get("NOTIFY_SOCKET"):
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
-                notify.sendto(b"READY=1", address.replace("@", "\0", 1) if address.startswith("@") else address)
+        notify("READY=1")
 
     def children(self, path: str) -> list[str]:
         """Names in a folder; empty where there is none."""

@@ -20,7 +20,7 @@ from qemu.qmp.legacy import QEMUMonitorProtocol
 T = TypeVar("T")
 
 
-def until(check: Callable[[], T], seconds: float, what: str) -> T:
+def until(check: Callable[[], T | None], seconds: float, what: str) -> T:
     """The first true value of `check`; TimeoutError after so many seconds."""
     deadline = time.monotonic() + seconds
     while True:
@@ -39,8 +39,8 @@ def command(name: str, disk: Path, words: tuple[str, ...], memory: int = 512, da
     """
     kind, files = KINDS[name], kernel(name)
     drive = (
-        ["-drive", f"if=sd,format=raw,file={disk},snapshot=on", "-dtb", str(files / "dtb")]
-        if name == "raspi3b"
+        ["-drive", f"if=sd,format=raw,file={disk},snapshot=on", "-dtb", str(files / "dtb"), "-serial", "null"]
+        if name == "raspi3b"  # its console is the second serial line
         else [
             "-drive",
             f"if=none,id=root,file={disk},format=raw,snapshot=on",
@@ -93,7 +93,6 @@ class Machine:
         self.events: list[dict[str, Any]] = []
         self.wire: socket.socket | None = None
         serial = ["-chardev", f"socket,id=con,path={self.folder}/con,server=on,wait=off,logfile={self.console_file}"]
-        serial += ["-serial", "null"] if name == "raspi3b" else []
         serial += ["-serial", "chardev:con", "-qmp", f"unix:{self.folder}/qmp,server=on,wait=off"]
         serial += ["-action", "panic=none"] if reboots else ["-no-reboot"]
         self.started = time.monotonic()
@@ -163,7 +162,7 @@ class Machine:
 
     # --- its inside -------------------------------------------------------------------------------------------------
     def ssh(self, *words: str, seconds: float = 60.0, text: str = "") -> str:
-        """Run something by ssh; CalledProcessError with what it printed where it fails."""
+        """Run something by ssh; GuestError with what it printed where it fails."""
         options = {
             "StrictHostKeyChecking": "no", "UserKnownHostsFile": "/dev/null", "BatchMode": "yes", "ConnectTimeout": 20,
             "ControlMaster": "auto", "ControlPath": self.folder / "ssh", "ControlPersist": 600,

@@ -194,10 +194,10 @@ def test_a_record_has_no_time_while_the_clock_is_unset(fake: Time, tmp_path: Pat
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     one = bus.Bus("test", str(tmp_path / "nobody"))
     clock.boot()
-    record = one._envelope("x", 1)
+    record = one.envelope("x", 1)
     assert (record["time"], record["clock"]) == (None, "unset")
     clock.offer(BUILT + YEAR, "gps")
-    record = one._envelope("x", 1)
+    record = one.envelope("x", 1)
     assert (record["time"] is not None, record["clock"]) == (True, "plausible")
 
 

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import links
-from links import Action, Delays, Lease, Links, Seen, State
+from links import Action, Lease, Links, Seen, State
+from netrows import NetworkDelays
 from rows import Interface
 
-DELAYS = Delays()
+DELAYS = NetworkDelays()
 LEASE = Lease("192.0.2.50/24", "192.0.2.1", ("192.0.2.53",), "example.org", 600.0)
 
 
