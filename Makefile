@@ -53,11 +53,12 @@ boot: export PROGRAMS = $(LAB) $(if $(filter x86_64,$(MACHINE)),qemu-system-x86_
 boot: setup
 	@$(AS_ROOT) $(PYTHON) lab/boot.py $(MACHINE) $(if $(PROFILE),--profile $(PROFILE)) -- $(OPTIONS)
 
-QEMU_TESTS = $(patsubst %,tests/qemu_%.py,wifi exits board raspi)  # the longest first: each of two workers takes a file
+# The longest first: a worker takes a file.
+QEMU_TESTS = $(patsubst %,tests/qemu_%.py,wifi powercuts watchdog exits cgroup storage board hotplug raspi clock)
 test-qemu: export PROGRAMS = $(LAB) qemu-system-x86_64:qemu-system-x86 $(ARM)
 test-qemu: setup
 	@$(AS_ROOT) $(PYTHON) lab/image.py $(MACHINES)
-	@$(AS_ROOT) $(PYTHON) -m pytest -q -rs -p no:cacheprovider -n 2 --dist loadfile --timeout 400 $(or $(TESTS),$(QEMU_TESTS))
+	@$(AS_ROOT) $(PYTHON) -m pytest -q -rs -p no:cacheprovider -n 2 --dist loadfile --no-loadscope-reorder --timeout 400 $(or $(TESTS),$(QEMU_TESTS))
 
 ARCH ?= arm64 armhf
 test-arm: NEEDS = requirements-dev.txt
