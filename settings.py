@@ -206,7 +206,7 @@ SERVICES: tuple[Service, ...] = (
     Service("wpa_supplicant", ("{PYTHON}", "{LIB}/supplicant.py", "{WIFI_INTERFACE}"), after=("modules",)),
     Service("hotplug", ("{PYTHON}", "{LIB}/hotplug.py"), oom_score=-900, nice=-5),
     Service(
-        "network", ("{PYTHON}", "{LIB}/network.py"), after=("modules",), oom_score=-900, nice=-5, log="disk",
+        "network", ("{PYTHON}", "{LIB}/network.py"), after=("modules", "storage"), oom_score=-900, nice=-5, log="disk",
         cpu_weight=400,
     ),
     Service("console", ("{PYTHON}", "{LIB}/prompt.py", "login", "{CONSOLE_LOGIN}"), after=("dropbear",), tty="{CONSOLE}"),

@@ -9,15 +9,14 @@ import os
 import sys
 from graphlib import CycleError, TopologicalSorter
 
-from cgroup import memory_bytes
 from control import SOCKET, SVError, ask
 from lean import TYPE_CHECKING, signal
 from netrows import NetworkDelays, clash, interface_fault, is_text, wifi_fault
-from process import Delays, signal_number
+from process import Delays
 from rows import Device, Directory, Interface, Mount, Service, WifiNetwork
 from rulerows import rule_fault
+from servicerows import service_faults, user_fault
 from spawn import ROOT, Account
-from syscalls import CAPABILITIES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,16 +25,7 @@ if TYPE_CHECKING:
 else:
     from _frozen_importlib_external import SourceFileLoader  # importlib.machinery, without the rest of importlib
 
-LEAST_MEMORY = 1 << 20
 PROFILE_SECONDS = 5.0  # a profile that takes longer to evaluate is a fault of the profile
-RLIMITS = "as core cpu data fsize memlock msgqueue nice nofile nproc rss rtprio rttime sigpending stack".split()
-
-RANGES = (
-    ("ready_timeout", 0.001, 86400), ("stop_timeout", 0, 3600), ("watchdog", 0, 86400), ("nice", -20, 19),
-    ("oom_score", -1000, 1000), ("umask", 0, 0o777), ("pids_max", 0, 4194304), ("cpu_weight", 1, 10000),
-)  # fmt: skip
-
-CHOICES = {"restart": ("always", "on-failure", "never"), "log": ("memory", "disk", "none"), "kill": ("all", "main")}
 OPTIONS = ("stack.debug", "stack.profile", "stack.rescue", "stack.skip")
 LEAST = {
     "BACKOFF_FIRST": 0.01,
@@ -318,7 +308,7 @@ def _directory_fault(tables: Tables, row: Any) -> str:
         return f"path {row.path!r} is not absolute"
     if not isinstance(row.mode, int) or not 0 <= row.mode <= 0o7777:
         return f"mode {row.mode!r} is not a mode such as 0o755"
-    return _user_fault(tables, row.user)
+    return user_fault(tables, row.user)
 
 
 def _device_fault(_: Tables, row: Any) -> str:
@@ -351,12 +341,6 @@ def _expanded(tables: Tables, row: Any) -> Any:
     return row._replace(name=tables.expand(row.name))
 
 
-def _user_fault(tables: Tables, user: str) -> str:
-    user = tables.expand(user)
-    known = not user or user in tables.accounts or user.isdigit()
-    return "" if known else f"user {user!r} is not in /etc/passwd"
-
-
 def _check_services(tables: Tables) -> None:
     rows = list(tables.values["SERVICES"])
     known = {row.name for row in rows if isinstance(row, Service) and is_text(row.name) and not row.name.endswith("@")}
@@ -364,8 +348,8 @@ def _check_services(tables: Tables) -> None:
     for index, row in enumerate(rows):
         try:
             fault = "is not a Service(...) row" if not isinstance(row, Service) else ""
-            row = row if fault else expand_row(tables, row)
-            fault = fault or next(_service_faults(tables, row, known), "")
+            row = row if fault else _known_after(tables, expand_row(tables, row), known)
+            fault = fault or next(service_faults(tables, row), "")
         except Exception as error:
             fault = f"{type(error).__name__}: {error}"
         if fault:
@@ -381,6 +365,15 @@ def _check_services(tables: Tables) -> None:
             circle = error.args[1]
             tables.rejected.append(f"SERVICES {circle[0]}: after runs in a circle, {' <- '.join(circle)}")
             del services[circle[0]]
+
+
+def _known_after(tables: Tables, row: Service, known: set[str]) -> Service:
+    """A row that waits for no one who is not there: a profile may leave out what others would wait for."""
+    missing = [other for other in row.after if other not in known or other == row.name]
+    for other in missing:
+        what = "itself" if other == row.name else "no service"
+        tables.rejected.append(f"SERVICES {row.name}: after names {other!r}, which is {what}; it does not wait for that")
+    return row._replace(after=tuple(other for other in row.after if other not in missing))
 
 
 def expand_row(tables: Tables, row: Service) -> Service:
@@ -404,69 +397,6 @@ def expand_row(tables: Tables, row: Service) -> Service:
     env = tuple((name, tables.expand(value)) for name, value in row.env)
     text["groups"] = tuple(map(tables.expand, row.groups))
     return row._replace(argv=tuple(argv), env=env, **text)
-
-
-def _service_faults(tables: Tables, row: Service, known: set[str]) -> Iterator[str]:
-    """Every fault of a row, as a sentence."""
-    if not is_text(row.name) or not row.name.translate({ord(char): None for char in "_-@."}).isalnum():
-        yield f"name {row.name!r} must be letters, digits and _-@."
-    if row.name in tables.services or row.name in tables.templates or row.name in ("stack", "rescue"):
-        yield "the name is taken"
-    if not is_text(*row.argv) or (row.argv and not row.argv[0]):
-        yield f"argv {row.argv!r} must be words"
-    if row.module and not row.module.isidentifier():
-        yield f"module {row.module!r} is not the name of a module"
-    if row.module and (row.user or row.capabilities is not None):
-        yield f"module {row.module!r} has PID 1's memory, with passphrases in it: it runs as root or not at all"
-    for other in row.after:
-        if other not in known or other == row.name:
-            yield f"after names {other!r}, which is {'itself' if other == row.name else 'no service'}"
-    if row.ready not in ("", "notify", "exit") and not row.ready.startswith("/"):
-        yield f"ready {row.ready!r} is not 'notify', 'exit' or an absolute path"
-    for name, choices in CHOICES.items():
-        if getattr(row, name) not in choices:
-            yield f"{name} {getattr(row, name)!r} is not one of {', '.join(choices)}"
-    for name, path in (("cwd", row.cwd), ("tty", row.tty or "/")):
-        if not path.startswith("/"):
-            yield f"{name} {path!r} is not absolute"
-    if row.logger and any(other.logger for other in tables.services.values()):
-        yield "there is a logger already"
-    yield from _number_faults(row)
-    yield from _rights_faults(tables, row)
-
-
-def _rights_faults(tables: Tables, row: Service) -> Iterator[str]:
-    """Faults in who a service is and what it may."""
-    if fault := _user_fault(tables, row.user):
-        yield fault
-    for group in row.groups:
-        if group not in tables.group_ids and not group.isdigit():
-            yield f"group {group!r} is not in /etc/group"
-    for capability in row.capabilities or ():
-        if capability not in CAPABILITIES:
-            yield f"capability {capability!r} is not one of `man 7 capabilities`, such as net_admin"
-    for limit, value in row.rlimits:
-        if limit not in RLIMITS or not isinstance(value, int):
-            yield f"rlimit {limit!r} is not one of {', '.join(RLIMITS)} with a number"
-    for pair in row.env:
-        if len(pair) != 2 or not is_text(*pair) or "=" in pair[0]:
-            yield f"env {pair!r} is not a pair such as ('TZ', 'UTC')"
-
-
-def _number_faults(row: Service) -> Iterator[str]:
-    try:
-        signal_number(row.stop_signal)
-    except ValueError as error:
-        yield f"stop_signal {error}"
-    try:
-        if 0 < memory_bytes(row.memory_max) < LEAST_MEMORY:
-            yield f"memory_max {row.memory_max!r} is not enough for any program"
-    except ValueError as error:
-        yield f"memory_max {error}"
-    for name, least, most in RANGES:
-        value = getattr(row, name)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not least <= value <= most:
-            yield f"{name} {value!r} is not a number from {least:g} to {most:g}"
 
 
 def start_order(services: dict[str, Service]) -> list[str]:

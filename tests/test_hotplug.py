@@ -159,8 +159,8 @@ def test_an_instance_is_its_template_with_a_name(tmp_path: Path) -> None:
         " tty='/dev/{instance}'), Service('s', ('true',)), Service('bad', ('true',), after=('t@',)))"
     )
     board = tables.load({"stack.profile": str(profile)})
-    assert board.rejected == ["SERVICES[2] bad: after names 't@', which is no service"]
-    assert board.order == ["s"], "nobody starts a template"
+    assert board.rejected == ["SERVICES bad: after names 't@', which is no service; it does not wait for that"]
+    assert board.order == ["s", "bad"], "nobody starts a template"
     row = instance_row(board, "t@ttyS0")
     assert row == Service(
         "t@ttyS0", (board.PYTHON, "xttyS0", "ttyS0"), env=(("I", "ttyS0"),), ready="/run/ttyS0", tty="/dev/ttyS0"

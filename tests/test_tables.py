@@ -77,8 +77,6 @@ BAD_ROWS: list[tuple[str, str]] = [
     ("Service('stack', ('x',))", "the name is taken"),
     ("Service('a', ('x', 5))", "must be words"),
     ("Service('a', ('',))", "must be words"),
-    ("Service('a', ('x',), after=('nobody',))", "after names 'nobody', which is no service"),
-    ("Service('a', ('x',), after=('a',))", "itself"),
     ("Service('a', ('x',), ready='soon')", "ready 'soon'"),
     ("Service('a', ('x',), restart='maybe')", "restart 'maybe' is not one of always, on-failure, never"),
     ("Service('a', ('x',), module='a.b')", "module 'a.b' is not the name of a module"),
@@ -110,6 +108,16 @@ def test_a_bad_row_is_named_and_the_rest_boots(tmp_path: Path, row: str, fault: 
     assert len(board.rejected) == 1
     assert board.rejected[0].startswith("SERVICES[0] ")
     assert fault in board.rejected[0]
+
+
+def test_who_waits_for_nobody_starts_all_the_same(tmp_path: Path) -> None:
+    """A profile may leave out what others would wait for; a board without its network for that would be lost."""
+    board = load(tmp_path, "SERVICES = (Service('a', ('x',), after=('nobody', 'b', 'a')), Service('b', ('x',)))")
+    assert board.services["a"].after == ("b",)
+    assert [text.partition(": ")[2] for text in board.rejected] == [
+        "after names 'nobody', which is no service; it does not wait for that",
+        "after names 'a', which is itself; it does not wait for that",
+    ]
 
 
 @pytest.mark.parametrize(
