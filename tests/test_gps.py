@@ -277,7 +277,7 @@ def test_a_receiver_on_a_line_takes_over_and_hands_back(line_and_ear: tuple[Line
         one.unplug()
         eventually(lambda: ear.last("gps").get("source") == "fake", 10)
         assert not ear.last("receiver/gps-line")["speaks"]
-    assert "No such file or directory; tried again" in log.read_text()
+    eventually(lambda: "No such file or directory; tried again" in log.read_text())
     assert "Traceback" not in log.read_text()
 
 
