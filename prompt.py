@@ -6,6 +6,7 @@ They return data (lists and dicts that print themselves as a table) and raise `S
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import select
@@ -361,11 +362,10 @@ def login(kind: str) -> None:
     if kind == "prompt":
         os.execve(*interactive())
     if kind == "password":
-        import shutil
-
-        # On the terminal that we have, at the speed that it has: 0 says that to busybox, and agetty has an option for it.
-        speed = ["--keep-baud", "115200"] if os.path.realpath(shutil.which("getty") or "").endswith("agetty") else ["0"]
-        os.execvp("getty", ["getty", "-L", *speed, "-", os.environ.get("TERM", "linux")])
+        term = os.environ.get("TERM", "linux")  # and the terminal that we have, at the speed that it has
+        with contextlib.suppress(FileNotFoundError):  # util-linux's refuses the 0 that keeps the speed for busybox's
+            os.execvp("agetty", ["agetty", "-L", "--keep-baud", "-", term])
+        os.execvp("getty", ["getty", "-L", "0", "-", term])
     if kind != "off":
         print(f'CONSOLE_LOGIN = {kind!r} is not "password", "prompt" or "off": this console stays off', file=sys.stderr)
     sys.exit(NO_RESTART)
