@@ -30,7 +30,7 @@ MOUNTS += (Mount("/dev/vdb", "/var", "ext4", "nosuid,nodev,noatime"),)  # the da
 SHUTDOWN_TIMEOUT, KILL_TIMEOUT, SYNC_TIMEOUT = 3.0, 0.5, 2.0
 CRITICAL_FAILURES, CRITICAL_WINDOW = 3, 200.0
 SERVICES = (
-    *SERVICES[:3],
+    *(row for row in SERVICES if row.name in ("modules", "logd", "keeper")),
     Service("frail", ("sh", "-c", "[ -e /run/frail ] && exit 1; exec sleep 1000"), critical=True),
     Service("life", ("/sbin/life",), after=("keeper",), tty="{{CONSOLE}}"),
 )
