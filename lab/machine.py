@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import select
 import shutil
 import socket
 import subprocess
@@ -71,11 +73,18 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def drain(wire: socket.socket) -> None:
-    """Read and forget, or QEMU waits for us after some 300 bytes; the text is in its log file."""
-    with contextlib.suppress(OSError):
-        while wire.recv(4096):
-            pass
+def make_pipe(path: Path) -> int:
+    """A FIFO, open for both ways: nobody waits for the other end."""
+    os.mkfifo(path)
+    return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+
+
+def drain(screen: int, folder: Path) -> None:
+    """Read and forget: the text is in QEMU's log file. Until the machine's folder is removed."""
+    while folder.exists():
+        if select.select([screen], [], [], 1.0)[0]:
+            os.read(screen, 65536)
+    os.close(screen)
 
 
 class Machine:
@@ -91,8 +100,10 @@ class Machine:
         self.console_file = self.folder / "console.txt"
         self.port = free_port()
         self.events: list[dict[str, Any]] = []
-        self.wire: socket.socket | None = None
-        serial = ["-chardev", f"socket,id=con,path={self.folder}/con,server=on,wait=off,logfile={self.console_file}"]
+        # Pipes, not a socket, which is full after some 300 single bytes: what QEMU has to write again is in its log twice.
+        self.keys, screen = make_pipe(self.folder / "con.in"), make_pipe(self.folder / "con.out")
+        threading.Thread(target=drain, args=(screen, self.folder), daemon=True).start()
+        serial = ["-chardev", f"pipe,id=con,path={self.folder}/con,logfile={self.console_file}"]
         serial += ["-serial", "chardev:con", "-qmp", f"unix:{self.folder}/qmp,server=on,wait=off"]
         serial += ["-action", "panic=none"] if reboots else ["-no-reboot"]
         self.started = time.monotonic()
@@ -123,11 +134,7 @@ class Machine:
 
     def type(self, text: str) -> None:
         """Type on the serial console."""
-        if self.wire is None:  # kept open: what the guest has not read when it closes is lost
-            self.wire = socket.socket(socket.AF_UNIX)
-            self.wire.connect(f"{self.folder}/con")
-            threading.Thread(target=drain, args=(self.wire,), daemon=True).start()
-        self.wire.sendall(text.encode())
+        os.write(self.keys, text.encode())
 
     def execute(self, name: str, **arguments: Any) -> Any:
         """A QMP command."""
@@ -212,8 +219,7 @@ class Machine:
         self.process.wait()
         with contextlib.suppress(Exception):
             self.qmp.close()
-        if self.wire:
-            self.wire.close()
+        os.close(self.keys)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
