@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import importlib.metadata
+import inspect
 import os
 import shutil
 import signal
@@ -22,7 +23,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from image import BUILD, PYTHON, ROOT, SUITE, run, settle, stamped
+from image import BUILD, PYTHON, ROOT, SUITE, run, stamped, unpack
 
 sys.path.insert(0, str(ROOT))
 
@@ -65,27 +66,22 @@ PATIENCE = "4"  # everything may take so many times as long
 
 def debian(arch: str) -> Path:
     """The root file system, without kernel and without maintainer scripts."""
-    folder, packages = BUILD / f"debian-{arch}-ring", ",".join(PACKAGES)
+    folder = BUILD / f"debian-{arch}-ring"
 
-    def unpack() -> None:
+    def build() -> None:
         if os.getuid() != 0:
             raise SystemExit("\nlab: only root can unpack Debian's packages; what is unpacked, everybody can run")
-        command = ("mmdebstrap", f"--arch={arch}", "--variant=extract", "--skip=check/empty,chroot/mount", "--quiet",
-                   "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr", f"--include={packages}", SUITE, folder)  # fmt: skip
         try:
-            run(*command, *SOURCES)
+            unpack(arch, PACKAGES, folder, *SOURCES)
         except SystemExit as error:
             print(f"{error}\nlab: once more, from this machine's main archive alone", file=sys.stderr, flush=True)
             shutil.rmtree(folder)
-            run(*command, *main_archive())
-        settle(folder)
-        for name in ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info", "var/cache/apt"):
-            shutil.rmtree(folder / name, ignore_errors=True)
+            unpack(arch, PACKAGES, folder, *main_archive())
         (folder / "src").mkdir()
         run(PYTHON, "-m", "compileall", "-q", "-j2", "-s", folder, folder / "usr/lib")
         run(emulator(arch), folder / "sbin/ldconfig", "-r", folder)
 
-    stamped(folder, f"{SUITE} {PACKAGES}", unpack, f"Debian {SUITE} {arch} packages (mmdebstrap)")
+    stamped(folder, f"{SUITE} {PACKAGES} {inspect.getsource(unpack)}", build, f"Debian {SUITE} {arch} packages (mmdebstrap)")
     return folder
 
 

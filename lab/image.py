@@ -107,16 +107,19 @@ def debian(arch: str) -> Path:
     folder = BUILD / f"debian-{arch}"
     packages = [*PACKAGES, f"linux-image-{arch}"]
 
-    def unpack() -> None:
-        run("mmdebstrap", f"--arch={arch}", "--variant=extract", "--skip=check/empty,chroot/mount", "--quiet",
-            "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr", f"--include={','.join(packages)}", SUITE, folder)  # fmt: skip
-        settle(folder)
-        for name in ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info", "var/cache/apt"):
-            shutil.rmtree(folder / name, ignore_errors=True)
-
-    stamped(folder, f"{SUITE} {packages} {APPLETS} {inspect.getsource(settle)}", unpack,
-            f"Debian {SUITE} {arch} packages (mmdebstrap)")  # fmt: skip
+    recipe = f"{SUITE} {packages} {APPLETS} {inspect.getsource(unpack)} {inspect.getsource(settle)}"
+    stamped(folder, recipe, lambda: unpack(arch, packages, folder), f"Debian {SUITE} {arch} packages (mmdebstrap)")
     return folder
+
+
+def unpack(arch: str, packages: list[str], folder: Path, *sources: str) -> None:
+    """Debian packages with all that they depend on, from these lines of sources.list or else mmdebstrap's own."""
+    run("mmdebstrap", f"--arch={arch}", "--variant=extract", "--skip=check/empty,chroot/mount", "--quiet",
+        "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr", f"--include={','.join(packages)}", SUITE, folder,
+        *sources)  # fmt: skip
+    settle(folder)
+    for name in ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info", "var/cache/apt"):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def settle(root: Path) -> None:
