@@ -8,6 +8,7 @@ import time
 import ending
 from durable import write_atomically
 from lean import TYPE_CHECKING, json
+from mounts import read_file
 
 if TYPE_CHECKING:
     from typing import Any
@@ -122,12 +123,3 @@ def in_the_kernel() -> str:
 def entries(folder: str) -> list[str]:
     """What is in a folder, in order; nothing where there is none."""
     return [f"{folder}/{name}" for name in sorted(os.listdir(folder))] if os.path.isdir(folder) else []
-
-
-def read_file(path: str) -> str:
-    """A small file; empty where there is none, or it may not be read."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read().strip()
-    except OSError:
-        return ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from errno import EBUSY
 
-from lean import TYPE_CHECKING, json
+from lean import TYPE_CHECKING
 from spawn import Account
 from syscalls import MOUNT_FLAGS, mount, mount_options
 
@@ -63,14 +63,6 @@ def read_file(path: str) -> str:
             return file.read().strip()
     except OSError:
         return ""
-
-
-def read_facts(path: str) -> object:
-    """A small file of JSON; None where there is none yet."""
-    try:
-        return json.loads(text) if (text := read_file(path)) else None
-    except ValueError:
-        return None
 
 
 def write_file(path: str, text: str) -> None:

@@ -19,7 +19,7 @@ import tables as tables_module
 from control import Control, SVError, page
 from lean import TYPE_CHECKING, signal, socket
 from loop import Loop, trace
-from mounts import make_device, make_directory, mount_row, read_facts, read_file, write_file
+from mounts import make_device, make_directory, mount_row, read_file, write_file
 from rescue import Rescue
 from rows import Directory
 from spawn import Spawner
@@ -304,7 +304,7 @@ class Init:
             },
             "watchdog": self.watchdog.facts(now),
             "log": {**_log.counts, "dropped": _log.sink.dropped},
-            **{name: facts for name in FACTS if (facts := read_facts(f"/run/stack/{name}.json"))},
+            **{name: facts for name in FACTS if (facts := ending.read(f"/run/stack/{name}.json"))},
             "boot_ms": {name: round(seconds * 1e3, 3) for name, _, seconds in self.steps},
         }  # fmt: skip
 

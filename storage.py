@@ -16,8 +16,9 @@ import stat
 import sys
 import time
 
+import ending
 import tables
-from lean import TYPE_CHECKING, json, signal
+from lean import TYPE_CHECKING, signal
 from mounts import make_directory, mount_row, read_file
 from syscalls import mount, mount_options, umount
 
@@ -277,13 +278,6 @@ def last_words(text: str) -> str:
     return " ".join(text.split())[-300:] or "which says nothing"
 
 
-def write_record(record: dict[str, Any], path: str = RECORD) -> None:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(f"{path}.new", "w", encoding="utf-8") as file:
-        file.write(json.dumps(record))
-    os.rename(f"{path}.new", path)
-
-
 def main(arguments: list[str]) -> None:
     """`storage SOURCE...`: LABEL=, UUID= or PARTUUID= of the partition, or its device; tried in this order."""
     storage = Storage(tables.of_this_board(), arguments)
@@ -292,6 +286,6 @@ def main(arguments: list[str]) -> None:
     except Exception as error:  # the board goes on without its data, whatever it is
         storage.note(f"{type(error).__name__}: {error}")
     record = storage.record()
-    storage.attempt(RECORD, write_record, record)
+    storage.attempt(RECORD, ending.tell, RECORD, record)
     where = f"{record['source']} is {record['device']}; " if record["device"] else ""
     print(f"<5>{where}{storage.target}: {', '.join(record['what'])} in {record['seconds']:g} s", file=sys.stderr)

@@ -15,6 +15,7 @@ import pytest
 from conftest import Board, eventually
 
 import diagnostic
+import ending
 import storage
 import tables
 from rows import Directory, Mount
@@ -187,7 +188,7 @@ def test_whatever_happens_the_service_ends_well_and_leaves_a_record(monkeypatch:
 
     records: list[dict[str, Any]] = []
     monkeypatch.setattr(storage.Storage, "bring_up", fails)
-    monkeypatch.setattr(storage, "write_record", records.append)
+    monkeypatch.setattr(ending, "tell", lambda path, record: records.append(record))
     storage.main(["LABEL=data"])
     assert records[0]["notes"] == ["ZeroDivisionError: nobody has thought of it"]
     assert records[0]["what"] == ["tmpfs"]
