@@ -74,6 +74,7 @@ class Tables:
         self.services: dict[str, Service] = {}
         self.templates: dict[str, Service] = {}  # names that end in "@": see templates.py
         self.order: list[str] = []  # of their start
+        self.defaults: set[str] = set()  # names of settings.py's services, which profiles may leave out
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -141,6 +142,7 @@ def _base(tables: Tables) -> None:
     import settings  # not at the top: a mistake in it must not keep PID 1 from starting
 
     tables.values.update(vars(settings))
+    tables.defaults = _names(settings.SERVICES)
 
 
 def _run(path: str, names: dict[str, Any]) -> dict[str, Any]:
@@ -343,7 +345,7 @@ def _expanded(tables: Tables, row: Any) -> Any:
 
 def _check_services(tables: Tables) -> None:
     rows = list(tables.values["SERVICES"])
-    known = {row.name for row in rows if isinstance(row, Service) and is_text(row.name) and not row.name.endswith("@")}
+    known = _names(rows)
     services = tables.services
     for index, row in enumerate(rows):
         try:
@@ -367,10 +369,14 @@ def _check_services(tables: Tables) -> None:
             del services[circle[0]]
 
 
+def _names(rows: Any) -> set[str]:
+    return {row.name for row in rows if isinstance(row, Service) and is_text(row.name) and not row.name.endswith("@")}
+
+
 def _known_after(tables: Tables, row: Service, known: set[str]) -> Service:
-    """A row that waits for no one who is not there: a profile may leave out what others would wait for."""
+    """A row that waits for no one who is not there: a profile may leave out what others of the default table wait for."""
     missing = [other for other in row.after if other not in known or other == row.name]
-    for other in missing:
+    for other in filter(lambda other: other == row.name or other not in tables.defaults, missing):
         what = "itself" if other == row.name else "no service"
         tables.rejected.append(f"SERVICES {row.name}: after names {other!r}, which is {what}; it does not wait for that")
     return row._replace(after=tuple(other for other in row.after if other not in missing))
