@@ -221,7 +221,7 @@ import gc, sys, time
 gc.disable()
 sys.path.insert(0, "/stack/lib/stack")
 import stack
-def lose_time(): time.sleep(2.5)
+def lose_time(): time.sleep(4.0)
 def handle(self, request, uid, now, handle=stack.Init.handle):
     return lose_time() if request["op"] == "lose time" else handle(self, request, uid, now)
 stack.Init.handle = handle
