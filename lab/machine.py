@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from image import BUILD, KINDS, kernel, ssh_key
+from qemu.qmp import ConnectError
 from qemu.qmp.legacy import QEMUMonitorProtocol
 
 T = TypeVar("T")
@@ -87,6 +88,20 @@ def drain(screen: int, folder: Path) -> None:
     os.close(screen)
 
 
+def connect(path: str) -> QEMUMonitorProtocol:
+    """QEMU's monitor. An event that comes just before the answer to our greeting is taken for it: then once more."""
+    for last in (False, False, True):
+        qmp = QEMUMonitorProtocol(path)
+        try:
+            qmp.connect()
+            break
+        except ConnectError:
+            if last:
+                raise
+            qmp.close()
+    return qmp
+
+
 class Machine:
     """One running guest. `close()` ends it; nothing of it is left."""
 
@@ -114,8 +129,7 @@ class Machine:
             )  # fmt: skip
         try:
             until((self.folder / "qmp").exists, 20, "QEMU's monitor")
-            self.qmp = QEMUMonitorProtocol(f"{self.folder}/qmp")
-            self.qmp.connect()
+            self.qmp = connect(f"{self.folder}/qmp")
         except Exception as error:
             self.process.kill()
             raise RuntimeError((self.folder / "qemu.txt").read_text()) from error
