@@ -188,6 +188,7 @@ MAPPED = """
 import mmap, os
 fd = os.open("/sys/class/power_supply/usb/voltage_now", os.O_RDONLY)
 memory = mmap.mmap(fd, 4096, mmap.MAP_PRIVATE, mmap.PROT_READ)
+os.mkfifo("/tmp/go")
 print("mapped", flush=True)
 os.read(os.open("/tmp/go", os.O_RDONLY), 1)
 print(memory[0])
@@ -197,7 +198,6 @@ print(memory[0])
 def test_a_hung_file_system_stops_neither_diagnostic_nor_the_teardown(hardware_board: Callable[..., Board]) -> None:
     """Readers in the kernel that nothing can end, one of them in a page fault: reports, stats and the end still come."""
     board = hardware_board(f"Service('mapped', ('{{PYTHON}}', '-c', {MAPPED!r}), after=('fakesys',), restart='never'),")
-    board.ask("run", argv=["mkfifo", "/tmp/go"])
     eventually(lambda: "mapped" in board.log("mapped"))
     set_file(board, "class/thermal/thermal_zone0/temp", "!hang")
     board.ask("run", argv=["cat", "/sys/class/thermal/thermal_zone0/temp"])
