@@ -34,6 +34,7 @@ SYS, DEV = "/sys", "/dev"
 STARTED = "/run/hotplug/started.json"  # services that run because of a device: what a successor of ours has to stop
 TURN = 1.0  # s
 EVENTS = 1000  # at once; then the bus and our deadlines get their turn
+MOST = 20_000  # events to forget at once
 PATIENCE = 2.0  # s for PID 1's answer
 RETRY = 5.0  # s until PID 1 is asked again
 LOADER_TIMEOUT = 60.0  # s for a modprobe: a driver may hang in its start
@@ -93,6 +94,7 @@ class Hotplug:
         self.names = Names()
         self.known: dict[str, Properties] = {}  # by path
         self.overruns = 0
+        self.lost = False  # events that we have not made good yet
         bus.watch(self.monitor.fileno(), self.on_events)
 
     def start(self, now: float) -> None:
@@ -104,6 +106,8 @@ class Hotplug:
 
     def turn(self, now: float) -> None:
         """Carry out what has gathered."""
+        if self.lost:
+            self.catch_up()
         self.names.apply(self.log)
         self.loader.turn(now)
         self.orders.turn(now)
@@ -116,20 +120,26 @@ class Hotplug:
                 self.on_event(event)
         except Overrun:
             self.overruns += 1
+            self.lost = True
             self.log.warning("uevents were lost; every device is looked at anew")
-            self.drain()
-            self.rescan()
         self.turn(time.monotonic())
 
-    def drain(self) -> None:
-        """Forget what was said before a scan: the scan knows better. What comes during the scan is heard after it."""
+    def catch_up(self) -> None:
+        """A scan after a loss; and another one later, where events come faster than we can forget them."""
+        self.lost = not self.drain()
+        self.rescan()
+
+    def drain(self) -> bool:
+        """Forget what was said before a scan: the scan knows better. What comes during the scan is heard after it.
+
+        Whether nothing is left: until then the kernel does not say that it has lost more (net/netlink, NETLINK_S_CONGESTED).
+        """
         for _ in range(100):
             try:
-                for _ in islice(self.monitor.read(), EVENTS):
-                    pass
-                return
+                return all(count < MOST for count, _ in enumerate(self.monitor.read()))
             except Overrun:
                 pass
+        return False
 
     def rescan(self) -> None:
         """Find in sysfs what has come and what has gone."""

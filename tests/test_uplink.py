@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -321,10 +323,12 @@ def test_what_a_board_observes_is_in_the_database(boot: Callable[..., Board], tm
     board = boot("", base="SERVICES", settings=MOTHERSHIP, files=files).up()
 
     def rows(query: str) -> list[Any]:
-        """Of a copy: SQLite would follow /proc/PID/root to a path of this machine."""
-        for suffix in ("", "-wal"):
-            (tmp_path / f"copy{suffix}").write_bytes((board.root / f"var/mothership.db{suffix}").read_bytes())
-        return sqlite3.connect(tmp_path / "copy").execute(query).fetchall()
+        """Of a copy, each time another one: SQLite would follow /proc/PID/root to a path of this machine."""
+        copy = Path(tempfile.mkdtemp(dir=tmp_path))
+        for suffix in ("-wal", ""):
+            (copy / f"db{suffix}").write_bytes((board.root / f"var/mothership.db{suffix}").read_bytes())
+        with contextlib.closing(sqlite3.connect(copy / "db")) as database:
+            return database.execute(query).fetchall()
 
     def observed() -> int:
         return int(rows("SELECT count(*) FROM record WHERE board = 'laptop' AND kind = 'wifi'")[0][0])
