@@ -80,16 +80,14 @@ class Sender:
         """Send what the window takes."""
         if not self.connected or self.nonce:
             return
-        while True:
-            records = self.outbox.waiting(self.sent, BATCH, BATCH_SIZE)
-            if not records or self.outbox.under_way(self.sent) >= WINDOW:
-                break
-            oldest = self.outbox.under_way(self.sent) == 0
-            payload = wire.pack(0 if oldest else self.sent, [tuple(record) for record in records])  # type: ignore[misc]
+        under_way = self.outbox.under_way(self.sent)
+        while under_way < WINDOW and (records := self.outbox.waiting(self.sent, BATCH, BATCH_SIZE)):
+            payload = wire.pack(self.sent if under_way else 0, records)
             if not self.send(wire.topic(self.board, "up"), payload):
                 break
             self.sent = records[-1].number
-        if self.due is None and self.outbox.under_way(self.sent):
+            under_way += len(records)
+        if self.due is None and under_way:
             self.due = now + SILENCE
 
     def tick(self, now: float) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 VERSION = 1
@@ -53,7 +54,7 @@ def is_name(text: object) -> bool:
 NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
 
 
-def pack(prev: int, records: list[tuple[int, str, bytes]]) -> bytes:
+def pack(prev: int, records: Iterable[tuple[int, str, bytes]]) -> bytes:
     """A batch; each body is JSON already."""
     rows = b",".join(b'[%d,"%s",%s]' % (number, kind.encode(), body) for number, kind, body in records)
     return bytes([VERSION]) + zlib.compress(b'{"prev":%d,"records":[%s]}' % (prev, rows), 6)
