@@ -72,9 +72,8 @@ class Init:
         for step in (
             self.set_defaults, self.open_log, self.catch_signals, self.read_options, self.load_tables,
             self.disable_ctrl_alt_del, self.mount_all, self.open_kmsg, self.open_watchdog, self.open_cgroups, self.set_clock,
-            self.make_devices,
-            self.make_directories, self.write_sysctls, self.set_hostname, self.raise_loopback, self.raise_limits,
-            self.set_environment, self.open_control, self.start_services, self.check_boot,
+            self.make_devices, self.make_directories, self.write_sysctls, self.set_hostname, self.raise_loopback,
+            self.raise_limits, self.set_environment, self.open_control, self.start_services, self.check_boot,
         ):  # fmt: skip
             started = time.monotonic()
             try:

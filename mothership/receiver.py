@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 import json
+import select
 import signal
 import sys
 import threading
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import select
 
 from store import Store
 
