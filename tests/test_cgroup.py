@@ -19,7 +19,6 @@ from process import Actions, Delays, Process
 from relatives import Relatives
 from rows import Service
 from spawn import ROOT, Spawner
-from tables import load
 
 ROW = Service("one", ("true",), memory_max="64M", pids_max=20, cpu_weight=50)
 FILES = {
@@ -184,24 +183,6 @@ def test_a_share_of_the_boards_memory() -> None:
 def test_sizes_that_are_none(size: Any) -> None:
     with pytest.raises(ValueError, match="not a number of bytes"):
         memory_bytes(size)
-
-
-@pytest.mark.parametrize(
-    ("column", "words"),
-    [
-        ("memory_max='lots'", "memory_max 'lots' is not a number of bytes"),
-        ("memory_max=4096", "not enough for any program"),
-        ("pids_max=-1", "pids_max -1 is not a number from 0"),
-        ("cpu_weight=0", "cpu_weight 0 is not a number from 1 to 10000"),
-        ("kill='group'", "kill 'group' is not one of all, main"),
-    ],
-)
-def test_rows_are_checked(tmp_path: Path, column: str, words: str) -> None:
-    profile = tmp_path / "profile.py"
-    profile.write_text(f"SERVICES = (Service('one', ('true',), {column}),)")
-    tables = load({"stack.profile": str(profile)})
-    assert words in tables.rejected[0]
-    assert tables.services == {}
 
 
 def test_figures_have_the_same_keys_everywhere(root: Path) -> None:
