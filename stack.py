@@ -243,9 +243,8 @@ class Init:
         """Begin the end; asked again, the newest wish says how it ends."""
         _log.info(f"{Reboot.NAMES[command]}: {reason}")
         self.command = command
-        self.best_effort(
-            "the end's reason", ending.tell, ending.ENDING, {"cause": cause or Reboot.NAMES[command], "reason": reason}
-        )
+        facts = {"cause": cause or Reboot.NAMES[command], "reason": reason}
+        self.loop.guard("the end's reason", lambda now: ending.tell(ending.ENDING, facts), now)
         self.loop.guard("watchdog", self.watchdog.shut_down, now)
         self.sv.shut_down(now)
 

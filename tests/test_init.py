@@ -784,12 +784,12 @@ def test_commands_of_the_prompt_are_forgotten_in_the_end(boot: Boot) -> None:
 
 # --- exceptions -----------------------------------------------------------------------------------------------------
 BOOT_STEPS = """set_defaults open_log catch_signals read_options load_tables disable_ctrl_alt_del mount_all open_kmsg
-make_devices make_directories write_sysctls set_hostname raise_loopback raise_limits set_environment open_control
+open_watchdog open_cgroups set_clock make_devices make_directories write_sysctls set_hostname raise_loopback raise_limits set_environment open_control
 start_services""".split()
 
 INJECT = """
 import sys; sys.path.insert(0, "/stack/lib/stack")
-import stack, sv, process, loop, control, spawn, logpipe, readiness, rescue
+import stack, sv, process, loop, control, spawn, logpipe, readiness, rescue, watchdog, relatives, ending
 target, attribute, limit = {target}, {attribute!r}, {limit}
 real, count = getattr(target, attribute), 0
 def broken(*arguments, **named):
@@ -830,7 +830,9 @@ def test_an_exception_in_a_step_of_boot_does_not_end_pid_1(prepared: Boot, step:
         ("stack.Init", "board", 3), ("rescue.Rescue", "tick", 20), ("process.Process", "exited", 2), ("process.Process", "_launch", 2),
         ("process.Process", "start", 1), ("control.Control", "_accept", 3), ("control.Control", "_readable", 3), ("control.Control", "tick", 20),
         ("spawn.Spawner", "spawn", 3), ("spawn.Spawner", "failure", 3), ("logpipe.LogPipes", "flush", 2),
-        ("logpipe.LogPipes", "connect", 2), ("loop.Loop", "_timeout", 1),
+        ("logpipe.LogPipes", "connect", 2), ("loop.Loop", "_timeout", 1), ("watchdog.Watchdog", "tick", 20),
+        ("watchdog.Watchdog", "next_deadline", 20), ("watchdog.Watchdog", "shut_down", 2), ("relatives.Relatives", "prune", 3),
+        ("relatives.Relatives", "linger", 2), ("ending", "tell", 20),
     ],
 )  # fmt: skip
 def test_an_exception_in_the_loop_does_not_end_pid_1(prepared: Boot, target: str, attribute: str, limit: int) -> None:
