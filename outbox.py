@@ -12,10 +12,11 @@ number says so before anything is sent (`heard`), and all that waits is numbered
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 BATCH = 20  # records of one commit...
 DELAY = 0.2  # ...or what has come in so many seconds
@@ -51,7 +52,6 @@ class Outbox:
         self.spare = spare
         self.give_up = give_up
         self.say = say
-        self.lost: dict[str, int] = {}  # records given up, by kind, that no record tells of yet
         self.pending: list[tuple[str, bytes]] = []
         self.marks: dict[str, int | str] = {}  # to be committed with them
         self.now = 0.0
@@ -64,6 +64,7 @@ class Outbox:
         disk = self._open_disk()
         self.unread, self.database = disk is None, disk or self._open(":memory:")
         self.next = int(self.mark("reserved") or 1)
+        self.lost = json.loads(self.mark("lost") or "{}")  # records given up, by kind, that no record tells of yet
         self.size = self._size()
 
     # --- opening ---------------------------------------------------------------------------------------------------
@@ -120,11 +121,10 @@ class Outbox:
             with contextlib.suppress(FileNotFoundError):
                 os.replace(self.path + suffix, f"{self.folder}/outbox.bad{suffix}")
 
-    def mark(self, name: str) -> int | str | None:
-        """A mark that was committed with a record."""
+    def mark(self, name: str) -> Any:
+        """A mark that was committed with a record; None where there is none."""
         row = self.database.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
-        found: int | str | None = row[0] if row else None
-        return found
+        return row[0] if row else None
 
     def _size(self) -> int:
         return int(self.database.execute("SELECT coalesce(sum(length(body)), 0) FROM record").fetchone()[0])
@@ -252,10 +252,15 @@ class Outbox:
                 numbers.append((number,))
                 over -= length
                 gone[kind] = gone.get(kind, 0) + 1
-        self._write(lambda database: database.executemany("DELETE FROM record WHERE number = ?", numbers))
-        self.size = self._size()
         for kind, count in gone.items():
             self.lost[kind] = self.lost.get(kind, 0) + count
+
+        def give_up(database: sqlite3.Connection) -> None:
+            database.executemany("DELETE FROM record WHERE number = ?", numbers)
+            database.execute("REPLACE INTO meta VALUES ('lost', ?)", (json.dumps(self.lost),))
+
+        self._write(give_up)
+        self.size = self._size()
         self.say(f"outbox: no room: {', '.join(f'{count} of {kind}' for kind, count in gone.items())} given up")
 
     def _free(self) -> int:

@@ -239,8 +239,17 @@ def test_what_is_given_up_first_is_a_table_and_counted(lab: Lab) -> None:
     assert left["boot"] == left["evt"] == 30
     assert left["diag"] < 30
     assert 0 < left["wifi"] < 60
-    assert box.lost == {"diag": 30 - left["diag"], "wifi": 60 - left["wifi"]}
+    lost = {"diag": 30 - left["diag"], "wifi": 60 - left["wifi"]}
+    assert box.lost == lost
     assert box.size <= 100_000
+    box.database.close()
+    box = lab.open(most=100_000)
+    assert box.lost == lost, "a death before somebody was told does not forget them"
+    box.lost = {}
+    box.put("lost", b"told", 0.0, urgent=True, marks={"lost": "{}"})
+    again = box.lost
+    box.database.close()
+    assert lab.open(most=100_000).lost == again, "told of, but for what was given up since"
 
 
 def test_space_is_left_for_others(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
