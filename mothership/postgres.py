@@ -26,7 +26,7 @@ PAGE = 2000  # rows that a reader has in memory
 class Postgres:
     """A connection that is made anew after each failure. `store.py` says when."""
 
-    error = (psycopg.OperationalError, psycopg.InterfaceError)
+    error: tuple[type[Exception], ...] = (psycopg.OperationalError, psycopg.InterfaceError)
     lock = " FOR UPDATE"
 
     def __init__(self, url: str) -> None:

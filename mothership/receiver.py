@@ -45,11 +45,11 @@ COUNTS_EVERY = 60.0  # seconds between two lines of counts, where something has 
 class Share(NamedTuple):
     """Which boards are ours: all of them, or every `of`-th."""
 
-    index: int = 0
+    ours: int = 0
     of: int = 1
 
     def has(self, board: str) -> bool:
-        return self.of == 1 or zlib.crc32(board.encode()) % self.of == self.index
+        return self.of == 1 or zlib.crc32(board.encode()) % self.of == self.ours
 
 
 ALL = Share()
@@ -163,10 +163,10 @@ def parse(payload: bytes) -> dict[str, Any]:
 
 def share_of(text: str) -> Share:
     """K/N."""
-    index, _, of = text.partition("/")
-    if not (index.isdecimal() and of.isdecimal() and int(index) < int(of)):
+    ours, _, of = text.partition("/")
+    if not (ours.isdecimal() and of.isdecimal() and int(ours) < int(of)):
         raise argparse.ArgumentTypeError(f"{text!r} is not K/N with K from 0 to N-1, such as 0/2")
-    return Share(int(index), int(of))
+    return Share(int(ours), int(of))
 
 
 def add_tls(parser: argparse.ArgumentParser) -> None:

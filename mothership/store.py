@@ -87,7 +87,7 @@ class Database(Protocol):
 class Sqlite:
     """A file. Other processes may use it too: a transaction has it alone."""
 
-    error = (sqlite3.OperationalError,)
+    error: tuple[type[Exception], ...] = (sqlite3.OperationalError,)
     lock = ""
 
     def __init__(self, path: str) -> None:
@@ -179,7 +179,7 @@ class Store:
         return told
 
     def _claim(self, boards: set[str], now: float) -> dict[str, int]:
-        """The boards' last numbers. Nobody else takes from them until the commit; in order, so that no two wait for each other."""
+        """The boards' last numbers, ours until the commit. In order: no two receivers wait for each other."""
         names = sorted(boards)
         new = "INSERT INTO board (name, seq, seen) VALUES (?, 0, ?) ON CONFLICT DO NOTHING"
         self.database.executemany(new, [(name, now) for name in names])
