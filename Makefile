@@ -36,7 +36,8 @@ setup:
 	@$(MAKE) -s install DESTDIR=$(CURDIR)/build/root PREFIX=/stack SBINDIR=/stack/sbin SITEDIR= TARGET_PYTHON=$(PYTHON) INIT_PYTHON=/python/bin/python
 
 test: NEEDS = requirements-dev.txt
-test: export PROGRAMS = busybox:busybox ip:iproute2 fusermount3:fuse3 wpa_supplicant:wpasupplicant
+test: export PROGRAMS = busybox:busybox ip:iproute2 fusermount3:fuse3 wpa_supplicant:wpasupplicant \
+	pg_ctlcluster:postgresql chromium:chromium openssl:openssl shellcheck:shellcheck
 test: setup
 	@./test.sh $(TESTS)
 

@@ -74,7 +74,8 @@ class Receiver:
         size = 0
         for topic, payload in self.remote.take():
             if not topic:
-                continue  # a new connection
+                self.counts["connections"] += 1
+                continue
             try:
                 self._sort(topic, payload, batches, news)
             except (wire.Malformed, RecursionError) as error:
@@ -219,7 +220,10 @@ def run(options: argparse.Namespace) -> None:
     said, due = receiver.told(), time.monotonic() + COUNTS_EVERY
     while not ending.is_set():
         if select.select([remote.fd], [], [], 1.0)[0]:
+            before = receiver.counts["connections"]
             receiver.turn()
+            if receiver.counts["connections"] > before:
+                remote.log.info("connected to %s", options.broker)
         told = receiver.told()
         if asked.is_set() or (told != said and time.monotonic() >= due):
             asked.clear()

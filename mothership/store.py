@@ -42,6 +42,8 @@ CREATE VIEW IF NOT EXISTS placed AS SELECT record.*,
 """
 LATER = ("state TEXT", "state_since REAL", "boot TEXT", "info TEXT")  # columns of `board` that its first version had not
 
+BUSY = 5.0  # seconds that a locked SQLite is waited for, before it is Unavailable
+
 CLOCKS = ("received", "plausible", "synchronised")  # who places a boot in time, the best last
 RANK = "CASE {} WHEN 'synchronised' THEN 2 WHEN 'plausible' THEN 1 ELSE 0 END"
 # Wall time minus monotonic time. A better clock wins, and of equals the later word: a clock is set, it is not unset.
@@ -91,8 +93,8 @@ class Sqlite:
     lock = ""
 
     def __init__(self, path: str) -> None:
-        self.connection = sqlite3.connect(path, isolation_level=None)
-        self.connection.execute("PRAGMA journal_mode=WAL")
+        self.connection = sqlite3.connect(path, timeout=BUSY, isolation_level=None)
+        self._write_ahead()
         self.connection.execute("PRAGMA synchronous=FULL")
         with self.transaction():
             for statement in SCHEMA.split(";\n"):
@@ -101,6 +103,18 @@ class Sqlite:
             for column in LATER:
                 if column.split()[0] not in have:
                     self.connection.execute(f"ALTER TABLE board ADD COLUMN {column}")
+
+    def _write_ahead(self) -> None:
+        """WAL. Where others open the database at the same moment SQLite fails at once here, instead of waiting as elsewhere."""
+        deadline = time.monotonic() + BUSY
+        while True:
+            try:
+                self.connection.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
 
     def execute(self, statement: str, values: Iterable[Any] = ()) -> sqlite3.Cursor:
         return self.connection.execute(statement, tuple(values))
