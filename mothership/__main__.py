@@ -1,4 +1,8 @@
-"""`python3 mothership COMMAND ...`: everything that is done on the server, each command in a module of its own."""
+"""`python3 mothership COMMAND ...`: everything that is done on the server, each command in a module of its own.
+
+A module has `arguments(parser)`, which says what it takes and names its function: `parser.set_defaults(run=run)`. A new one is
+a row below.
+"""
 
 from __future__ import annotations
 

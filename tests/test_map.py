@@ -69,7 +69,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """One that has a board, each hostile name, and what must not appear."""
     path = str(tmp_path / "m.db") if request.param == "sqlite" else request.getfixturevalue("server").database()
     records = [heard(index, ssid, 48.0 + index / 1000, 11.0 - index / 1000) for index, ssid in enumerate(HOSTILE)]
-    nowhere = [
+    nowhere: list[dict[str, Any]] = [
         {"event": "lost"}, {"latitude": None}, {"latitude": 90.1}, {"longitude": "11"}, {"longitude": 10**400}, {"signal": None},
         {"bssid": "x"}, {"bssid": None}, {"signal": float("nan")},
     ]  # fmt: skip
