@@ -223,6 +223,8 @@ class Store:
 def note(offsets: dict[tuple[str, str], tuple[float, str]], board: str, boot: str, offset: float, clock: str) -> None:
     """Keep the best word on a boot's place in time."""
     before = offsets.get((board, boot))
+    if before and before[1] == clock == "received":
+        offset = min(offset, before[0])
     if before is None or CLOCKS.index(clock) >= CLOCKS.index(before[1]):
         offsets[board, boot] = (offset, clock)
 
