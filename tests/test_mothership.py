@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -376,6 +377,24 @@ def test_while_the_database_is_locked_nothing_is_acknowledged(
     assert "locked" in link.said[0]
 
 
+def test_a_full_disk_is_waited_for(link: Wire, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receiver, "RETRY", 0.02)
+    made = make(str(tmp_path / "m.db"), link)
+    pages = made.store.database.execute("PRAGMA page_count").fetchone()[0]
+    made.store.database.execute(f"PRAGMA max_page_count = {pages}")
+    link.inbox = [("v1/b1/up", packed(0, "x" * 100_000))]
+
+    def wait(seconds: float) -> bool:
+        """Somebody makes room."""
+        made.store.database.execute("PRAGMA max_page_count = 100000")
+        return False
+
+    monkeypatch.setattr(made.ending, "wait", wait)
+    made.turn()
+    assert "full" in link.said[0]
+    assert [answer["seq"] for _, answer, _ in link.sent] == [1]
+
+
 def test_an_end_while_the_database_is_away_acknowledges_nothing(link: Wire, tmp_path: Path) -> None:
     made = make(str(tmp_path / "m.db"), link)
     made.store.database.execute("PRAGMA busy_timeout = 10")
@@ -730,6 +749,30 @@ def test_a_board_cannot_throw_another_one_out_by_its_client_identifier(guarded: 
     eventually(again.connected)
     assert not victim.remote._lost
     assert victim.connected()
+
+
+@needs_mosquitto
+def test_a_revoked_certificate_is_refused_and_the_next_one_of_that_name_is_not(
+    client: Callable[..., Client], tmp_path: Path
+) -> None:
+    script = [str(ROOT / "mothership/certificate.sh"), "--revoke", str(tmp_path / "certs")]
+    tls = certify(tmp_path, "broker", "b1", "b2", "b3")
+    stolen = [tls[name]._replace(certificate=f"{tmp_path}/{name}.crt", key=f"{tmp_path}/{name}.key") for name in ("b1", "b3")]
+    for name in ("b1", "b3"):
+        for end in ("crt", "key"):
+            shutil.copy(tmp_path / "certs" / f"{name}.{end}", tmp_path)
+        subprocess.run([*script, name], check=True, capture_output=True)
+    new = certify(tmp_path, "b1")["b1"]
+    broker, boards_port, _ = secured(tmp_path, revoked=True)
+    try:
+        address = f"127.0.0.1:{boards_port}"
+        refused = [client("b", address, one) for one in stolen]
+        eventually(lambda: all(one.remote._lost for one in refused))
+        good = [client("b1", address, new), client("b2", address, tls["b2"])]
+        eventually(lambda: all(one.connected() for one in good))
+        assert not any(one.connected() for one in refused)
+    finally:
+        broker.end()
 
 
 @pytest.mark.timeout(120)
