@@ -38,7 +38,8 @@ setup:
 
 test: NEEDS = requirements-dev.txt
 CHAOS = tc:iproute2 faketime:faketime
-test: export PROGRAMS = $(CHAOS) busybox:busybox ip:iproute2 fusermount3:fuse3 wpa_supplicant:wpasupplicant
+MOTHERSHIP = pg_ctlcluster:postgresql chromium:chromium openssl:openssl shellcheck:shellcheck
+test: export PROGRAMS = $(CHAOS) $(MOTHERSHIP) busybox:busybox ip:iproute2 fusermount3:fuse3 wpa_supplicant:wpasupplicant
 test: setup
 	@./test.sh $(TESTS)
 
