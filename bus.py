@@ -277,7 +277,7 @@ class Remote(threading.Thread):
 
     def run(self) -> None:
         """Connect, serve, and after each end wait, longer each time and by a drawn part: a fleet must not return as one."""
-        pause, addresses = REMOTE_FIRST, cycle(self.addresses)
+        waits, addresses = pauses(REMOTE_FIRST, REMOTE_MAX), cycle(self.addresses)
         while not self._ending.is_set():
             client, self.address = self._make_client(), next(addresses)
             self._client = client
@@ -285,12 +285,11 @@ class Remote(threading.Thread):
                 host, _, port = self.address.rpartition(":")
                 client.connect(host, int(port), keepalive=KEEPALIVE)
                 while client.loop(timeout=1.0) == mqtt.MQTT_ERR_SUCCESS and not self._ending.is_set():
-                    pause = REMOTE_FIRST if self.connected else pause
+                    waits = pauses(REMOTE_FIRST, REMOTE_MAX) if self.connected else waits
             except (OSError, ValueError) as error:
                 self._say_lost(str(error))
             self.connected = False
-            self._ending.wait(pause * random.uniform(0.5, 1.0))
-            pause = min(2 * pause, REMOTE_MAX)
+            self._ending.wait(next(waits))
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 0, retain: bool = False) -> bool:
         """Whether it was given to the connection; that is all it says."""
@@ -351,6 +350,13 @@ class Remote(threading.Thread):
         if not self._lost:
             self.log.warning("uplink: no connection to %s (%s), trying again", self.address, why)
         self._lost = True
+
+
+def pauses(first: float, most: float) -> Iterator[float]:
+    """Seconds to wait before each further try: twice as long each time, and a part of it drawn."""
+    while True:
+        yield first * random.uniform(0.5, 1.0)
+        first = min(2 * first, most)
 
 
 def _read(path: str) -> str:
