@@ -208,7 +208,8 @@ class Fleet:
         self.row |= {"broker CPU": f"{broker:.0%}", "lag p50 s": f"{middle:.2f}", "lag p99 s": f"{late:.2f}"}
         self.say(
             f"steady, {took:.0f} s: {made:.0f} records/s made, {arrived:.0f}/s into the database; of one core the receiver "
-            f"took {receiver:.0%}, {self.kind} {broker:.0%}; from record to acknowledgement p50 {middle:.2f} s, p99 {late:.2f} s"
+            f"took {receiver:.0%}, {self.kind} {broker:.0%}; from record to acknowledgement p50 {middle:.2f} s, "
+            f"p99 {late:.2f} s"
         )
 
     def cost(self) -> tuple[float, float]:
@@ -230,7 +231,8 @@ class Fleet:
         self.row |= {"storm p50 s": f"{middle:.1f}", "storm max s": f"{last:.1f}", "connects/s": str(most)}
         self.say(
             f"the broker was killed, away for {self.chosen.outage:g} s: answered again after p50 {middle:.1f} s, "
-            f"p90 {many:.1f} s, p99 {late:.1f} s, max {last:.1f} s; at most {most} connections within one second; answers {histogram(back)}"
+            f"p90 {many:.1f} s, p99 {late:.1f} s, max {last:.1f} s; at most {most} connections within one second; "
+            f"answers {histogram(back)}"
         )
 
     def restart(self) -> None:
