@@ -38,6 +38,7 @@ ANSWER_TIMEOUT = 5.0  # seconds
 CLOCK_PERIOD = 1.0  # seconds between two looks at the clock's state
 KEEPALIVE = 60  # seconds: silent for 1.5 times as long, the broker takes us for dead (MQTT 3.1.1, 3.1.2.10)
 RECONNECT_FIRST, RECONNECT_MAX = 0.1, 5.0  # seconds; doubled, jittered
+PROTOCOLS = {"3.1.1": mqtt.MQTTv311, "5": mqtt.MQTTv5}
 REMOTE_FIRST, REMOTE_MAX = 1.0, 120.0  # the same, for a broker that a fleet shares
 
 Message = dict[str, Any]
@@ -127,6 +128,18 @@ class Bus:
                 due += seconds * max(1, -(-(time.monotonic() - due) // seconds))
             else:
                 self._serve(due - now)
+
+    def when(self, due: Callable[[], float | None], most: float = 60.0) -> Iterator[float]:
+        """Yield the monotonic time now, and each time that `due()`, a monotonic time, has come; serve the bus in between.
+
+        For apps that sleep until there is something to do; at least every `most` seconds. It ends with SIGTERM.
+        """
+        while not self._ending:
+            now = time.monotonic()
+            yield now
+            self._tell_counts()
+            while (left := min(due() or now + most, now + most) - time.monotonic()) > 0:
+                self._serve(left)
 
     def run(self) -> None:
         """Serve the bus until SIGTERM: for apps that only listen."""
@@ -258,8 +271,13 @@ class Remote(threading.Thread):
         *,
         will: tuple[str, bytes] | None = None,
         tls: Tls | None = None,
+        protocol: str = "3.1.1",
     ) -> None:
-        """`addresses` are host:port, tried in turn; the broker retains `will` when it misses us (MQTT 3.1.1, 3.1.2.5)."""
+        """`addresses` are host:port, tried in turn; the broker retains `will` when it misses us (MQTT 3.1.1, 3.1.2.5).
+
+        What it has retained under a topic of `patterns` is taken too, but for topics that end in "/cmd": a command is for those
+        who are there. `protocol` is a version of MQTT, "3.1.1" or "5".
+        """
         super().__init__(daemon=True)
         self.id = name
         self.addresses = addresses
@@ -267,6 +285,7 @@ class Remote(threading.Thread):
         self.patterns = patterns
         self.will = will
         self.tls = tls
+        self.protocol = PROTOCOLS[protocol]
         self.inbox: deque[tuple[str, bytes]] = deque()
         self.fd, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.log = get_logger(name)
@@ -311,15 +330,19 @@ class Remote(threading.Thread):
         self.join(2.0)
 
     def _make_client(self) -> mqtt.Client:
-        client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=self.id, reconnect_on_failure=False)
+        client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=self.id, reconnect_on_failure=False, protocol=self.protocol)
         if self.tls:
             client.tls_set(self.tls.ca, self.tls.certificate, self.tls.key)
         if self.will:
             client.will_set(*self.will, qos=1, retain=True)
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
-        client.on_message = lambda _client, _data, packet: self._arrived(packet.topic, bytes(packet.payload))
+        client.on_message = self._on_message
         return client
+
+    def _on_message(self, _client: mqtt.Client, _data: Any, packet: mqtt.MQTTMessage) -> None:
+        if not (packet.retain and packet.topic.endswith("/cmd")):
+            self._arrived(packet.topic, bytes(packet.payload))
 
     def _arrived(self, topic: str, payload: bytes) -> None:
         while len(self.inbox) >= BACKLOG and not self._ending.wait(0.05):

@@ -1,7 +1,8 @@
 """The control socket: one JSON request, one JSON reply, over Unix SEQPACKET. Server and client side by side.
 
 A request is an object with "op" and what the operation needs; the reply is {"ok": ...} or {"error": "a sentence"}.
-The kernel frames messages and vouches for the peer's uid (SO_PEERCRED, `man 7 unix`): anyone reads, root acts.
+The kernel frames messages and vouches for the peer (SO_PEERCRED, `man 7 unix`): anyone reads, root acts, and so may a
+service as far as its row says: a pid that we have not reaped is nobody else's.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from loop import Loop
 
     Handler = Callable[[dict[str, Any], int, float], Any]
+    Permits = Callable[[int, dict[str, Any]], bool]
 
 SOCKET = "/run/stack/control"
 MAX_REQUEST = 64 * 1024
@@ -41,9 +43,11 @@ class Unreachable(SVError):
 class Control:
     """PID 1's end. It never waits for a client: what cannot be read or sent at once is dropped with its connection."""
 
-    def __init__(self, loop: Loop, path: str, handler: Handler) -> None:
+    def __init__(self, loop: Loop, path: str, handler: Handler, permits: Permits = lambda pid, request: False) -> None:
+        """`handler(request, uid, now)`; uid is 0 too where `permits(pid, request)` says that this process may ask this."""
         self._loop = loop
         self._handler = handler
+        self._permits = permits
         self._clients: dict[int, tuple[socket.socket, float]] = {}  # by descriptor, the longest silent first
         if os.path.lexists(path):
             os.unlink(path)
@@ -122,7 +126,8 @@ class Control:
         if not isinstance(request, dict) or not isinstance(request.get("op"), str):
             return {"error": 'the request is not an object with an "op", such as {"op": "stats"}'}
         try:
-            return {"ok": self._handler(request, peer_uid(client), now)}
+            pid, uid = peer(client)
+            return {"ok": self._handler(request, 0 if uid and self._permits(pid, request) else uid, now)}
         except SVError as error:
             return {"error": str(error)}
         except Exception as error:  # one request must not touch the others
@@ -143,10 +148,10 @@ def accept(listener: socket.socket) -> socket.socket:
     return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=fd)
 
 
-def peer_uid(client: socket.socket) -> int:
-    """The uid at the other end (struct ucred: pid, uid, gid)."""
+def peer(client: socket.socket) -> tuple[int, int]:
+    """Pid and uid at the other end, when it connected (struct ucred: pid, uid, gid)."""
     credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    return int.from_bytes(credentials[4:8], sys.byteorder)
+    return int.from_bytes(credentials[:4], sys.byteorder), int.from_bytes(credentials[4:8], sys.byteorder)
 
 
 def _send(client: socket.socket, reply: dict[str, Any]) -> None:

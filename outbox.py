@@ -2,6 +2,8 @@
 
 SQLite with a write-ahead log and synchronous=FULL (sqlite.org/wal.html): what a flush has committed survives a power cut.
 Records are numbered, and leave by `acknowledged`, or, where there is no room, in the order of what is given up first.
+Beside them are marks (how far a source of records has been read, committed together with what was read) and the ids of
+commands.
 A number is never given twice: where this database has been lost and begins anew, the mothership's last number says so
 before anything is sent (`heard`), and all that waits is numbered above it.
 """
@@ -22,8 +24,11 @@ FOREIGN = 1_000_000  # numbers left free above the mothership's last: an earlier
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS record (number INTEGER PRIMARY KEY, kind TEXT NOT NULL, body BLOB NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value NOT NULL);
+CREATE TABLE IF NOT EXISTS command (id TEXT PRIMARY KEY, result TEXT NOT NULL, expires REAL NOT NULL) STRICT;
 """
+TABLES = ("record", "meta", "command")
+REMEMBERED = 3600.0  # seconds that a command's id is kept after the command has expired
 
 
 class Record(NamedTuple):
@@ -46,10 +51,12 @@ class Outbox:
         self.say = say
         self.lost: dict[str, int] = {}  # records given up, by kind, that no record tells of yet
         self.pending: list[tuple[str, bytes]] = []
+        self.marks: dict[str, int | str] = {}  # to be committed with them
+        self.now = 0.0
         self.due: float | None = None  # of their commit
         self.retry: float | None = None  # when to try the disk again; None: records are on it
-        self.database = self._open_disk(0.0) or self._open(":memory:")
-        self.next = self._meta("next", 1)
+        self.database = self._open_disk() or self._open(":memory:")
+        self.next = int(self.mark("next") or 1)
         self.size = self._size()
 
     # --- opening ---------------------------------------------------------------------------------------------------
@@ -57,7 +64,12 @@ class Outbox:
     def path(self) -> str:
         return f"{self.folder}/outbox.db"
 
-    def _open_disk(self, now: float) -> sqlite3.Connection | None:
+    @property
+    def durable(self) -> bool:
+        """Whether what is committed is on the disk."""
+        return self.retry is None
+
+    def _open_disk(self) -> sqlite3.Connection | None:
         """The database of the disk, a new one in place of a corrupt one; None where the disk does not take any."""
         for _ in range(2):
             try:
@@ -73,13 +85,13 @@ class Outbox:
             except OSError as error:
                 why = f"{error.strerror}: {self.folder}"
                 break
-        self._disk_failed(why, now)
+        self._disk_failed(why)
         return None
 
-    def _disk_failed(self, why: str, now: float) -> None:
+    def _disk_failed(self, why: str) -> None:
         if self.retry is None:
             self.say(f"outbox: {why}; records are in memory alone, until the disk takes them again")
-        self.retry = now + RETRY
+        self.retry = self.now + RETRY
 
     def _open(self, path: str) -> sqlite3.Connection:
         database = sqlite3.connect(path, isolation_level=None)
@@ -101,17 +113,22 @@ class Outbox:
             with contextlib.suppress(FileNotFoundError):
                 os.replace(self.path + suffix, f"{self.folder}/outbox.bad{suffix}")
 
-    def _meta(self, name: str, default: int) -> int:
+    def mark(self, name: str) -> int | str | None:
+        """A mark that was committed with a record."""
         row = self.database.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
-        return int(row[0]) if row else default
+        found: int | str | None = row[0] if row else None
+        return found
 
     def _size(self) -> int:
         return int(self.database.execute("SELECT coalesce(sum(length(body)), 0) FROM record").fetchone()[0])
 
     # --- in ----------------------------------------------------------------------------------------------------------
-    def put(self, kind: str, body: bytes, now: float, *, urgent: bool = False) -> None:
-        """Take a record: committed with its batch, after DELAY, or at once where it is urgent."""
+    def put(
+        self, kind: str, body: bytes, now: float, *, urgent: bool = False, marks: dict[str, int | str] | None = None
+    ) -> None:
+        """Take a record: committed with its batch, after DELAY, or at once where it is urgent. Marks are committed with it."""
         self.pending.append((kind, body))
+        self.marks |= marks or {}
         self.due = now + DELAY if self.due is None else self.due
         if urgent or len(self.pending) >= BATCH:
             self.flush(now)
@@ -121,86 +138,93 @@ class Outbox:
 
     def tick(self, now: float) -> None:
         """Whatever is due: a commit, or another try of a disk that failed."""
+        self.now = now
         if self.retry is not None and now >= self.retry:
-            self._return_to_disk(now)
+            self._return_to_disk()
         if self.due is not None and now >= self.due:
             self.flush(now)
 
     def flush(self, now: float) -> None:
         """Commit what is pending. Where the disk refuses, go on in memory."""
-        self.due = None
+        self.now, self.due = now, None
         if not self.pending:
             return
         taken = [Record(self.next + index, kind, body) for index, (kind, body) in enumerate(self.pending)]
-        try:
-            self._insert(self.database, taken)
-        except sqlite3.Error as error:
-            self._leave_disk(str(error), now)
-            self._insert(self.database, taken)
-        self.pending = []
+        marks = self.marks | {"next": taken[-1].number + 1}
+
+        def insert(database: sqlite3.Connection) -> None:
+            database.executemany("INSERT OR REPLACE INTO record VALUES (?, ?, ?)", taken)
+            database.executemany("REPLACE INTO meta VALUES (?, ?)", marks.items())
+
+        self._write(insert)
+        self.pending, self.marks = [], {}
         self.next = taken[-1].number + 1
         self.size += sum(len(record.body) for record in taken)
-        self._make_room(now)
+        self._make_room()
 
-    def _insert(self, database: sqlite3.Connection, records: list[Record]) -> None:
-        with transaction(database):
-            database.executemany("INSERT OR REPLACE INTO record VALUES (?, ?, ?)", records)
-            database.execute("REPLACE INTO meta VALUES ('next', ?)", (records[-1].number + 1,))
+    def _write(self, step: Callable[[sqlite3.Connection], object]) -> None:
+        """Commit a step. Where the disk refuses, go on in memory."""
+        try:
+            with transaction(self.database):
+                step(self.database)
+        except sqlite3.Error as error:
+            self._leave_disk(str(error))
+            with transaction(self.database):
+                step(self.database)
 
-    def _leave_disk(self, why: str, now: float) -> None:
+    def _leave_disk(self, why: str) -> None:
         """What is on the disk stays there; what waits, as far as it can be read, is sent from memory."""
-        self._disk_failed(why, now)
+        self._disk_failed(why)
         disk, self.database = self.database, self._open(":memory:")
         with contextlib.suppress(sqlite3.Error):
-            if records := [Record(*row) for row in disk.execute("SELECT * FROM record")]:
-                self._insert(self.database, records)
+            copy(disk, self.database)
         disk.close()
         self.size = self._size()
 
-    def _return_to_disk(self, now: float) -> None:
+    def _return_to_disk(self) -> None:
         """Take what has gathered in memory back to the disk, in place of what the disk remembers."""
-        disk = self._open_disk(now)
+        disk = self._open_disk()
         if disk is None:
             return
         try:
-            with transaction(disk):
-                disk.execute("DELETE FROM record")
-                disk.executemany("INSERT INTO record VALUES (?, ?, ?)", self.database.execute("SELECT * FROM record"))
-                disk.execute("REPLACE INTO meta VALUES ('next', ?)", (self.next,))
+            copy(self.database, disk)
         except sqlite3.Error as error:
             disk.close()
-            self._disk_failed(str(error), now)
+            self._disk_failed(str(error))
             return
         self.database.close()
         self.database = disk
         self.say("outbox: records are on the disk again")
 
     # --- room ------------------------------------------------------------------------------------------------------
-    def _make_room(self, now: float) -> None:
+    def _make_room(self) -> None:
         """Give up the oldest records of the least kinds until the rest fits; a record tells how many of what."""
         allowed = min(self.most, self.size + self._free() - self.spare)
         if self.size <= allowed:
             return
-        target = max(0, int(allowed * ROOM))
+        over = self.size - max(0, int(allowed * ROOM))
         kinds = [row[0] for row in self.database.execute("SELECT DISTINCT kind FROM record")]
         order = [kind for kind in self.give_up if kind in kinds] + sorted(set(kinds) - set(self.give_up))
         gone: dict[str, int] = {}
+        numbers: list[tuple[int]] = []
         for kind in order:
             for number, length in self.database.execute(
                 "SELECT number, length(body) FROM record WHERE kind = ? ORDER BY number", (kind,)
-            ).fetchall():
-                if self.size <= target:
+            ):
+                if over <= 0:
                     break
-                self.database.execute("DELETE FROM record WHERE number = ?", (number,))
-                self.size -= length
+                numbers.append((number,))
+                over -= length
                 gone[kind] = gone.get(kind, 0) + 1
+        self._write(lambda database: database.executemany("DELETE FROM record WHERE number = ?", numbers))
+        self.size = self._size()
         for kind, count in gone.items():
             self.lost[kind] = self.lost.get(kind, 0) + count
         self.say(f"outbox: no room: {', '.join(f'{count} of {kind}' for kind, count in gone.items())} given up")
 
     def _free(self) -> int:
         """Bytes that the disk could still take; what memory could, where the records are there."""
-        if self.retry is not None:
+        if not self.durable:
             return self.most
         disk = os.statvfs(self.folder)
         return disk.f_bavail * disk.f_frsize
@@ -211,13 +235,16 @@ class Outbox:
         if last < self.next:
             return
         shift = last + FOREIGN
-        with transaction(self.database):
-            records = [Record(*row) for row in self.database.execute("SELECT * FROM record")]
-            self.database.execute("DELETE FROM record")
+        self.next += shift
+
+        def renumber(database: sqlite3.Connection) -> None:
+            records = [Record(*row) for row in database.execute("SELECT * FROM record")]
+            database.execute("DELETE FROM record")
             moved = [record._replace(number=record.number + shift) for record in records]
-            self.database.executemany("INSERT INTO record VALUES (?, ?, ?)", moved)
-            self.next += shift
-            self.database.execute("REPLACE INTO meta VALUES ('next', ?)", (self.next,))
+            database.executemany("INSERT INTO record VALUES (?, ?, ?)", moved)
+            database.execute("REPLACE INTO meta VALUES ('next', ?)", (self.next,))
+
+        self._write(renumber)
 
     def waiting(self, above: int, most: int, size: int) -> list[Record]:
         """The oldest committed records with a number above this one: at most so many, and of about so many bytes."""
@@ -231,10 +258,11 @@ class Outbox:
 
     def acknowledged(self, number: int) -> None:
         """The mothership has all up to this one."""
-        size = self.database.execute("SELECT coalesce(sum(length(body)), 0) FROM record WHERE number <= ?", (number,))
-        self.size -= size.fetchone()[0]
-        with transaction(self.database):
-            self.database.execute("DELETE FROM record WHERE number <= ?", (number,))
+        size = self.database.execute("SELECT sum(length(body)) FROM record WHERE number <= ?", (number,)).fetchone()[0]
+        if size is None:
+            return  # none of them is here any more: nothing to write
+        self.size -= size
+        self._write(lambda database: database.execute("DELETE FROM record WHERE number <= ?", (number,)))
 
     def under_way(self, sent: int) -> int:
         """How many records up to this number wait."""
@@ -244,10 +272,35 @@ class Outbox:
         """How many records wait."""
         return int(self.database.execute("SELECT count(*) FROM record").fetchone()[0]) + len(self.pending)
 
+    # --- ids of commands ---------------------------------------------------------------------------------------------
+    def result(self, name: str) -> str | None:
+        """What was remembered of a command; None where it is not known."""
+        row = self.database.execute("SELECT result FROM command WHERE id = ?", (name,)).fetchone()
+        return str(row[0]) if row else None
+
+    def remember(self, name: str, result: str, expires: float, clock: float) -> bool:
+        """Commit a command's id and result; whether it is on the disk. What has expired by `clock` is forgotten in time."""
+
+        def write(database: sqlite3.Connection) -> None:
+            database.execute("DELETE FROM command WHERE expires < ?", (clock - REMEMBERED,))
+            database.execute("REPLACE INTO command VALUES (?, ?, ?)", (name, result, expires))
+
+        self._write(write)
+        return self.durable
+
     def close(self, now: float) -> None:
         """Commit and close."""
         self.flush(now)
         self.database.close()
+
+
+def copy(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
+    """All that one has, in place of what the other one has."""
+    with transaction(target):
+        for table in TABLES:
+            rows = source.execute(f"SELECT * FROM {table}").fetchall()
+            target.execute(f"DELETE FROM {table}")
+            target.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * (2 if table == 'meta' else 3))})", rows)
 
 
 @contextlib.contextmanager

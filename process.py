@@ -60,6 +60,9 @@ class Actions:
         """Whether anything that the service started is still alive, apart from a main process already reaped."""
         raise NotImplementedError
 
+    def failed(self, process: Process, now: float) -> None:
+        """Tell whoever wants to know that it ended unasked, or could not start."""
+
 
 def jitter() -> float:
     """Between 0.75 and 1: services that failed together should not come back together."""
@@ -143,6 +146,8 @@ class Process:
                 self.wanted = False
             elif not self._restarts(code):
                 self.wanted = False
+            if self.wanted or code not in (0, 125):
+                self.actions.failed(self, now)
         if self.actions.lingers(self):
             if self.state != State.STOPPING:
                 _log.warning(f"{self.row.name}: left processes behind, stopping them")
@@ -241,6 +246,7 @@ class Process:
         except Exception as error:  # whatever keeps it from starting, it is tried again, with back-off
             self.last_exit = explain(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
             _log.warning(f"{self.row.name}: cannot start, {self.last_exit}")
+            self.actions.failed(self, now)
             if self.row.restart == "never":
                 self.wanted = False
             self._gone(now)

@@ -69,6 +69,7 @@ class Service(NamedTuple):
     watchdog: float = 0.0  # seconds; killed when it has not sent WATCHDOG=1 for so long
     critical: bool = False  # the board reboots when this one keeps failing
     logger: bool = False  # this is the one that reads the log pipes of all others
+    may: str = ""  # the setting that lists what it may ask of PID 1 without being root: "COMMANDS"
     # A module of LIB whose main(argv[1:]) runs in a copy of PID 1, as root: no exec, and memory is shared until written.
     module: str = ""
 

@@ -1,4 +1,4 @@
-"""What is wrong with a row of RULES, as a sentence for people; empty where nothing is."""
+"""What is wrong with a row of RULES or COMMANDS, as a sentence for people; empty where nothing is."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 ACTIONS = "add remove change online offline bind unbind".split()  # lib/kobject_uevent.c; a "move" is a remove and an add
 DOES = ("module", "group", "start", "stop", "publish")
+OF_SERVICES = ("start", "stop", "restart", "signal")  # what may be commanded
+OF_BOARD = ("snooze", "reload", "reboot", "halt", "poweroff")
 
 
 def rule_fault(tables: Any, row: Any) -> str:
@@ -36,6 +38,18 @@ def rule_fault(tables: Any, row: Any) -> str:
     if set(row.publish) & set("+#"):
         return f"publish {row.publish!r} is a pattern; a topic has no + and no #"
     return ""
+
+
+def command_fault(_: Any, row: Any) -> str:
+    """Faults of one row of COMMANDS."""
+    if not _is_pair(row):
+        return f"{row!r} is not a pair such as ('restart', 'gps@*')"
+    operation, pattern = row
+    if operation not in OF_SERVICES + OF_BOARD:
+        return f"{operation!r} is not one of {', '.join(OF_SERVICES + OF_BOARD)}"
+    if operation in OF_BOARD and pattern:
+        return f"{operation} is for the board as a whole: its pattern is ''"
+    return "" if "*" not in pattern[:-1] else f"pattern {pattern!r} has a * that is not its end"
 
 
 def _is_pair(pair: Any) -> bool:

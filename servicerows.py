@@ -45,6 +45,8 @@ def service_faults(tables: Tables, row: Service) -> Iterator[str]:
     for name, path in (("cwd", row.cwd), ("tty", row.tty or "/")):
         if not path.startswith("/"):
             yield f"{name} {path!r} is not absolute"
+    if row.may and not isinstance(getattr(tables, row.may, None), tuple):
+        yield f"may {row.may!r} is not a setting that lists requests, such as COMMANDS"
     if row.logger and any(other.logger for other in tables.services.values()):
         yield "there is a logger already"
     yield from _number_faults(row)

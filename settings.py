@@ -43,12 +43,21 @@ NETWORK_STAMP = "/var/lib/network.reboot"  # on the data partition: no reboot by
 UPLINK: tuple[str, ...] = ()  # "host:port" of the mothership's MQTT broker, or of several, tried in turn; (): no uplink
 UPLINK_BOARD = ""  # our name there; empty is the host name
 UPLINK_TLS: tuple[str, ...] = ()  # (ca, certificate, key), files in PEM; empty: no TLS
-UPLINK_TOPICS = (("wifi", "wifi/+"), ("boot", "boot"), ("diag", "diag"))  # what of the bus is recorded, and as which kind
-UPLINK_URGENT = ("boot", "stop", "crash")  # kinds that are on the disk at once
+UPLINK_PROTOCOL = "3.1.1"  # of MQTT, or "5"
+UPLINK_TOPICS = (("wifi", "wifi/+"), ("diag", "diag"))  # what of the bus is recorded, and as which kind
+UPLINK_URGENT = ("boot", "stop", "crash", "fault", "cmd")  # kinds that are on the disk at once
 OUTBOX = "/var/lib/outbox"  # on the data partition
 OUTBOX_SIZE = 64 * 1024 * 1024  # bytes of records
 OUTBOX_SPARE = 32 * 1024 * 1024  # bytes of the disk that stay free
 OUTBOX_GIVE_UP = ("diag", "wifi", "evt")  # what goes first where there is no room
+
+# What the mothership may command: an operation, and which services, by name or by its beginning and "*". A board that has been
+# switched off needs somebody to climb up, and one without network or uplink can no longer be asked: ("poweroff", "") and
+# ("stop", "*") are for boards that are near.
+COMMANDS = (
+    ("start", "*"), ("restart", "*"), ("signal", "*"), ("stop", "gps@*"), ("stop", "fakegps"), ("stop", "wifi_scan"),
+    ("stop", "wifi_analyzer"), ("stop", "diagnostic"), ("snooze", ""), ("reload", ""), ("reboot", ""),
+)  # fmt: skip
 
 # --- watchdog -----------------------------------------------------------------------------------------------------
 WATCHDOG = "/dev/watchdog"  # fed by PID 1's loop; empty: none
@@ -73,6 +82,7 @@ MOUNTS = (
 )
 DIRECTORIES = (  # those below /var are made on the data partition too
     Directory("/run/bus", 0o755, "{APP_USER}"),
+    Directory("/var/lib/outbox", 0o700, "{APP_USER}"),
     Directory("/var/lib/dropbear", 0o700),  # the image links /etc/dropbear to it: host keys are made on the board
 )
 DEVICES = (  # what devtmpfs leaves to udev
@@ -190,7 +200,7 @@ APPS = (
     ),
     app("wifi_analyzer"),
     app("diagnostic"),
-    app("uplink", "{UPLINK}"),
+    app("uplink", "{UPLINK}", after=("broker", "storage"))._replace(may="COMMANDS"),
 )
 
 SERVICES: tuple[Service, ...] = (

@@ -15,6 +15,7 @@ import _log
 import clock
 import control
 import ending
+import events
 import tables as tables_module
 from control import Control, SVError, page
 from lean import TYPE_CHECKING, signal, socket
@@ -60,6 +61,8 @@ class Init:
         self.steps: list[tuple[str, float, float]] = []  # name, start, seconds
         self.wakeup = -1
         self.sv = SV(self.tables, self.loop, Spawner({}))  # of an empty table: boot is a reload from nothing
+        self.sv.tell = self.tell
+        self.events = events.Events()
         self.incomplete = False
         self.loop.timers += [(self.next_reap, self.reap), (self.sv.next_deadline, self.sv.tick)]
         self.rescue = Rescue(self)
@@ -87,6 +90,14 @@ class Init:
         """Something that people should see: in the log and in board()."""
         self.faults = [*self.faults[-49:], text]
         _log.error(text)
+        self.tell("fault", {"text": text}, time.monotonic())
+
+    def tell(self, kind: str, data: dict[str, Any], now: float) -> None:
+        """Something that the mothership should see, whoever may bring it there."""
+        try:
+            self.events.tell(kind, data, now)
+        except OSError as error:
+            _log.debug(f"{events.FILE}: {error.strerror}")
 
     def set_defaults(self) -> None:
         """What children inherit without asking."""
@@ -202,7 +213,7 @@ class Init:
         self.sv.escalate = self.watchdog.escalate
 
     def open_control(self) -> None:
-        Control(self.loop, control.SOCKET, self.handle)
+        Control(self.loop, control.SOCKET, self.handle, self.sv.permits)
 
     def start_services(self) -> None:
         now = time.monotonic()
@@ -217,6 +228,8 @@ class Init:
         now = time.monotonic()
         if self.rescue.process is None and (self.incomplete or self.sv.hopeless(now)):
             self.rescue.open("the boot was not complete", now)
+        facts = {"profile": self.tables.profiles, "rejected": self.tables.rejected, "seconds": round(now - self.began, 3)}
+        self.tell("up", facts, now)
 
     # --- what happens ----------------------------------------------------------------------------------------------
     def on_signals(self, now: float) -> None:
@@ -245,6 +258,7 @@ class Init:
         self.command = command
         facts = {"cause": cause or Reboot.NAMES[command], "reason": reason}
         self.loop.guard("the end's reason", lambda now: ending.tell(ending.ENDING, facts), now)
+        self.tell("stop", {"command": Reboot.NAMES[command], **facts}, now)
         self.loop.guard("watchdog", self.watchdog.shut_down, now)
         self.sv.shut_down(now)
 
@@ -295,7 +309,8 @@ class Init:
             "uptime": round(now - self.born, 3), "kernel": os.uname().release, "python": sys.version.split()[0],
             "profile": self.tables.profiles or ["default"], "options": self.options,
             "log_folder": self.tables.LOG, "rejected": self.tables.rejected, "faults": self.faults,
-            "state": "stopping" if self.command is not None else "running", "services": len(self.sv.processes),
+            "state": "stopping" if self.command is not None else "running",
+            "complete": self.sv.complete, "services": len(self.sv.processes),
             "loop": {
                 "turns": self.loop.turns, "wakeups": self.loop.wakeups, "errors": self.loop.errors,
                 "longest_turn_ms": round(self.loop.longest * 1e3, 3), "cpu_s": round(times.user + times.system, 3),

@@ -19,7 +19,7 @@ from relatives import Relatives
 from rows import Service
 from spawn import EXEC_FAILED, Spawner, find
 from tables import Tables
-from templates import changed, instance_row
+from templates import changed, fits, instance_row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -80,6 +80,7 @@ class SV(Actions):
         self.paths = PathWatch(loop, self._path_appeared)
         self.stopping: float | None = None  # the global deadline, once the board is going down
         self.escalate: Callable[[str, float], None] = lambda reason, now: None  # what bad health asks for
+        self.tell: Callable[[str, dict[str, Any], float], None] = lambda kind, data, now: None  # what others want to know
         self._touched: list[Process] = []
 
     # --- what Process needs from the world ------------------------------------------------------------------------
@@ -121,6 +122,11 @@ class SV(Actions):
 
     def lingers(self, process: Process) -> bool:
         return self.relatives.linger(process)
+
+    def failed(self, process: Process, now: float) -> None:
+        row = process.row
+        data = {"name": row.name, "exit": process.last_exit, "ran": round(process.ran, 3), "restart": process.restarts}
+        self.tell("crash", data, now)
 
     # --- events -----------------------------------------------------------------------------------------------------
     def _bury(self, process: Process, now: float) -> None:
@@ -209,6 +215,11 @@ class SV(Actions):
         table = [process for process in self.processes.values() if not process.transient]
         wanted = [process for process in table if process.wanted]
         return not table or (bool(wanted) and all(process.dies_young(now) for process in wanted))
+
+    @property
+    def complete(self) -> bool:
+        """Whether the boot is over: everything that we want has been ready, or has failed."""
+        return all(one.first_ready or one.failed or not one.wanted for one in self.processes.values())
 
     def _add(self, row: Service) -> Process:
         process = self.processes[row.name] = Process(row, self, self.tables.delays())
@@ -403,6 +414,12 @@ class SV(Actions):
         self._touch(process)
         self._settle(now)
         return self.stats(process, now)
+
+    def permits(self, pid: int, request: dict[str, Any]) -> bool:
+        """Whether this is a service's main process whose row lets it ask that, though it is not root."""
+        row = next((process.row for process in self.processes.values() if process.pid == pid), None)
+        rules = getattr(self.tables, row.may) if row and row.may else ()
+        return any(op == request["op"] and fits(pattern, request.get("name", "")) for op, pattern in rules)
 
     def _named(self, name: str) -> Process:
         if name not in self.processes:

@@ -14,7 +14,7 @@ from lean import TYPE_CHECKING, signal
 from netrows import NetworkDelays, clash, interface_fault, is_text, wifi_fault
 from process import Delays
 from rows import Device, Directory, Interface, Mount, Service, WifiNetwork
-from rulerows import rule_fault
+from rulerows import command_fault, rule_fault
 from servicerows import service_faults, user_fault
 from spawn import ROOT, Account
 
@@ -48,7 +48,7 @@ FALLBACK: dict[str, Any] = {
     "SHUTDOWN_TIMEOUT": 20.0, "KILL_TIMEOUT": 2.0, "SYNC_TIMEOUT": 10.0, "RESCUE_TIMEOUT": 300.0,
     "CRITICAL_FAILURES": 5, "CRITICAL_WINDOW": 600.0, "CRITICAL_INTERVAL": 3600.0, "LOOP_TURN_MAX": 5.0,
     "KEEP": "/var/lib/stack", "WATCHDOG": "", "WATCHDOG_TIMEOUT": 30.0, "WATCHDOG_SNOOZE_MAX": 60.0,
-    "INTERFACES": (), "WIFI_NETWORKS": (), "RULES": (),
+    "INTERFACES": (), "WIFI_NETWORKS": (), "RULES": (), "COMMANDS": (),
     "DATA": (), "DATA_OPTIONS": "noexec,noatime", "DATA_REMAKE": False, "DATA_GROW": False, "DATA_WAIT": 10.0,
     "DATA_TIMEOUT": 600.0,
     "RESCUE": Service("rescue", ("{PYTHON}", "{LIB}/prompt.py", "rescue"), ready="notify", tty="{CONSOLE}"),
@@ -246,7 +246,7 @@ def _check_tables(tables: Tables) -> None:
     for name, check in (
         ("MOUNTS", _mount_fault), ("DIRECTORIES", _directory_fault), ("DEVICES", _device_fault),
         ("SYSCTLS", _sysctl_fault), ("MODULES", _module_fault), ("DATA", _source_fault), ("WIFI_NETWORKS", wifi_fault),
-        ("RULES", rule_fault),
+        ("RULES", rule_fault), ("COMMANDS", command_fault),
     ):  # fmt: skip
         tables.values[name] = tuple(_good_rows(tables, name, check))
     tables.values["INTERFACES"] = [_expanded(tables, row) for row in tables.values["INTERFACES"]]

@@ -41,6 +41,11 @@ def instance_row(tables: Tables, name: str) -> Service:
     )  # fmt: skip
 
 
+def fits(pattern: str, name: object) -> bool:
+    """Whether it is this name, or, where the pattern ends in "*", begins so; `fnmatch` would cost PID 1 `re`."""
+    return isinstance(name, str) and (name == pattern or (pattern.endswith("*") and name.startswith(pattern[:-1])))
+
+
 def changed(processes: Iterable[Process], tables: Tables, *, everything: bool) -> Iterator[tuple[Process, Service | None]]:
     """Instances whose row is another one in new tables, with it; None where the template has gone.
 

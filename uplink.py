@@ -1,4 +1,4 @@
-"""To the mothership: takes records from the local bus into the outbox, and sends them until they are acknowledged.
+"""To the mothership: records of the local bus and of PID 1 go to the outbox, and are sent until they are acknowledged.
 
 A record is committed before it is sent, and deleted only when the mothership says that it has committed it. wire.py has the
 format. The connection, whose broker may be far away or nowhere, has a thread of its own; everything else happens here.
@@ -10,34 +10,46 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import clock
+import control
+import ending
+import events
 import wire
 from bus import Bus, Message, Remote, Tls
+from commands import Commands
 from outbox import Outbox
+from syscalls import IN_CLOSE_WRITE, IN_MOVED_TO, inotify_add_watch, inotify_init
 from tables import of_this_board
 
 WINDOW = 400  # records under way
 BATCH = 100  # records of one message...
 BATCH_SIZE = 64 * 1024  # ...or so many bytes, before they are compressed
+LARGEST = 256 * 1024  # bytes of one record
+DEPTH = 8  # brackets around a record on its way and at its destination: one that is nested too deep for them would never arrive
 SILENCE = 10.0  # seconds without an acknowledgement, and what is under way is sent again
 ASK = 15.0  # seconds without an answer, and the question is asked again
-TURN = 0.2  # seconds: what has come in so long is committed together
-STATE = b'{"state": "%s"}'  # retained: ready, disconnected, or, by the broker, lost
+BOOTING = 5.0  # seconds between two looks whether the boot is over
+BIRTH = "/sys/firmware/devicetree/base"  # what a board says of itself (Devicetree Specification, 2.3 and 3.2)
 
 
 class Sender:
     """What is sent when: go-back-N over a connection that may be gone at any time. Time is an argument."""
 
-    def __init__(self, outbox: Outbox, board: str, send: Any) -> None:
-        """`send(topic, payload) -> bool` gives a message to the connection."""
+    def __init__(self, outbox: Outbox, board: str, send: Callable[[str, bytes], bool], boot_id: str = "") -> None:
+        """`send(topic, payload)` gives a message to the connection, and says whether it could."""
         self.outbox = outbox
         self.board = board
         self.send = send
+        self.boot_id = boot_id
         self.nonce = ""  # of the question that has not been answered; "" once it has
         self.sent = 0  # the highest number under way
+        self.highest = 0  # that was ever sent, or that the mothership has answered with
         self.acked = 0  # the mothership's last word
+        self.ahead: float | None = None  # the mothership's clock minus our monotonic one
         self.due: float | None = None  # to ask, or to send again
         self.connected = False
         self.resent = 0
@@ -54,11 +66,12 @@ class Sender:
 
     def _ask(self, now: float) -> None:
         self.nonce = os.urandom(6).hex()
-        self.send(wire.topic(self.board, "hello"), json.dumps({"nonce": self.nonce}).encode())
+        question = {"nonce": self.nonce, "boot": self.boot_id, "mono": round(now, 3)}
+        self.send(wire.topic(self.board, "hello"), json.dumps(question).encode())
         self.due = now + ASK
 
-    def on_ack(self, payload: bytes, now: float) -> None:
-        """An acknowledgement, or the answer to our question."""
+    def on_ack(self, payload: bytes, now: float) -> bool:
+        """An acknowledgement, or the answer to our question; whether it is one, and nothing that the broker had retained."""
         answer = wire.parse(payload)
         seq, nonce = answer.get("seq"), answer.get("nonce")
         if not wire.is_number(seq):
@@ -69,12 +82,15 @@ class Sender:
             self.outbox.flush(now)
             self.outbox.heard(seq)
             self.sent = 0
-        if self.nonce or seq >= self.outbox.next:
-            return  # an answer to an earlier question, or about an earlier life
-        self.acked = seq
+            self.highest = max(self.highest, seq)
+            self.ahead = answer["time"] - now if wire.is_seconds(answer.get("time")) else self.ahead
+        if self.nonce or seq > self.highest:
+            return False  # an answer to an earlier question, or about what we have not sent
+        fresh, self.acked = nonce is not None or seq > self.acked, seq
         self.outbox.acknowledged(seq)
         self.due = None
         self.pump(now)
+        return fresh
 
     def pump(self, now: float) -> None:
         """Send what the window takes."""
@@ -86,6 +102,7 @@ class Sender:
             if not self.send(wire.topic(self.board, "up"), payload):
                 break
             self.sent = records[-1].number
+            self.highest = max(self.highest, self.sent)
             under_way += len(records)
         if self.due is None and under_way:
             self.due = now + SILENCE
@@ -104,48 +121,202 @@ class Sender:
 
 
 class Uplink:
-    """The app: bus, outbox, connection and sender."""
+    """The app: bus, PID 1's events, outbox, connection, sender and commands."""
 
     def __init__(self, bus: Bus, outbox: Outbox, remote: Remote, board: str, chosen: Any) -> None:
         self.bus = bus
         self.urgent = chosen.UPLINK_URGENT
         self.outbox = outbox
         self.remote = remote
-        self.sender = Sender(outbox, board, lambda topic, payload: remote.publish(topic, payload, qos=1))
+        self.sender = Sender(outbox, board, partial(remote.publish, qos=1), bus.boot_id)
+        self.commands = Commands(outbox, ask, lambda data: self.take("cmd", "cmd", bus.envelope("cmd", data)))
+        self.event = int(outbox.mark("event") or 0) if outbox.mark("events of") == bus.boot_id else 0  # PID 1's last one
+        self.state = ""
+        self.services: dict[str, tuple[Any, float]] = {}  # the last that we know of each, and since when
+        self.look: float | None = None  # whether the boot is over
         for kind, pattern in chosen.UPLINK_TOPICS:
             bus.subscribe(pattern, partial(self.take, kind))
+        bus.subscribe("diag", self.on_diag)
         bus.watch(remote.fd, self.arrived)
+        self.watch_pid_1()
 
-    def take(self, kind: str, topic: str, message: Message) -> None:
-        """A record of the local bus."""
-        body = json.dumps({"topic": topic, **message}, separators=(",", ":"), ensure_ascii=False).encode()
-        self.outbox.put(kind, body, time.monotonic(), urgent=kind in self.urgent)
+    # --- records ----------------------------------------------------------------------------------------------------
+    def take(self, kind: str, topic: str, message: Message, marks: dict[str, int | str] | None = None) -> None:
+        """A record, in the envelope of the bus."""
+        now = time.monotonic()
+        try:
+            # A lone half of a surrogate pair is no UTF-8, and NaN no JSON: the mothership could not read the whole batch.
+            text = json.dumps({**message, "topic": topic}, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+            body = text.encode(errors="replace")
+            if len(body) > LARGEST:
+                raise ValueError(f"{len(body)} bytes are too many for one record")
+            json.loads(b"[" * DEPTH + body + b"]" * DEPTH)
+        except (ValueError, TypeError, RecursionError) as error:
+            self.bus.log.warning("uplink: a message of %s is not recorded: %s", topic[:100], error)
+            self.outbox.lost[kind] = self.outbox.lost.get(kind, 0) + 1
+            return
+        self.outbox.put(kind, body, now, urgent=kind in self.urgent, marks=marks)
+        if self.outbox.due is None:  # committed
+            self.sender.pump(now)
 
+    def watch_pid_1(self) -> None:
+        """Hear of each line that PID 1 adds to its events, and of the record that the keeper makes of the last boot's end."""
+        fd = inotify_init()
+        folder = os.path.dirname(events.FILE)
+        try:
+            inotify_add_watch(fd, folder, IN_CLOSE_WRITE | IN_MOVED_TO)
+        except OSError as error:
+            self.bus.log.warning("uplink: %s: %s: nothing is heard from PID 1", folder, error.strerror)
+
+        def changed() -> None:
+            os.read(fd, 65536)
+            self.read_events()
+
+        self.bus.watch(fd, changed)
+        self.read_events()
+
+    def read_events(self) -> None:
+        """What PID 1 and the keeper have told of since we last looked, in this life or in an earlier one of this boot."""
+        boot_id = self.bus.boot_id
+        for event in events.since(self.event):
+            if missed := event["seq"] - self.event - 1:
+                self.outbox.lost["event"] = self.outbox.lost.get("event", 0) + missed
+            self.event = event["seq"]
+            self.take(event["kind"], event["kind"], event, {"events of": boot_id, "event": self.event})
+            if event["kind"] == "crash":
+                data = event["data"]
+                row = {"state": "failed", "exit": data["exit"], "restart": data["restart"]}
+                self.tell_services({data["name"]: row}, event["mono"])
+        if self.outbox.mark("record of") != boot_id and (record := ending.read(ending.RECORD)):
+            self.take("boot", "boot", self.bus.envelope("boot", record), {"record of": boot_id})
+            self.tell_info()
+
+    # --- retained state ---------------------------------------------------------------------------------------------
+    def tell(self, what: str, data: dict[str, Any], qos: int = 1) -> bool:
+        """A retained message below our name."""
+        return self.remote.publish(wire.topic(self.sender.board, what), json.dumps(data).encode(), qos=qos, retain=True)
+
+    def tell_state(self, state: str) -> None:
+        """init, ready, stopping or disconnected."""
+        self.state = state
+        self.tell("state", {"state": state, "boot": self.bus.boot_id})
+
+    def tell_info(self) -> None:
+        """The birth certificate: which boot of which board, with which software."""
+        record = ending.read(ending.RECORD)
+        end = record.get("last_end") or {}
+        self.tell("info", {
+            "boot": self.bus.boot_id, "number": record.get("number"), "model": birth("model"), "serial": birth("serial-number"),
+            "kernel": os.uname().release, "image": int(clock.build_date()), "python": sys.version.split()[0],
+            "why": {name: end[name] for name in ("cause", "reason")} if end else None,
+        })  # fmt: skip
+
+    def on_diag(self, _topic: str, message: Message) -> None:
+        """diagnostic.py's report as it is, and of its services those that have changed."""
+        self.tell("diag", message, qos=0)
+        rows = (message["data"].get("services") or {}).get("rows") or {}
+        found = {name: {key: row.get(key) for key in ("state", "exit", "restart")} for name, row in rows.items()}
+        self.tell_services(found, message["mono"])
+
+    def tell_services(self, rows: dict[str, Any], mono: float) -> None:
+        """What is new: a report that the bus has retained may be older than what PID 1 told. Without a connection, later."""
+        for name, row in rows.items():
+            known, at = self.services.get(name, (None, 0.0))
+            if row != known and mono >= at:
+                self.services[name] = (row, mono)
+                self.tell(f"sv/{name}", row)
+
+    def tell_all(self, now: float) -> None:
+        """A new connection: the broker's successor has retained nothing of what we told this one."""
+        self.tell_state("init")
+        self.look = now
+        self.tell_info()
+        for name, (row, _) in self.services.items():
+            self.tell(f"sv/{name}", row)
+
+    # --- from the mothership ----------------------------------------------------------------------------------------
     def arrived(self) -> None:
         """From the mothership's broker."""
         now = time.monotonic()
         for topic, payload in self.remote.take():
             if not topic:
-                self.remote.publish(wire.topic(self.sender.board, "state"), STATE % b"ready", qos=1, retain=True)
+                self.tell_all(now)
                 self.sender.up(now)
-                continue
-            try:
-                self.sender.on_ack(payload, now)
-            except wire.Malformed as error:
-                self.bus.log.warning("uplink: %s: %s", topic, error)
+            elif topic.endswith("/cmd"):
+                self.on_command(payload, now)
             else:
-                self.bus.publish("ack", {"seq": self.sender.acked})
+                try:
+                    if self.sender.on_ack(payload, now):
+                        self.bus.publish("ack", {"seq": self.sender.acked})
+                except wire.Malformed as error:
+                    self.bus.log.warning("uplink: %s: %s", topic, error)
+
+    def on_command(self, payload: bytes, now: float) -> None:
+        """Carry out a command, and answer."""
+        ahead = self.sender.ahead
+        result = self.commands.take(payload, None if ahead is None else now + ahead)
+        if result is None:
+            self.bus.log.warning("uplink: a command without an id: %r", payload[:100])
+            return
+        topic = wire.topic(self.sender.board, f"res/{result['id']}")
+        self.remote.publish(topic, json.dumps(result).encode(), qos=1)
+
+    # --- time -------------------------------------------------------------------------------------------------------
+    def due(self) -> float | None:
+        """When there is something to do."""
+        times = (self.outbox.next_deadline(), self.sender.due, self.look if self.remote.connected else None)
+        return min((time for time in times if time is not None), default=None)
 
     def turn(self, now: float) -> None:
         """Commits and repeats that are due, and losses that nobody has been told of."""
         if not self.remote.connected:
             self.sender.down()
+        elif self.look is not None and now >= self.look:
+            self.look = None if is_complete() else now + BOOTING
+            if self.look is None:
+                self.tell_state("ready")
         self.outbox.tick(now)
         if self.outbox.lost:
             lost, self.outbox.lost = self.outbox.lost, {}
             self.take("lost", "lost", self.bus.envelope("lost", lost))
         self.sender.tick(now)
         self.sender.pump(now)
+
+    def end(self, now: float) -> None:
+        """The last records, committed; and on their way, if there is one."""
+        self.read_events()
+        self.outbox.flush(now)
+        self.sender.pump(now)
+        self.tell_state("stopping" if pid_1().get("state") == "stopping" else "disconnected")
+        self.outbox.close(now)
+        self.remote.end()
+
+
+def ask(request: dict[str, Any]) -> Any:
+    """Ask PID 1."""
+    return control.ask(os.environ.get("STACK_CONTROL", control.SOCKET), request)
+
+
+def pid_1() -> dict[str, Any]:
+    """What PID 1 says of the board; empty where it does not answer."""
+    try:
+        found = ask({"op": "board"})
+    except control.SVError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def is_complete() -> bool:
+    return bool(pid_1().get("complete"))
+
+
+def birth(name: str) -> str | None:
+    """A property of the board's device tree, which ends with NUL; None where there is none."""
+    try:
+        with open(f"{BIRTH}/{name}", encoding="utf-8", errors="replace") as file:
+            return file.read().rstrip("\0") or None
+    except OSError:
+        return None
 
 
 def main(arguments: list[str]) -> None:
@@ -157,17 +328,16 @@ def main(arguments: list[str]) -> None:
         raise SystemExit(f"{board!r} is not a board's name: letters, digits, - _ . and at most {wire.LONGEST} of them")
     outbox = Outbox(chosen.OUTBOX, chosen.OUTBOX_SIZE, chosen.OUTBOX_SPARE, chosen.OUTBOX_GIVE_UP, bus.log.warning)
     tls = Tls(*chosen.UPLINK_TLS) if chosen.UPLINK_TLS else None
-    will = (wire.topic(board, "state"), STATE % b"lost")
-    remote = Remote(board, tuple(arguments), (wire.topic(board, "ack"),), will=will, tls=tls)
+    will = (wire.topic(board, "state"), json.dumps({"state": "lost", "boot": bus.boot_id}).encode())
+    patterns = (wire.topic(board, "ack"), wire.topic(board, "cmd"))
+    remote = Remote(board, tuple(arguments), patterns, will=will, tls=tls, protocol=chosen.UPLINK_PROTOCOL)
     uplink = Uplink(bus, outbox, remote, board, chosen)
     remote.start()
     try:
-        for now in bus.every(TURN):
+        for now in bus.when(uplink.due):
             uplink.turn(now)
     finally:
-        outbox.close(time.monotonic())
-        remote.publish(wire.topic(board, "state"), STATE % b"disconnected", qos=1, retain=True)
-        remote.end()
+        uplink.end(time.monotonic())
 
 
 if __name__ == "__main__":

@@ -1,13 +1,22 @@
-"""What board and mothership say to each other, version 1: topics, batches of records, acknowledgements.
+"""What board and mothership say to each other, version 1: topics, batches of records, acknowledgements, commands.
 
-    v1/BOARD/up     batch      board to mothership
-    v1/BOARD/hello  question   which of mine do you have?
-    v1/BOARD/ack    answer     all up to this one; retained
+    v1/BOARD/up       batch      board to mothership
+    v1/BOARD/hello    question   which of mine do you have?
+    v1/BOARD/ack      answer     all up to this one; retained
+    v1/BOARD/state    JSON       init, ready, stopping, disconnected; lost by the broker (last will); retained
+    v1/BOARD/info     JSON       which boot of which board with which software; retained
+    v1/BOARD/diag     JSON       the last report of diagnostic.py; QoS 0, retained
+    v1/BOARD/sv/NAME  JSON       a service's state; retained
+    v1/BOARD/cmd      command    mothership to board; never retained
+    v1/BOARD/res/ID   result     of the command with this id
 
-A batch is the byte 1 (the version) and a zlib stream (RFC 1950) of JSON in UTF-8:
+All but batches are plain JSON. A batch is the byte 1 (the version) and a zlib stream (RFC 1950) of JSON in UTF-8:
 {"prev": N, "records": [[number, kind, body], ...]}, in rising order. `prev` is the number of the record sent before these, 0
 where the board has none that is older: who misses `prev` does not take the batch, and the board sends from there again.
-A question is {"nonce": TEXT}; an answer is {"seq": N, "nonce": TEXT or null}, in plain JSON.
+A question is {"nonce": TEXT, "boot": BOOT_ID, "mono": seconds}: when it was asked, by the board's monotonic clock.
+An answer is {"seq": N, "nonce": TEXT or null, "time": seconds}: the last one by the mothership's clock.
+A command is {"id": TEXT, "op": TEXT, "expires": seconds, ...} by that clock too, so that it can be judged on a board whose own
+clock is not set; its result {"id": TEXT, "ok": true or false, "result": ..., "error": TEXT or null}.
 """
 
 from __future__ import annotations
@@ -19,6 +28,7 @@ from typing import Any, NamedTuple
 
 VERSION = 1
 MOST = 4 * 1024 * 1024  # bytes of a batch's JSON: more is no batch of ours
+SMALL = 4096  # bytes of a question, an answer, a command
 LONGEST = 64  # characters of a board's name
 
 
@@ -40,10 +50,11 @@ def topic(board: str, what: str) -> str:
 
 def parse_topic(text: str) -> tuple[str, str]:
     """Board and what; Malformed for anything that no board of ours would say."""
-    parts = text.split("/")
-    if len(parts) != 3 or parts[0] != f"v{VERSION}" or not is_name(parts[1]):
+    version, _, rest = text.partition("/")
+    board, _, what = rest.partition("/")
+    if version != f"v{VERSION}" or not is_name(board) or not what:
         raise Malformed(f"topic {text[:100]!r} is not v{VERSION}/BOARD/...")
-    return parts[1], parts[2]
+    return board, what
 
 
 def is_name(text: object) -> bool:
@@ -86,14 +97,19 @@ def unpack(payload: bytes) -> Batch:
 
 
 def parse(payload: bytes) -> dict[str, Any]:
-    """A question or an answer."""
+    """A JSON object: a question, an answer, a command."""
     try:
-        found = json.loads(payload) if len(payload) <= 1024 else None
+        found = json.loads(payload) if len(payload) <= SMALL else None
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise Malformed(f"not a JSON object: {payload[:100]!r}")
     return found
+
+
+def is_seconds(value: object) -> bool:
+    """Whether it is a time, on any clock."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e12
 
 
 def is_number(value: object) -> bool:

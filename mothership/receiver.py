@@ -10,6 +10,7 @@ import select
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -56,7 +57,11 @@ class Receiver:
         seqs = self.store.take(batches) if batches else {}
         self.taken += sum(len(batch.records) for _, batch in batches)
         for board in {*seqs, *questions}:
-            answer = {"seq": seqs.get(board) or self.store.last(board), "nonce": questions.get(board)}
+            answer = {
+                "seq": seqs.get(board) or self.store.last(board),
+                "nonce": questions.get(board),
+                "time": round(time.time(), 3),
+            }
             self.remote.publish(wire.topic(board, "ack"), json.dumps(answer).encode(), qos=1, retain=True)
 
 

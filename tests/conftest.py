@@ -294,11 +294,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _quiet_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Records of PID 1's modules in pure tests go nowhere."""
+def _own_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Records of PID 1's modules in pure tests go nowhere, and what they tell of is not told on this machine."""
     import _log
+    import events
 
     monkeypatch.setattr(_log.sink, "console_level", -1)
+    monkeypatch.setattr(events, "FILE", str(tmp_path / "events"))
 
 
 __all__ = ["Board", "Broker", "eventually", "prompt"]

@@ -14,7 +14,7 @@ from conftest import PYTHON, ROOT
 
 OURS = {path.stem for path in ROOT.glob("*.py")}
 PID1 = set(
-    "lean rows settings _log syscalls cgroup clock spawn process loop logpipe readiness control netrows rulerows servicerows tables templates relatives sv mounts rescue ending teardown watchdog stack".split()
+    "lean rows settings _log syscalls cgroup clock spawn process loop logpipe readiness control events netrows rulerows servicerows tables templates relatives sv mounts rescue ending teardown watchdog stack".split()
 )
 # Who may import what of ours: each line only what stands above it, and of that what it names.
 ALLOWED = {
@@ -40,6 +40,7 @@ ALLOWED = {
     "readiness": {"_log", "lean", "loop", "process", "syscalls"},
     "bootchart": {"lean"},
     "ending": {"lean"},
+    "events": {"clock", "lean"},
     "prompt": {"bootchart", "cgroup", "control", "ending", "readiness", "settings"},
     "relatives": {"_log", "lean", "process", "spawn"},
     "templates": {"control", "lean", "process", "rows", "tables"},
@@ -69,6 +70,7 @@ ALLOWED = {
         "clock",
         "control",
         "ending",
+        "events",
         "lean",
         "loop",
         "mounts",
@@ -89,7 +91,8 @@ ALLOWED = {
     "bus": {"_log", "clock", "settings"},
     "outbox": set(),
     "wire": set(),
-    "uplink": {"bus", "outbox", "tables", "wire"},
+    "commands": {"control", "outbox", "wire"},
+    "uplink": {"bus", "clock", "commands", "control", "ending", "events", "outbox", "syscalls", "tables", "wire"},
     "supplicant": {"durable", "rows", "tables"},
     "links": {"netrows", "rows"},
     "netlink": {"links", "syscalls"},

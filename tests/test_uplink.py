@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import socket
 import sqlite3
@@ -311,7 +312,31 @@ UPLINK = ("127.0.0.1:1884",)
 SERVICES = (*SERVICES,
     Service("far", ("mosquitto", "-c", "/test/far.conf"), after=("logd",)),
     Service("mothership", ("{PYTHON}", "/test/receiver.py", "127.0.0.1:1884", "/var/mothership.db"), after=("far",)),
+    Service("commander", ("{PYTHON}", "/test/commander.py"), after=("far",)),
 )
+"""
+# Says what it hears of the board; sends each command twice until it is answered, and one as a retained message.
+COMMANDER = """
+import json, select, sys, time
+sys.path.insert(0, "/stack/lib/stack")
+from bus import Remote
+
+remote = Remote("commander", ("127.0.0.1:1884",), tuple("v1/laptop/" + what for what in ("state", "info", "sv/+", "diag", "res/+")))
+remote.start()
+wanted, expires, ready = {"c1": {"op": "restart", "name": "fakegps"}, "c2": {"op": "stop", "name": "broker"}, "c3": {"op": "dance"}}, time.time() + 600, False
+while True:
+    if not select.select([remote.fd], [], [], 1.0)[0] and ready:
+        for name, command in wanted.items():
+            for retain in (False, False, *([True] if name == "c1" else [])):
+                text = json.dumps({"id": "c4" if retain else name, "expires": expires, **command}).encode()
+                remote.publish("v1/laptop/cmd", text, qos=1, retain=retain)
+    for topic, payload in remote.take():
+        if topic:
+            found = json.loads(payload)
+            ready = ready or found.get("state") == "ready"
+            if "again" not in str(found.get("error")):
+                print("HEARD", topic, payload.decode(), flush=True)
+                wanted.pop(found.get("id"), None)
 """
 
 
@@ -320,6 +345,7 @@ def test_what_a_board_observes_is_in_the_database(boot: Callable[..., Board], tm
     """Real apps under a real PID 1, and the mothership beside them; each link between them is killed once."""
     files = {name: (ROOT / "mothership" / name).read_text() for name in ("receiver.py", "store.py")}
     files["far.conf"] = "listener 1884 127.0.0.1\nallow_anonymous true\npersistence false\n"
+    files["commander.py"] = COMMANDER
     board = boot("", base="SERVICES", settings=MOTHERSHIP, files=files).up()
 
     def rows(query: str) -> list[Any]:
@@ -333,12 +359,34 @@ def test_what_a_board_observes_is_in_the_database(boot: Callable[..., Board], tm
     def observed() -> int:
         return int(rows("SELECT count(*) FROM record WHERE board = 'laptop' AND kind = 'wifi'")[0][0])
 
+    def heard(topic: str) -> list[dict[str, Any]]:
+        lines = (line.partition(f"HEARD v1/laptop/{topic} ")[2] for line in board.log("commander").splitlines())
+        return [json.loads(text) for text in lines if text]
+
     first = eventually(lambda: count if (count := observed()) > 3 else 0, 30)
+    boot_id = board.ask("board")["boot_id"]
+    assert eventually(lambda: heard("state"), 30)[-1] == {"state": "ready", "boot": boot_id}
+    results = [eventually(lambda name=name: heard(f"res/{name}"))[0] for name in ("c1", "c2", "c3")]  # type: ignore[misc]
+    assert (results[0]["ok"], results[0]["result"]["name"]) == (True, "fakegps")
+    assert board.wait_state("fakegps", "running")["restart"] in (1, 2), (
+        "by c1 and c4, which may come in one stop, not by each message"
+    )
+    if board.stats("uplink")["user"] != "root":
+        assert "only root may stop services" in results[1]["error"]
+        assert board.stats("broker")["restart"] == 0
+    assert "there is no command 'dance'" in results[2]["error"]
+    info = heard("info")[-1]
+    assert (info["boot"], info["kernel"]) == (boot_id, os.uname().release)
     for name in ("mothership", "far", "uplink"):
         board.kill(name)
         board.wait_state(name, "running")
     eventually(lambda: observed() > first + 5, 60)
+    crashes = [json.loads(body)["data"]["name"] for (body,) in rows("SELECT body FROM record WHERE kind = 'crash'")]
+    assert {"mothership", "far", "uplink"} <= set(crashes), "PID 1's own records come along"
+    assert len(rows("SELECT 1 FROM record WHERE kind = 'up'")) == 1, "once, though uplink.py had two lives"
+    asked = [json.loads(body)["data"] for (body,) in rows("SELECT body FROM record WHERE kind = 'cmd'")]
+    assert sorted(one["id"] for one in asked) == ["c1", "c2", "c3", "c4"], "each once, and so is one that the broker retains"
+    assert eventually(lambda: [row for row in heard("sv/uplink") if row["exit"] == "signal KILL"])
     found = rows("SELECT boot, mono, clock, body FROM record WHERE kind = 'wifi'")
-    boot_id = board.ask("board")["boot_id"]
     assert all(row[0] == boot_id and row[1] > 0 and row[2] in ("unset", "plausible", "synchronised") for row in found)
     assert len({row[3] for row in found}) == len(found), "each of them once"

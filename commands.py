@@ -1,0 +1,91 @@
+"""Commands of the mothership: carried out once, and answered; wire.py has their format.
+
+The id is on the disk before the act: after a reboot that was commanded, or a death in the middle, the same command is not
+carried out again but answered with what is known of it. What may be commanded is the table COMMANDS, and PID 1 sees to it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import wire
+from control import SVError
+from outbox import Outbox
+
+LONGEST = 7 * 86400.0  # seconds ahead that a command may expire at most: so long its id has to be remembered
+FIELDS = {"start": ("name",), "stop": ("name",), "restart": ("name",), "signal": ("name", "signal"), "snooze": ("minutes",),
+          "reload": (), "reboot": (), "halt": (), "poweroff": ()}  # fmt: skip
+ENDS = ("reboot", "halt", "poweroff")
+SHOWN = ("name", "state", "exit", "restart")  # of a service, in a result
+UNKNOWN = "was begun before uplink.py was started anew; how it ended is not known"
+
+
+class Commands:
+    """The board's end. `ask(request)` speaks to PID 1; `tell(data)` makes a record of what was asked and answered."""
+
+    def __init__(self, outbox: Outbox, ask: Callable[[dict[str, Any]], Any], tell: Callable[[dict[str, Any]], object]) -> None:
+        self.outbox = outbox
+        self.ask = ask
+        self.tell = tell
+        self.refused = 0  # that had no id, and so no answer
+
+    def take(self, payload: bytes, clock: float | None) -> dict[str, Any] | None:
+        """The result to send for a command; None for one that cannot be answered. `clock` is the mothership's, if known."""
+        try:
+            command = wire.parse(payload)
+        except wire.Malformed:
+            command = {}
+        name = command.get("id")
+        if not wire.is_name(name):
+            self.refused += 1
+            return None
+        assert isinstance(name, str)
+        known = self.outbox.result(name)
+        if known is not None:
+            return {"id": name, **(json.loads(known) if known else failure(UNKNOWN))}
+        if clock is None:
+            return {"id": name, **failure("this board has not heard yet what time it is on the mothership: send it again")}
+        if fault := self._fault(command, clock):
+            result, expires = failure(fault), clock
+        else:
+            expires = command["expires"]
+            result = self._carry_out(command, durable=self.outbox.remember(name, "", expires, clock))
+        self.outbox.remember(name, json.dumps(result), expires, clock)
+        self.tell({**command, **result})
+        return {"id": name, **result}
+
+    def _fault(self, command: dict[str, Any], clock: float) -> str:
+        """Why it is refused, as a sentence; empty where it is not."""
+        operation, expires = command.get("op"), command.get("expires")
+        if not isinstance(operation, str) or operation not in FIELDS:
+            return f"there is no command {str(operation)[:64]!r}; there are {', '.join(FIELDS)}"
+        missing = [field for field in FIELDS[operation] if not isinstance(command.get(field), (str, int, float))]
+        if missing:
+            return f"{operation} needs {' and '.join(missing)}"
+        if not wire.is_seconds(expires):
+            return "it does not say when it expires"
+        assert isinstance(expires, (int, float))
+        if expires <= clock:
+            return f"it expired {clock - expires:.0f} s ago"
+        if expires > clock + LONGEST:
+            return f"it expires more than {LONGEST / 86400:.0f} days from now: its id cannot be remembered for so long"
+        return ""
+
+    def _carry_out(self, command: dict[str, Any], *, durable: bool) -> dict[str, Any]:
+        if command["op"] in ENDS and not durable:
+            return failure("its id is not on the disk, which takes nothing now: after a reboot it would be carried out again")
+        request = {field: command[field] for field in ("op", *FIELDS[command["op"]])}
+        try:
+            answer = self.ask(request)
+        except SVError as error:
+            return failure(str(error))
+        if isinstance(answer, dict) and "state" in answer:
+            answer = {field: answer.get(field) for field in SHOWN}
+        return {"ok": True, "result": answer, "error": None}
+
+
+def failure(why: str) -> dict[str, Any]:
+    """The result of what was not done."""
+    return {"ok": False, "result": None, "error": why}
