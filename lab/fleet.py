@@ -185,8 +185,10 @@ class Fleet:
     # --- phases --------------------------------------------------------------------------------------------------------
     def connect(self) -> None:
         """All at once, and until the mothership has answered each."""
+        self.order("connect", 1)  # of each process: until the receiver is there
+        self.until("the receiver is there", lambda _: len(self.answers) >= self.chosen.workers)
         began = time.monotonic()
-        self.order("connect")
+        self.order("connect", self.boards)
         self.until("all boards are answered", lambda _: len(self.answers) >= self.boards)
         connected, answered = max(self.connects) - began, max(self.answers) - began
         self.row["connect s"] = f"{answered:.1f}"

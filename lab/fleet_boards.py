@@ -240,9 +240,9 @@ class Loop:
             heappush(self.heap, (wanted, self.number[board.name]))
 
     # --- orders ----------------------------------------------------------------------------------------------------
-    def connect(self) -> None:
-        """All at once: the power is back."""
-        for board in self.boards:
+    def connect(self, most: int) -> None:
+        """So many, at once: the power is back."""
+        for board in [board for board in self.boards if board.next_try == NEVER and board.fd() is None][:most]:
             board.next_try = time.monotonic()
             self.plan(board)
 
@@ -257,6 +257,7 @@ class Loop:
     def gather(self, count: int) -> None:
         """So many observations of each board at once, committed."""
         for board in self.boards:
+            board.uplink.sender.connected = False  # until `pump`
             board.observe(count)
             board.outbox.flush(time.monotonic())
             self.plan(board)
@@ -264,6 +265,7 @@ class Loop:
     def pump(self) -> None:
         """What the boards' windows take, at once."""
         for board in self.boards:
+            board.uplink.sender.connected = board.remote.connected
             board.uplink.turn(time.monotonic())
             self._after(board, board.fd(), time.monotonic())
 
