@@ -338,6 +338,7 @@ class Remote(threading.Thread):
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
+        client.on_subscribe = self._on_subscribe
         return client
 
     def _on_message(self, _client: mqtt.Client, _data: Any, packet: mqtt.MQTTMessage) -> None:
@@ -355,11 +356,27 @@ class Remote(threading.Thread):
         if reason.is_failure:
             self._say_lost(f"refused: {reason}")
             return
+        if self.patterns:
+            client.subscribe([(pattern, 1) for pattern in self.patterns])
+        else:
+            self._ready()
+
+    def _on_subscribe(self, client: mqtt.Client, _data: Any, _number: int, reasons: list[Any], *_: Any) -> None:
+        """Refused rights or a broker's limits: who hears nothing is not connected, and tries again."""
+        refused = [
+            f"{pattern} ({reason})" for pattern, reason in zip(self.patterns, reasons, strict=False) if reason.is_failure
+        ]
+        if refused:
+            self.log.warning("uplink: %s refuses to send us %s", self.address, ", ".join(refused))
+        if len(refused) < len(reasons):
+            self._ready()
+        else:
+            client.disconnect()
+
+    def _ready(self) -> None:
         if self._lost:
             self.log.info("uplink: connected to %s", self.address)
         self._lost = False
-        for pattern in self.patterns:
-            client.subscribe(pattern, 1)
         self.connected = True
         self._arrived("", b"")
 
