@@ -36,10 +36,11 @@ TICKS = os.sysconf("SC_CLK_TCK")
 BOUND = 120.0  # seconds for what must happen at last
 # mosquitto keeps 1,000 messages for a slow subscriber, and drops what is more; each that is dropped is sent again, but later.
 MOSQUITTO = "listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\nmax_queued_messages 100000\nlog_type error\n"
+# A subscription with QoS 1 is a consumer of one stream, and since 2.15 a stream has 1,000 of them unless told otherwise.
 NATS = """
 server_name: mothership
 listen: 127.0.0.1:-1
-jetstream {{ store_dir: "{folder}/nats" }}
+jetstream {{ store_dir: "{folder}/nats", limits {{ default_max_consumers: -1 }} }}
 mqtt {{ listen: "127.0.0.1:{port}" }}
 """
 
