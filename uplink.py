@@ -31,6 +31,7 @@ BATCH_SIZE = 64 * 1024  # ...or so many bytes, before they are compressed
 LARGEST = 256 * 1024  # bytes of one record
 DEPTH = 8  # brackets around a record on its way and at its destination: one that is nested too deep for them would never arrive
 SILENCE = 10.0  # seconds without an acknowledgement, and what is under way is sent again
+HIGHEST = 2**61  # that the mothership may answer with: ours go on above it, and must stay numbers of the format
 ASK_FIRST, ASK_MAX = 2.0, 60.0  # seconds without an answer, and the question is asked again; doubled, jittered
 BOOTING = 5.0  # seconds between two looks whether the boot is over
 BIRTH = "/sys/firmware/devicetree/base"  # what a board says of itself (Devicetree Specification, 2.3 and 3.2)
@@ -79,6 +80,8 @@ class Sender:
         if not wire.is_number(seq):
             raise wire.Malformed(f"an answer without a number: {payload[:100]!r}")
         assert isinstance(seq, int)
+        if seq > HIGHEST:
+            raise wire.Malformed(f"{seq} is no number that a board comes to: one above it could not be sent")
         if self.nonce and nonce == self.nonce:
             self.nonce = ""
             self.outbox.flush(now)

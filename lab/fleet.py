@@ -110,6 +110,12 @@ def find(broker: str) -> str | None:
     return shutil.which({"mosquitto": "mosquitto", "nats": "nats-server"}[broker], path=PATH)
 
 
+def query(database: Path, statement: str) -> list[Any]:
+    """Rows of a database that others write."""
+    with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=30)) as one:
+        return one.execute(statement).fetchall()
+
+
 def make_broker(kind: str, port: int, folder: Path) -> Program:
     text = {"mosquitto": MOSQUITTO, "nats": NATS}[kind].format(port=port, folder=folder)
     config = folder / f"{kind}.conf"
@@ -172,8 +178,7 @@ class Fleet:
 
     def stored(self) -> int:
         """Records in the database, by the boards' last numbers: nobody's have gaps here."""
-        with contextlib.closing(sqlite3.connect(f"file:{self.database}?mode=ro", uri=True, timeout=30)) as database:
-            return int(database.execute("SELECT coalesce(sum(seq), 0) FROM board").fetchone()[0])
+        return int(query(self.database, "SELECT coalesce(sum(seq), 0) FROM board")[0][0])
 
     def scan(self) -> None:
         """Let boards observe at the wanted rate."""
@@ -287,10 +292,9 @@ class Fleet:
 
     def check(self) -> list[str]:
         """What is wrong: of each board, every record that it committed must be in the database, once."""
-        query = """SELECT board, count(*), count(DISTINCT json_extract(body, '$.seq')), min(json_extract(body, '$.seq')),
+        counted = """SELECT board, count(*), count(DISTINCT json_extract(body, '$.seq')), min(json_extract(body, '$.seq')),
                    max(json_extract(body, '$.seq')) FROM record WHERE kind = 'wifi' GROUP BY board"""
-        with contextlib.closing(sqlite3.connect(self.database)) as database:
-            found = {name: tuple(counts) for name, *counts in database.execute(query)}
+        found = {name: tuple(counts) for name, *counts in query(self.database, counted)}
         wrong, total = [], 0
         for name, (committed, waiting) in (item for part in self.order("committed") for item in part.items()):
             total += committed

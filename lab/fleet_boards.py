@@ -31,7 +31,6 @@ from outbox import Outbox
 
 CHOSEN = SimpleNamespace(UPLINK_TOPICS=(("wifi", "wifi/+"),), UPLINK_URGENT=("evt", "lost"))
 OUTBOX_SIZE = 1 << 30  # bytes
-FIRST_TIMEOUT = 5.0  # seconds for the broker's answer to a CONNECT: paho's own for TCP's
 NEVER = float("inf")
 
 
@@ -125,7 +124,7 @@ class SimulatedBoard:
 
         client._create_socket = create_socket  # type: ignore[method-assign]
         client.connect(host, int(port), keepalive=KEEPALIVE)
-        self.patience, self.misc, self.next_try = now + FIRST_TIMEOUT, now + KEEPALIVE / 3, NEVER
+        self.patience, self.misc, self.next_try = now + KEEPALIVE, now + KEEPALIVE / 3, NEVER
         return self.fd()
 
     def fd(self) -> int | None:
