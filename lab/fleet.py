@@ -171,6 +171,7 @@ class Fleet:
         """Ask the boards for their figures until these are so."""
         deadline = time.monotonic() + seconds
         while not check(found := self.figures()):
+            self.cost()  # neither has ended
             if time.monotonic() > deadline:
                 raise SystemExit(f"fleet: after {seconds:g} s still not: {what}; {dict(found)}")
             time.sleep(0.1)

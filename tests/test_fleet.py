@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -72,3 +72,31 @@ def test_who_is_refused_every_subscription_is_not_connected(nats: Any) -> None:
     finally:
         second.end()
         first.end()
+
+
+def live(kind: str, boards: int, chosen: fleet.Chosen, folder: Path, phases: tuple[str, ...]) -> str:
+    """These phases of a small fleet, whose records must all be there, once; its figures."""
+    disks = folder / "disks"
+    with fleet.Fleet(kind, boards, chosen, folder, disks) as one:
+        for phase in phases:
+            getattr(one, phase)()
+        assert one.check() == []
+    assert int(one.row["records"]) > 0
+    return f"fleet of {', '.join(f'{value} {name}' for name, value in one.row.items())}"
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.skipif(fleet.find("mosquitto") is None, reason="no mosquitto here, and only root can install it")
+def test_a_fleet_loses_nothing_and_nothing_is_there_twice(tmp_path: Path, record_property: Callable[[str, str], None]) -> None:
+    """60 boards; the broker and then the receiver are killed; then a backlog."""
+    chosen = fleet.Chosen(seconds=2.0, rate=600.0, period=1.0, outage=0.2, backlog=20_000)
+    phases = ("connect", "steady", "storm", "restart", "drain", "fastest")
+    record_property("figure", live("mosquitto", 60, chosen, tmp_path, phases))
+
+
+@pytest.mark.timeout(120)
+@needs_nats
+def test_a_nats_server_takes_mosquittos_place(tmp_path: Path, record_property: Callable[[str, str], None]) -> None:
+    """Wildcards, retained messages, QoS 1 and wills, over JetStream; it is killed too."""
+    chosen = fleet.Chosen(seconds=2.0, rate=200.0, period=1.0, outage=0.2)
+    record_property("figure", live("nats", 20, chosen, tmp_path, ("connect", "steady", "storm", "drain")))

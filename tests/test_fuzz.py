@@ -179,6 +179,9 @@ def flood(chosen: random.Random, count: int) -> Iterator[tuple[str, bytes, bool 
 # --- the receiver ------------------------------------------------------------------------------------------------------
 @pytest.mark.timeout(120)
 @pytest.mark.skipif(fleet.find("mosquitto") is None, reason="no mosquitto here, and only root can install it")
+@pytest.mark.xfail(
+    not (ROOT / "mothership/postgres.py").exists(), reason="a lone surrogate is the end of this receiver", strict=True
+)
 def test_the_receiver_survives_and_the_honest_board_loses_nothing(
     tmp_path: Path, record_property: Callable[[str, str], None]
 ) -> None:
