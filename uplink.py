@@ -82,7 +82,7 @@ class Sender:
         assert isinstance(seq, int)
         if seq > HIGHEST:
             raise wire.Malformed(f"{seq} is no number that a board comes to: one above it could not be sent")
-        if self.nonce and nonce == self.nonce:
+        if answered := bool(self.nonce and nonce == self.nonce):
             self.nonce = ""
             self.outbox.flush(now)
             self.outbox.heard(seq)
@@ -91,9 +91,10 @@ class Sender:
             self.ahead = answer["time"] - now if wire.is_seconds(answer.get("time")) else self.ahead
         if self.nonce or seq > self.highest:
             return False  # an answer to an earlier question, or about what we have not sent
+        if answered or seq > self.acked:  # what is no news does not put off sending again
+            self.due = None
         fresh, self.acked = nonce is not None or seq > self.acked, seq
         self.outbox.acknowledged(seq)
-        self.due = None
         self.pump(now)
         return fresh
 

@@ -194,6 +194,19 @@ def test_exactly_once(tmp_path_factory: pytest.TempPathFactory, seed: int, loss:
     assert world.arrived() == list(range(1, world.put + 1))
 
 
+def test_a_gap_is_filled_although_more_is_sent_all_the_time(tmp_path: Path) -> None:
+    """The mothership answers each batch that misses the one before it: with the number that we know."""
+    world = World(tmp_path, 1, 0.0)
+    world.sender.up(0.0)
+    world.turn()
+    for second in range(int(SILENCE) + 3):
+        world.loss = 1.0 if second == 1 else 0.0
+        world.record(1)
+        world.box.flush(world.now)
+        world.turn()
+    assert world.arrived() == list(range(1, world.put + 1))
+
+
 def test_a_question_is_asked_again_soon_and_then_less_often(tmp_path: Path) -> None:
     """Board and receiver come back to a broker in any order: who asks before the receiver is there is not heard."""
     world = World(tmp_path, 1, 1.0)
