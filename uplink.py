@@ -60,6 +60,7 @@ class Sender:
         """A new connection: ask what the mothership has, before anything is sent."""
         self.connected = True
         self.patience = pauses(ASK_FIRST, ASK_MAX)
+        self.nonce = os.urandom(6).hex()
         self._ask(now)
 
     def down(self) -> None:
@@ -68,7 +69,7 @@ class Sender:
         self.due = None
 
     def _ask(self, now: float) -> None:
-        self.nonce = os.urandom(6).hex()
+        """The same question each time: an answer that is later than our patience is an answer too."""
         question = {"nonce": self.nonce, "boot": self.boot_id, "mono": round(now, 3)}
         self.send(wire.topic(self.board, "hello"), json.dumps(question).encode())
         self.due = now + next(self.patience)

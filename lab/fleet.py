@@ -41,7 +41,7 @@ NATS = """
 server_name: mothership
 listen: 127.0.0.1:-1
 jetstream {{ store_dir: "{folder}/nats", limits {{ default_max_consumers: -1 }} }}
-mqtt {{ listen: "127.0.0.1:{port}" }}
+mqtt {{ listen: "127.0.0.1:{port}", consumer_memory_storage: true }}
 """
 
 

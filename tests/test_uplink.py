@@ -224,6 +224,19 @@ def test_a_question_is_asked_again_soon_and_then_less_often(tmp_path: Path) -> N
     assert world.arrived() == list(range(1, 11))
 
 
+def test_an_answer_may_take_longer_than_a_board_is_patient(tmp_path: Path) -> None:
+    world = World(tmp_path, 1, 0.0)
+    world.sender.up(0.0)
+    world.receiver.turn()
+    answers, world.down = world.down, []
+    assert world.sender.due is not None
+    world.sender.tick(world.sender.due)
+    assert len(world.up) == 1, "it has asked again"
+    for _, payload in answers:
+        world.sender.on_ack(payload, world.now)
+    assert not world.sender.nonce
+
+
 def test_a_lost_outbox_does_not_reuse_numbers(tmp_path: Path) -> None:
     world = World(tmp_path, 1, 0.0)
     world.sender.up(0.0)
