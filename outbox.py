@@ -4,22 +4,25 @@ SQLite with a write-ahead log and synchronous=FULL (sqlite.org/wal.html): what a
 Records are numbered, and leave by `acknowledged`, or, where there is no room, in the order of what is given up first.
 Beside them are marks (how far a source of records has been read, committed together with what was read) and the ids of
 commands.
-A number is never given twice: where this database has been lost and begins anew, the mothership's last number says so
-before anything is sent (`heard`), and all that waits is numbered above it.
+A number is never given twice. The disk has a number that none has reached yet, so that those given while it refused to be
+written are not given again after a power cut; and where this database has been lost and begins anew, the mothership's last
+number says so before anything is sent (`heard`), and all that waits is numbered above it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 BATCH = 20  # records of one commit...
 DELAY = 0.2  # ...or what has come in so many seconds
 ROOM = 0.9  # of what is allowed, after something was given up
 RETRY = 60.0  # seconds until a disk that failed is tried again
+RESERVED = 1_000_000  # numbers ahead of the next one that the disk knows as taken
 FOREIGN = 1_000_000  # numbers left free above the mothership's last: an earlier life may still have some under way
 
 SCHEMA = """
@@ -27,7 +30,7 @@ CREATE TABLE IF NOT EXISTS record (number INTEGER PRIMARY KEY, kind TEXT NOT NUL
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value NOT NULL);
 CREATE TABLE IF NOT EXISTS command (id TEXT PRIMARY KEY, result TEXT NOT NULL, expires REAL NOT NULL) STRICT;
 """
-TABLES = ("record", "meta", "command")
+TABLES = {"record": "(?, ?, ?)", "meta": "(?, ?)", "command": "(?, ?, ?)"}
 REMEMBERED = 3600.0  # seconds that a command's id is kept after the command has expired
 
 
@@ -49,14 +52,19 @@ class Outbox:
         self.spare = spare
         self.give_up = give_up
         self.say = say
-        self.lost: dict[str, int] = {}  # records given up, by kind, that no record tells of yet
         self.pending: list[tuple[str, bytes]] = []
         self.marks: dict[str, int | str] = {}  # to be committed with them
         self.now = 0.0
         self.due: float | None = None  # of their commit
         self.retry: float | None = None  # when to try the disk again; None: records are on it
-        self.database = self._open_disk() or self._open(":memory:")
-        self.next = int(self.mark("next") or 1)
+        self.heard_of: int | None = None  # the mothership has all up to this one; None: nothing has been sent yet
+        self.unread = False  # the disk may have records that we do not: it could not be read when we left it, or began
+        self.reserved = 0
+        self.next = 1
+        disk = self._open_disk()
+        self.unread, self.database = disk is None, disk or self._open(":memory:")
+        self.next = int(self.mark("reserved") or 1)
+        self.lost = json.loads(self.mark("lost") or "{}")  # records given up, by kind, that no record tells of yet
         self.size = self._size()
 
     # --- opening ---------------------------------------------------------------------------------------------------
@@ -113,11 +121,10 @@ class Outbox:
             with contextlib.suppress(FileNotFoundError):
                 os.replace(self.path + suffix, f"{self.folder}/outbox.bad{suffix}")
 
-    def mark(self, name: str) -> int | str | None:
-        """A mark that was committed with a record."""
+    def mark(self, name: str) -> Any:
+        """A mark that was committed with a record; None where there is none."""
         row = self.database.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
-        found: int | str | None = row[0] if row else None
-        return found
+        return row[0] if row else None
 
     def _size(self) -> int:
         return int(self.database.execute("SELECT coalesce(sum(length(body)), 0) FROM record").fetchone()[0])
@@ -150,7 +157,10 @@ class Outbox:
         if not self.pending:
             return
         taken = [Record(self.next + index, kind, body) for index, (kind, body) in enumerate(self.pending)]
-        marks = self.marks | {"next": taken[-1].number + 1}
+        marks = self.marks
+        if (after := taken[-1].number + 1) > self.reserved:
+            self.reserved = after + RESERVED
+            marks = marks | {"reserved": self.reserved}
 
         def insert(database: sqlite3.Connection) -> None:
             database.executemany("INSERT OR REPLACE INTO record VALUES (?, ?, ?)", taken)
@@ -158,7 +168,7 @@ class Outbox:
 
         self._write(insert)
         self.pending, self.marks = [], {}
-        self.next = taken[-1].number + 1
+        self.next = after
         self.size += sum(len(record.body) for record in taken)
         self._make_room()
 
@@ -176,8 +186,10 @@ class Outbox:
         """What is on the disk stays there; what waits, as far as it can be read, is sent from memory."""
         self._disk_failed(why)
         disk, self.database = self.database, self._open(":memory:")
-        with contextlib.suppress(sqlite3.Error):
+        try:
             copy(disk, self.database)
+        except sqlite3.Error:
+            self.unread = True
         disk.close()
         self.size = self._size()
 
@@ -187,6 +199,8 @@ class Outbox:
         if disk is None:
             return
         try:
+            if self.unread:
+                self._take_unread(disk)
             copy(self.database, disk)
         except sqlite3.Error as error:
             disk.close()
@@ -195,6 +209,28 @@ class Outbox:
         self.database.close()
         self.database = disk
         self.say("outbox: records are on the disk again")
+
+    def _take_unread(self, disk: sqlite3.Connection) -> None:
+        """What the disk has of an earlier life: before what has gathered since; after it, where some of that has been sent."""
+        rows = disk.execute("SELECT * FROM record WHERE number > ? ORDER BY number", (self.heard_of or 0,))
+        found = [Record(*row) for row in rows]
+        reserved = disk.execute("SELECT value FROM meta WHERE name = 'reserved'").fetchone()
+        start = reserved[0] if reserved else 1
+        if self.heard_of is not None:
+            start = max(start, self.next)
+        with transaction(self.database):
+            if self.heard_of is None:
+                found += [Record(*row) for row in self.database.execute("SELECT * FROM record ORDER BY number")]
+                self.database.execute("DELETE FROM record")
+            numbered = [record._replace(number=start + index) for index, record in enumerate(found)]
+            self.database.executemany("INSERT INTO record VALUES (?, ?, ?)", numbered)
+            self.next = self.reserved = start + len(numbered)
+            self.database.execute("REPLACE INTO meta VALUES ('reserved', ?)", (self.next,))
+            for table in ("meta", "command"):
+                rows = disk.execute(f"SELECT * FROM {table}")
+                self.database.executemany(f"INSERT OR IGNORE INTO {table} VALUES {TABLES[table]}", rows)
+        self.unread = False
+        self.size = self._size()
 
     # --- room ------------------------------------------------------------------------------------------------------
     def _make_room(self) -> None:
@@ -216,10 +252,15 @@ class Outbox:
                 numbers.append((number,))
                 over -= length
                 gone[kind] = gone.get(kind, 0) + 1
-        self._write(lambda database: database.executemany("DELETE FROM record WHERE number = ?", numbers))
-        self.size = self._size()
         for kind, count in gone.items():
             self.lost[kind] = self.lost.get(kind, 0) + count
+
+        def give_up(database: sqlite3.Connection) -> None:
+            database.executemany("DELETE FROM record WHERE number = ?", numbers)
+            database.execute("REPLACE INTO meta VALUES ('lost', ?)", (json.dumps(self.lost),))
+
+        self._write(give_up)
+        self.size = self._size()
         self.say(f"outbox: no room: {', '.join(f'{count} of {kind}' for kind, count in gone.items())} given up")
 
     def _free(self) -> int:
@@ -232,19 +273,26 @@ class Outbox:
     # --- out -------------------------------------------------------------------------------------------------------
     def heard(self, last: int) -> None:
         """The mothership's last number of this board. Above what we ever gave: this database is younger than the board."""
+        self._hear(last)
         if last < self.next:
             return
         shift = last + FOREIGN
         self.next += shift
+        self.reserved = self.next + RESERVED
 
         def renumber(database: sqlite3.Connection) -> None:
             records = [Record(*row) for row in database.execute("SELECT * FROM record")]
             database.execute("DELETE FROM record")
             moved = [record._replace(number=record.number + shift) for record in records]
             database.executemany("INSERT INTO record VALUES (?, ?, ?)", moved)
-            database.execute("REPLACE INTO meta VALUES ('next', ?)", (self.next,))
+            database.execute("REPLACE INTO meta VALUES ('reserved', ?)", (self.reserved,))
 
         self._write(renumber)
+
+    def _hear(self, number: int) -> None:
+        """What is unread may have this number or a higher one; what has gathered since has others."""
+        if not self.unread or self.heard_of is None:
+            self.heard_of = max(number, self.heard_of or 0)
 
     def waiting(self, above: int, most: int, size: int) -> list[Record]:
         """The oldest committed records with a number above this one: at most so many, and of about so many bytes."""
@@ -258,6 +306,7 @@ class Outbox:
 
     def acknowledged(self, number: int) -> None:
         """The mothership has all up to this one."""
+        self._hear(number)
         size = self.database.execute("SELECT sum(length(body)) FROM record WHERE number <= ?", (number,)).fetchone()[0]
         if size is None:
             return  # none of them is here any more: nothing to write
@@ -289,18 +338,19 @@ class Outbox:
         return self.durable
 
     def close(self, now: float) -> None:
-        """Commit and close."""
+        """Commit and close; the next life goes on with the next number."""
         self.flush(now)
+        if self.durable:
+            self._write(lambda database: database.execute("REPLACE INTO meta VALUES ('reserved', ?)", (self.next,)))
         self.database.close()
 
 
 def copy(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
     """All that one has, in place of what the other one has."""
     with transaction(target):
-        for table in TABLES:
-            rows = source.execute(f"SELECT * FROM {table}").fetchall()
+        for table, width in TABLES.items():
             target.execute(f"DELETE FROM {table}")
-            target.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * (2 if table == 'meta' else 3))})", rows)
+            target.executemany(f"INSERT INTO {table} VALUES {width}", source.execute(f"SELECT * FROM {table}"))
 
 
 @contextlib.contextmanager

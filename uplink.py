@@ -137,7 +137,7 @@ class Uplink:
         self.remote = remote
         self.sender = Sender(outbox, board, partial(remote.publish, qos=1), bus.boot_id)
         self.commands = Commands(outbox, ask, lambda data: self.take("cmd", "cmd", bus.envelope("cmd", data)))
-        self.event = int(outbox.mark("event") or 0) if outbox.mark("events of") == bus.boot_id else 0  # PID 1's last one
+        self.event = outbox.mark("event") if outbox.mark("events of") == bus.boot_id else 0  # PID 1's last one
         self.state = ""
         self.services: dict[str, tuple[Any, float]] = {}  # the last that we know of each, and since when
         self.look: float | None = None  # whether the boot is over
@@ -285,7 +285,7 @@ class Uplink:
         self.outbox.tick(now)
         if self.outbox.lost:
             lost, self.outbox.lost = self.outbox.lost, {}
-            self.take("lost", "lost", self.bus.envelope("lost", lost))
+            self.take("lost", "lost", self.bus.envelope("lost", lost), {"lost": "{}"})
         self.sender.tick(now)
         self.sender.pump(now)
 
@@ -326,9 +326,8 @@ def birth(name: str) -> str | None:
         return None
 
 
-def main(arguments: list[str]) -> None:
-    """`uplink.py HOST:PORT...`"""
-    chosen = of_this_board()
+def run(chosen: Any, addresses: tuple[str, ...]) -> None:
+    """Until SIGTERM, with these settings."""
     bus = Bus("uplink")
     board = chosen.UPLINK_BOARD or os.uname().nodename
     if not wire.is_name(board):
@@ -337,7 +336,7 @@ def main(arguments: list[str]) -> None:
     tls = Tls(*chosen.UPLINK_TLS) if chosen.UPLINK_TLS else None
     will = (wire.topic(board, "state"), json.dumps({"state": "lost", "boot": bus.boot_id}).encode())
     patterns = (wire.topic(board, "ack"), wire.topic(board, "cmd"))
-    remote = Remote(board, tuple(arguments), patterns, will=will, tls=tls, protocol=chosen.UPLINK_PROTOCOL)
+    remote = Remote(board, addresses, patterns, will=will, tls=tls, protocol=chosen.UPLINK_PROTOCOL)
     uplink = Uplink(bus, outbox, remote, board, chosen)
     remote.start()
     try:
@@ -345,6 +344,11 @@ def main(arguments: list[str]) -> None:
             uplink.turn(now)
     finally:
         uplink.end(time.monotonic())
+
+
+def main(arguments: list[str]) -> None:
+    """`uplink.py HOST:PORT...`"""
+    run(of_this_board(), tuple(arguments))
 
 
 if __name__ == "__main__":
