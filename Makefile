@@ -16,7 +16,7 @@ PROFILE ?=
 MACHINE ?= x86_64
 MACHINES = x86_64 virt-arm64 raspi3b
 
-.PHONY: help run boot test test-qemu test-arm chaos lint bench bench-boot install setup clean
+.PHONY: help run boot test test-qemu test-arm chaos fleet lint bench bench-boot install setup clean
 
 help:
 	@echo "make run [SECONDS=n] [PROFILE=FILE] [OPTIONS='stack.debug ...']   boot the board in namespaces"
@@ -26,6 +26,7 @@ help:
 	@echo "make test | lint | bench              tests, ruff and mypy, figures beside the peers"
 	@echo "make chaos [HOURS=n] [SEED=n]         board, broker and receiver killed, cut, slowed, filled up: nothing is lost"
 	@echo "make bench-boot [ROUNDS=n] [MACHINE=...]   boots beside busybox init and systemd, in QEMU"
+	@echo "make fleet [BOARDS='200 2000'] [SECONDS=n] [RATE=n] [PERIOD=n] [BROKER=mosquitto|nats|both]   many boards, one mothership"
 	@echo "make install DESTDIR= PREFIX=         what an image needs"
 
 run: setup
@@ -36,9 +37,9 @@ setup:
 	@rm -rf build/root/stack/lib/stack
 	@$(MAKE) -s install DESTDIR=$(CURDIR)/build/root PREFIX=/stack SBINDIR=/stack/sbin SITEDIR= TARGET_PYTHON=$(PYTHON) INIT_PYTHON=/python/bin/python
 
-test: NEEDS = requirements-dev.txt
 CHAOS = tc:iproute2 faketime:faketime
 MOTHERSHIP = pg_ctlcluster:postgresql chromium:chromium openssl:openssl shellcheck:shellcheck
+test: NEEDS = requirements-dev.txt requirements-fleet.txt
 test: export PROGRAMS = $(CHAOS) $(MOTHERSHIP) busybox:busybox ip:iproute2 fusermount3:fuse3 wpa_supplicant:wpasupplicant
 test: setup
 	@./test.sh $(TESTS)
@@ -83,6 +84,11 @@ bench-boot: NEEDS = requirements-dev.txt
 bench-boot: export PROGRAMS = $(LAB) qemu-system-x86_64:qemu-system-x86 $(ARM)
 bench-boot: setup
 	@$(PYTHON) lab/bench_boot.py $(if $(filter command line,$(origin MACHINE)),$(MACHINE)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(BENCH)
+
+BOARDS ?= 2000
+fleet: NEEDS = requirements.txt requirements-fleet.txt
+fleet: setup
+	@$(PYTHON) lab/fleet.py $(BOARDS) $(foreach name,SECONDS RATE PERIOD BROKER,$(if $($(name)),--$(shell echo $(name) | tr A-Z a-z) $($(name)))) $(FLEET)
 
 clean:
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -296,7 +296,7 @@ class Remote(threading.Thread):
 
     def run(self) -> None:
         """Connect, serve, and after each end wait, longer each time and by a drawn part: a fleet must not return as one."""
-        pause, addresses = REMOTE_FIRST, cycle(self.addresses)
+        waits, addresses = pauses(REMOTE_FIRST, REMOTE_MAX), cycle(self.addresses)
         while not self._ending.is_set():
             client, self.address = self._make_client(), next(addresses)
             self._client = client
@@ -304,12 +304,11 @@ class Remote(threading.Thread):
                 host, _, port = self.address.rpartition(":")
                 client.connect(host, int(port), keepalive=KEEPALIVE)
                 while client.loop(timeout=1.0) == mqtt.MQTT_ERR_SUCCESS and not self._ending.is_set():
-                    pause = REMOTE_FIRST if self.connected else pause
+                    waits = pauses(REMOTE_FIRST, REMOTE_MAX) if self.connected else waits
             except (OSError, ValueError) as error:
                 self._say_lost(str(error))
             self.connected = False
-            self._ending.wait(pause * random.uniform(0.5, 1.0))
-            pause = min(2 * pause, REMOTE_MAX)
+            self._ending.wait(next(waits))
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 0, retain: bool = False) -> bool:
         """Whether it was given to the connection; that is all it says."""
@@ -339,6 +338,7 @@ class Remote(threading.Thread):
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
+        client.on_subscribe = self._on_subscribe
         return client
 
     def _on_message(self, _client: mqtt.Client, _data: Any, packet: mqtt.MQTTMessage) -> None:
@@ -356,11 +356,27 @@ class Remote(threading.Thread):
         if reason.is_failure:
             self._say_lost(f"refused: {reason}")
             return
+        if self.patterns:
+            client.subscribe([(pattern, 1) for pattern in self.patterns])
+        else:
+            self._ready()
+
+    def _on_subscribe(self, client: mqtt.Client, _data: Any, _number: int, reasons: list[Any], *_: Any) -> None:
+        """Refused rights or a broker's limits: who hears nothing is not connected, and tries again."""
+        refused = [
+            f"{pattern} ({reason})" for pattern, reason in zip(self.patterns, reasons, strict=False) if reason.is_failure
+        ]
+        if refused:
+            self.log.warning("uplink: %s refuses to send us %s", self.address, ", ".join(refused))
+        if len(refused) < len(reasons):
+            self._ready()
+        else:
+            client.disconnect()
+
+    def _ready(self) -> None:
         if self._lost:
             self.log.info("uplink: connected to %s", self.address)
         self._lost = False
-        for pattern in self.patterns:
-            client.subscribe(pattern, 1)
         self.connected = True
         self._arrived("", b"")
 
@@ -374,6 +390,13 @@ class Remote(threading.Thread):
         if not self._lost:
             self.log.warning("uplink: no connection to %s (%s), trying again", self.address, why)
         self._lost = True
+
+
+def pauses(first: float, most: float) -> Iterator[float]:
+    """Seconds to wait before each further try: twice as long each time, and a part of it drawn."""
+    while True:
+        yield first * random.uniform(0.5, 1.0)
+        first = min(2 * first, most)
 
 
 def _read(path: str) -> str:

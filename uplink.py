@@ -19,7 +19,7 @@ import control
 import ending
 import events
 import wire
-from bus import Bus, Message, Remote, Tls
+from bus import Bus, Message, Remote, Tls, pauses
 from commands import Commands
 from outbox import Outbox
 from syscalls import IN_CLOSE_WRITE, IN_MOVED_TO, inotify_add_watch, inotify_init
@@ -31,7 +31,8 @@ BATCH_SIZE = 64 * 1024  # ...or so many bytes, before they are compressed
 LARGEST = 256 * 1024  # bytes of one record
 DEPTH = 8  # brackets around a record on its way and at its destination: one that is nested too deep for them would never arrive
 SILENCE = 10.0  # seconds without an acknowledgement, and what is under way is sent again
-ASK = 15.0  # seconds without an answer, and the question is asked again
+HIGHEST = 2**61  # that the mothership may answer with: ours go on above it, and must stay numbers of the format
+ASK_FIRST, ASK_MAX = 2.0, 60.0  # seconds without an answer, and the question is asked again; doubled, jittered
 BOOTING = 5.0  # seconds between two looks whether the boot is over
 BIRTH = "/sys/firmware/devicetree/base"  # what a board says of itself (Devicetree Specification, 2.3 and 3.2)
 
@@ -46,6 +47,7 @@ class Sender:
         self.send = send
         self.boot_id = boot_id
         self.nonce = ""  # of the question that has not been answered; "" once it has
+        self.patience = pauses(ASK_FIRST, ASK_MAX)  # for its answer
         self.sent = 0  # the highest number under way
         self.highest = 0  # that was ever sent, or that the mothership has answered with
         self.acked = 0  # the mothership's last word
@@ -57,6 +59,8 @@ class Sender:
     def up(self, now: float) -> None:
         """A new connection: ask what the mothership has, before anything is sent."""
         self.connected = True
+        self.patience = pauses(ASK_FIRST, ASK_MAX)
+        self.nonce = os.urandom(6).hex()
         self._ask(now)
 
     def down(self) -> None:
@@ -65,10 +69,10 @@ class Sender:
         self.due = None
 
     def _ask(self, now: float) -> None:
-        self.nonce = os.urandom(6).hex()
+        """The same question each time: an answer that is later than our patience is an answer too."""
         question = {"nonce": self.nonce, "boot": self.boot_id, "mono": round(now, 3)}
         self.send(wire.topic(self.board, "hello"), json.dumps(question).encode())
-        self.due = now + ASK
+        self.due = now + next(self.patience)
 
     def on_ack(self, payload: bytes, now: float) -> bool:
         """An acknowledgement, or the answer to our question; whether it is one, and nothing that the broker had retained."""
@@ -77,7 +81,9 @@ class Sender:
         if not wire.is_number(seq):
             raise wire.Malformed(f"an answer without a number: {payload[:100]!r}")
         assert isinstance(seq, int)
-        if self.nonce and nonce == self.nonce:
+        if seq > HIGHEST:
+            raise wire.Malformed(f"{seq} is no number that a board comes to: one above it could not be sent")
+        if answered := bool(self.nonce and nonce == self.nonce):
             self.nonce = ""
             self.outbox.flush(now)
             self.outbox.heard(seq)
@@ -86,9 +92,10 @@ class Sender:
             self.ahead = answer["time"] - now if wire.is_seconds(answer.get("time")) else self.ahead
         if self.nonce or seq > self.highest:
             return False  # an answer to an earlier question, or about what we have not sent
+        if answered or seq > self.acked:  # what is no news does not put off sending again
+            self.due = None
         fresh, self.acked = nonce is not None or seq > self.acked, seq
         self.outbox.acknowledged(seq)
-        self.due = None
         self.pump(now)
         return fresh
 

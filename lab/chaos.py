@@ -57,7 +57,8 @@ class Told(outbox.Outbox):
             print(*(number for number in taken if number is not None), flush=True)
 
 uplink.Outbox, outbox.RETRY = Told, 1.0
-uplink.SILENCE = uplink.ASK = 2.0
+uplink.SILENCE = uplink.ASK_MAX = 2.0
+uplink.ASK_FIRST = 0.5
 bus.REMOTE_FIRST, bus.REMOTE_MAX = 0.2, 1.0
 events.FILE = f"{sys.argv[2]}/events/none"
 if sys.argv[4] == "trust":  # what must not be done: take for stored what was given to a connection

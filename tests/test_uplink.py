@@ -28,7 +28,7 @@ from store import Store
 
 import wire
 from outbox import Outbox
-from uplink import SILENCE, WINDOW, Sender
+from uplink import ASK_FIRST, ASK_MAX, SILENCE, WINDOW, Sender
 
 # --- the format --------------------------------------------------------------------------------------------------------
 RECORDS = [(18, "wifi", {"a": [1, "é"]}), (20, "evt", None)]
@@ -192,6 +192,49 @@ def test_exactly_once(tmp_path_factory: pytest.TempPathFactory, seed: int, loss:
     world.box.flush(world.now)
     world.until_empty()
     assert world.arrived() == list(range(1, world.put + 1))
+
+
+def test_a_gap_is_filled_although_more_is_sent_all_the_time(tmp_path: Path) -> None:
+    """The mothership answers each batch that misses the one before it: with the number that we know."""
+    world = World(tmp_path, 1, 0.0)
+    world.sender.up(0.0)
+    world.turn()
+    for second in range(int(SILENCE) + 3):
+        world.loss = 1.0 if second == 1 else 0.0
+        world.record(1)
+        world.box.flush(world.now)
+        world.turn()
+    assert world.arrived() == list(range(1, world.put + 1))
+
+
+def test_a_question_is_asked_again_soon_and_then_less_often(tmp_path: Path) -> None:
+    """Board and receiver come back to a broker in any order: who asks before the receiver is there is not heard."""
+    world = World(tmp_path, 1, 1.0)
+    world.sender.up(0.0)
+    pauses = []
+    for _ in range(10):
+        assert world.sender.due is not None
+        pauses.append(world.sender.due - world.now)
+        world.turn(pauses[-1])
+    assert ASK_FIRST / 2 <= pauses[0] <= ASK_FIRST
+    assert ASK_MAX / 2 <= pauses[-1] <= ASK_MAX
+    world.loss = 0.0
+    world.record(10)
+    world.until_empty()
+    assert world.arrived() == list(range(1, 11))
+
+
+def test_an_answer_may_take_longer_than_a_board_is_patient(tmp_path: Path) -> None:
+    world = World(tmp_path, 1, 0.0)
+    world.sender.up(0.0)
+    world.receiver.turn()
+    answers, world.down = world.down, []
+    assert world.sender.due is not None
+    world.sender.tick(world.sender.due)
+    assert len(world.up) == 1, "it has asked again"
+    for _, payload in answers:
+        world.sender.on_ack(payload, world.now)
+    assert not world.sender.nonce
 
 
 def test_a_lost_outbox_does_not_reuse_numbers(tmp_path: Path) -> None:

@@ -1,0 +1,436 @@
+"""A fleet of boards against one mothership, on this machine's loopback: `make fleet BOARDS="200 2000"`.
+
+Each board is the real uplink (fleet_boards.py); broker and receiver are processes of their own. In turn: all connect at once;
+a steady state; the broker is killed and starts again after a while; the receiver is killed and starts again; the fleet
+drains; then every board gathers a backlog without a connection, and the receiver takes it as fast as it can. At last
+each board's records are counted in the database: one that is lost, or there twice, is exit status 1.
+
+The brokers are mosquitto and nats-server. What the latter's MQTT, which is JetStream inside, can and cannot is said at NATS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+PATH = f"{ROOT}/.venv/bin:{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"
+MEMORY = "/dev/shm"  # for the boards' disks: those of 2,000 boards are not one disk
+DESCRIPTORS = 10  # of a simulated board, at most: database, log and its index, connection, two pipes, and to spare
+TICKS = os.sysconf("SC_CLK_TCK")
+BOUND = 120.0  # seconds for what must happen at last
+# mosquitto keeps 1,000 messages for a slow subscriber, and drops what is more; each that is dropped is sent again, but later.
+MOSQUITTO = "listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\nmax_queued_messages 100000\nlog_type error\n"
+# As measured with nats-server 2.15.1: MQTT 3.1.1 alone; `+`, retained messages (after kill -9 too), QoS 1, wills and topics with
+# dots work; a client id with a dot (a board named so) is refused, so is a topic with a space; `$share/...` is accepted and hears
+# nothing; a message may have 1 MB (max_payload). A subscription with QoS 1 is a consumer of one stream, of which a stream has
+# 1,000 since 2.15 unless told otherwise; these are kept in memory: boards begin a new session with each connection.
+NATS = """
+server_name: mothership
+listen: 127.0.0.1:-1
+jetstream {{ store_dir: "{folder}/nats", limits {{ default_max_consumers: -1 }} }}
+mqtt {{ listen: "127.0.0.1:{port}", consumer_memory_storage: true }}
+"""
+
+
+class Chosen(NamedTuple):
+    """What the caller wants."""
+
+    seconds: float = 60.0  # of the steady state
+    rate: float = 2000.0  # records a second, of the whole fleet
+    period: float = 10.0  # seconds between two scans of a board: what one has seen is committed and sent together
+    outage: float = 5.0  # seconds that broker and receiver stay away
+    backlog: int = 300_000  # records of the whole fleet, for the fastest that the receiver can
+    disks: str = MEMORY
+    workers: int = 2
+
+
+# --- the mothership ------------------------------------------------------------------------------------------------------
+class Program:
+    """A process that is killed and starts again, and the processor time of all its lives."""
+
+    def __init__(self, name: str, argv: list[str], output: Path) -> None:
+        self.name = name
+        self.argv = argv
+        self.output = output
+        self.earlier = 0.0
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self.output.open("ab") as file:
+            self.process = subprocess.Popen(self.argv, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+
+    def kill(self) -> None:
+        """As a power cut would."""
+        if self.process:
+            self.earlier = self.used()
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def signal(self, number: int) -> None:
+        if self.process:
+            self.process.send_signal(number)
+
+    def used(self) -> float:
+        """Processor seconds so far."""
+        if self.process is None:
+            return self.earlier
+        if self.process.poll() is not None:
+            raise SystemExit(f"fleet: {self.name} has ended: {self.output.read_text()[-2000:]}")
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return self.earlier + (int(fields[11]) + int(fields[12])) / TICKS
+
+    def size(self) -> float:
+        """Largest resident size, in MB."""
+        assert self.process
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def find(broker: str) -> str | None:
+    """Where the broker's program is."""
+    return shutil.which({"mosquitto": "mosquitto", "nats": "nats-server"}[broker], path=PATH)
+
+
+def query(database: Path, statement: str) -> list[Any]:
+    """Rows of a database that others write."""
+    with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=30)) as one:
+        return one.execute(statement).fetchall()
+
+
+def make_broker(kind: str, port: int, folder: Path) -> Program:
+    text = {"mosquitto": MOSQUITTO, "nats": NATS}[kind].format(port=port, folder=folder)
+    config = folder / f"{kind}.conf"
+    config.write_text(text + ("user root\n" if kind == "mosquitto" and os.getuid() == 0 else ""))
+    return Program(kind, [str(find(kind)), "-c", str(config)], folder / f"{kind}.log")
+
+
+# --- the fleet -------------------------------------------------------------------------------------------------------------
+class Fleet:
+    """So many boards in some processes, their mothership, and what is measured."""
+
+    def __init__(self, kind: str, boards: int, chosen: Chosen, folder: Path, disks: Path) -> None:
+        self.kind = kind
+        self.boards = boards
+        self.chosen = chosen
+        port = free_port()
+        self.database = folder / "mothership.db"
+        self.broker = make_broker(kind, port, folder)
+        argv = [sys.executable, str(ROOT / "mothership/receiver.py"), f"127.0.0.1:{port}", str(self.database)]
+        self.receiver = Program("receiver", argv, folder / "receiver.log")
+        self.port = port
+        names = [f"board-{number:05}" for number in range(boards)]
+        self.pipes: list[Any] = []
+        self.processes: list[Any] = []
+        context = multiprocessing.get_context("spawn")
+        for number in range(chosen.workers):
+            ours, theirs = context.Pipe()
+            arguments = (theirs, names[number :: chosen.workers], f"127.0.0.1:{port}", str(disks))
+            self.processes.append(context.Process(target=_serve, args=arguments, daemon=True))
+            self.pipes.append(ours)
+        self.lags: list[float] = []
+        self.connects: list[float] = []
+        self.answers: list[float] = []
+        self.row: dict[str, str] = {"boards": str(boards), "broker": kind}
+
+    def order(self, order: str, *arguments: Any) -> list[Any]:
+        """To all processes; their answers."""
+        for pipe in self.pipes:
+            pipe.send((order, *arguments))
+        return [pipe.recv() for pipe in self.pipes]
+
+    def figures(self) -> Counter[str]:
+        """Sums of the boards' figures; their lists are gathered."""
+        sums: Counter[str] = Counter()
+        for found in self.order("figures"):
+            self.lags += found.pop("lags")
+            self.connects += found.pop("connects")
+            self.answers += found.pop("answers")
+            sums.update(found)
+        return sums
+
+    def until(self, what: str, check: Callable[[Counter[str]], bool], seconds: float = BOUND) -> Counter[str]:
+        """Ask the boards for their figures until these are so."""
+        deadline = time.monotonic() + seconds
+        while not check(found := self.figures()):
+            self.cost()  # neither has ended
+            if time.monotonic() > deadline:
+                raise SystemExit(f"fleet: after {seconds:g} s still not: {what}; {dict(found)}")
+            time.sleep(0.1)
+        return found
+
+    def stored(self) -> int:
+        """Records in the database, by the boards' last numbers: nobody's have gaps here."""
+        return int(query(self.database, "SELECT coalesce(sum(seq), 0) FROM board")[0][0])
+
+    def scan(self) -> None:
+        """Let boards observe at the wanted rate."""
+        count = max(1, round(self.chosen.rate * self.chosen.period / self.boards))
+        self.order("observe", count * self.boards / self.chosen.rate, count)
+
+    def say(self, text: str) -> None:
+        print(f"  {text}", flush=True)
+
+    # --- phases --------------------------------------------------------------------------------------------------------
+    def connect(self) -> None:
+        """All at once, and until the mothership has answered each."""
+        self.order("connect", 1)  # of each process: until the receiver is there
+        self.until("the receiver is there", lambda _: len(self.answers) >= self.chosen.workers)
+        began = time.monotonic()
+        self.order("connect", self.boards)
+        self.until("all boards are answered", lambda _: len(self.answers) >= self.boards)
+        connected, answered = max(self.connects) - began, max(self.answers) - began
+        self.row["connect s"] = f"{answered:.1f}"
+        self.say(f"all {self.boards} connected within {connected:.1f} s, answered within {answered:.1f} s")
+
+    def steady(self) -> None:
+        """Observations at the wanted rate: what arrives, how late, and what it costs."""
+        self.scan()
+        time.sleep(min(self.chosen.period, self.chosen.seconds))  # until each board's first scan is over
+        before, stored, used = self.figures(), self.stored(), self.cost()
+        self.lags = []
+        began = time.monotonic()
+        time.sleep(self.chosen.seconds)
+        took = time.monotonic() - began
+        receiver, broker = ((now - then) / took for now, then in zip(self.cost(), used, strict=True))
+        made, arrived = (self.figures()["made"] - before["made"]) / took, (self.stored() - stored) / took
+        middle, late = percentile(self.lags, 50), percentile(self.lags, 99)
+        self.row |= {"made/s": f"{made:.0f}", "in database/s": f"{arrived:.0f}", "receiver CPU": f"{receiver:.0%}"}
+        self.row |= {"broker CPU": f"{broker:.0%}", "lag p50 s": f"{middle:.2f}", "lag p99 s": f"{late:.2f}"}
+        self.say(
+            f"steady, {took:.0f} s: {made:.0f} records/s made, {arrived:.0f}/s into the database; of one core the receiver "
+            f"took {receiver:.0%}, {self.kind} {broker:.0%}; from record to acknowledgement p50 {middle:.2f} s, "
+            f"p99 {late:.2f} s"
+        )
+
+    def cost(self) -> tuple[float, float]:
+        """Processor seconds of receiver and broker."""
+        return self.receiver.used(), self.broker.used()
+
+    def storm(self) -> None:
+        """The broker is killed; when it is back, so are all boards."""
+        self.broker.kill()
+        self.until("all boards have noticed", lambda sums: not sums["connected"])
+        time.sleep(self.chosen.outage)
+        self.connects, self.answers = [], []
+        self.broker.start()
+        began = time.monotonic()
+        self.until("all boards are back", lambda _: len(self.answers) >= self.boards, 2 * BOUND)
+        back = [when - began for when in self.answers]
+        most, last = most_in_a_second(self.connects), max(back)
+        middle, many, late = (percentile(back, share) for share in (50, 90, 99))
+        self.row |= {"storm p50 s": f"{middle:.1f}", "storm max s": f"{last:.1f}", "connects/s": str(most)}
+        self.say(
+            f"the broker was killed, away for {self.chosen.outage:g} s: answered again after p50 {middle:.1f} s, "
+            f"p90 {many:.1f} s, p99 {late:.1f} s, max {last:.1f} s; at most {most} connections within one second; "
+            f"answers {histogram(back)}"
+        )
+
+    def restart(self) -> None:
+        """The receiver is killed; when it is back, until as many are acknowledged as had been made by then."""
+        before = self.figures()
+        self.receiver.kill()
+        time.sleep(self.chosen.outage)
+        self.receiver.start()
+        began = time.monotonic()
+        had = self.figures()
+        self.until("the receiver has caught up", lambda sums: sums["acked"] >= had["made"])
+        took = time.monotonic() - began
+        resent = self.figures()["resent"] - before["resent"]
+        self.row |= {"receiver back s": f"{took:.1f}"}
+        self.say(
+            f"the receiver was killed, away for {self.chosen.outage:g} s: caught up {took:.1f} s after its start; "
+            f"{resent} records were sent again"
+        )
+
+    def drain(self) -> None:
+        """No more observations; until nobody has anything left."""
+        self.order("observe", 1.0, 0)
+        began = time.monotonic()
+        sums = self.until("all is acknowledged", lambda sums: sums["acked"] >= sums["made"])
+        self.say(f"drained within {time.monotonic() - began:.1f} s: {sums['made']} records made, {sums['resent']} sent again")
+
+    def fastest(self) -> None:
+        """Every board has a backlog and sends what its window takes; the receiver, stopped until then, takes it all."""
+        each = max(1, self.chosen.backlog // self.boards)
+        self.order("gather", each)
+        first = self.stored()
+        self.receiver.signal(signal.SIGSTOP)
+        self.order("pump")
+        self.receiver.signal(signal.SIGCONT)
+        began, used, stored = time.monotonic(), self.receiver.used(), first
+        nearly = first + int(0.9 * each * self.boards)  # without the tail: boards whose turn comes late
+        deadline = began + BOUND
+        while stored < nearly and time.monotonic() < deadline:
+            time.sleep(0.1)
+            stored = self.stored()
+        seconds, cpu = time.monotonic() - began, self.receiver.used() - used
+        rate, cost = (stored - first) / seconds, 1e6 * cpu / max(1, stored - first)
+        self.row |= {"fastest/s": f"{rate:.0f}", "receiver µs": f"{cost:.0f}"}
+        self.say(
+            f"a backlog of {each} records on each board: {rate:.0f} records/s into the database; "
+            f"the receiver's processor time: {cost:.0f} µs a record, {cpu / seconds:.0%} of one core"
+        )
+        self.until("all is acknowledged", lambda sums: sums["acked"] >= sums["made"])
+
+    def check(self) -> list[str]:
+        """What is wrong: of each board, every record that it committed must be in the database, once."""
+        counted = """SELECT board, count(*), count(DISTINCT json_extract(body, '$.seq')), min(json_extract(body, '$.seq')),
+                   max(json_extract(body, '$.seq')) FROM record WHERE kind = 'wifi' GROUP BY board"""
+        found = {name: tuple(counts) for name, *counts in query(self.database, counted)}
+        wrong, total = [], 0
+        for name, (committed, waiting) in (item for part in self.order("committed") for item in part.items()):
+            total += committed
+            if waiting:
+                wrong.append(f"{name}: {waiting} records still wait")
+            if found.get(name) != (committed, committed, 1, committed):
+                wrong.append(f"{name}: {committed} records committed; rows, different ones, first and last: {found.get(name)}")
+        self.row |= {"records": str(total), "boards that lack": str(len(wrong))}
+        self.row |= {"receiver MB": f"{self.receiver.size():.0f}", "broker MB": f"{self.broker.size():.0f}"}
+        self.say(
+            f"{total} records of {self.boards} boards: {'WRONG' if wrong else 'each is in the database, once'}; "
+            f"receiver {self.receiver.size():.0f} MB, {self.kind} {self.broker.size():.0f} MB"
+        )
+        return wrong
+
+    def __enter__(self) -> Fleet:
+        self.broker.start()
+        self.receiver.start()
+        for process in self.processes:
+            process.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pipe, process in zip(self.pipes, self.processes, strict=True):
+            with contextlib.suppress(OSError):
+                pipe.send(("end",))
+            process.join(10)
+            process.kill()
+        self.receiver.kill()
+        self.broker.kill()
+
+
+def _serve(*arguments: Any) -> None:
+    """In a process of its own: this one must not import what boards do."""
+    from fleet_boards import serve
+
+    raise_descriptors()
+    serve(*arguments)
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------------
+def percentile(values: list[float], share: float) -> float:
+    """The value that so many per cent do not exceed; NaN of none."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share / 100))] if ordered else float("nan")
+
+
+def most_in_a_second(times: list[float]) -> int:
+    """How many of these fell, at most, within any one second."""
+    ordered = sorted(times)
+    first = most = 0
+    for index, when in enumerate(ordered):
+        while when - ordered[first] > 1.0:
+            first += 1
+        most = max(most, index - first + 1)
+    return most
+
+
+def histogram(seconds: list[float]) -> str:
+    """How many in each second."""
+    counts = Counter(int(value) for value in seconds)
+    return "by second: " + " ".join(str(counts[second]) for second in range(max(counts) + 1))
+
+
+def table(rows: list[dict[str, str]]) -> str:
+    """Of a figure each row, of a run each column."""
+    names = list(rows[0])
+    width = max(map(len, names))
+    return "\n".join(name.ljust(width) + "".join(row.get(name, "-").rjust(12) for row in rows) for name in names)
+
+
+def raise_descriptors() -> int:
+    """As many as this process may have."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return most
+
+
+@contextlib.contextmanager
+def folders(disks: str) -> Iterator[tuple[Path, Path]]:
+    """Folders for the mothership and for the boards, gone afterwards."""
+    where = disks if os.access(disks, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="fleet-") as one, tempfile.TemporaryDirectory(prefix="fleet-", dir=where) as other:
+        yield Path(one), Path(other)
+
+
+def run(kind: str, boards: int, chosen: Chosen) -> tuple[dict[str, str], list[str]]:
+    """All phases with so many boards; the figures, and what is wrong."""
+    with folders(chosen.disks) as (folder, disks):
+        memory = " (memory: no board waits for a disk here)" if str(disks).startswith(MEMORY) else ""
+        print(f"{boards} boards in {chosen.workers} processes, {kind}: {chosen.rate:g} records/s in all", flush=True)
+        print(f"  the mothership's database is in {folder}, the boards' outboxes are in {disks}{memory}", flush=True)
+        with Fleet(kind, boards, chosen, folder, disks) as fleet:
+            fleet.connect()
+            fleet.steady()
+            fleet.storm()
+            fleet.restart()
+            fleet.drain()
+            if chosen.backlog:
+                fleet.fastest()
+            return fleet.row, fleet.check()
+
+
+def main() -> int:
+    usual = Chosen()
+    parser = argparse.ArgumentParser(prog="make fleet", description=__doc__)
+    parser.add_argument("boards", nargs="*", type=int, default=[2000])
+    parser.add_argument("--seconds", type=float, default=usual.seconds, help="of the steady state")
+    parser.add_argument("--rate", type=float, default=usual.rate, help="records a second, of the whole fleet")
+    parser.add_argument("--period", type=float, default=usual.period, help="seconds between two scans of a board")
+    parser.add_argument("--outage", type=float, default=usual.outage, help="seconds that the killed stay away")
+    parser.add_argument("--backlog", type=int, default=usual.backlog, help="records of the whole fleet; 0 for none")
+    parser.add_argument("--disks", default=usual.disks, help="folder for the boards' outboxes")
+    parser.add_argument("--workers", type=int, default=usual.workers, help="processes for the boards")
+    parser.add_argument("--broker", default="mosquitto", choices=("mosquitto", "nats", "both"))
+    options = vars(parser.parse_args())
+    sizes, broker = options.pop("boards"), options.pop("broker")
+    chosen = Chosen(**options)
+    if max(sizes) / chosen.workers * DESCRIPTORS > raise_descriptors():
+        raise SystemExit(
+            f"fleet: {chosen.workers} processes may not have the descriptors of {max(sizes)} boards: more --workers"
+        )
+    kinds = ("mosquitto", "nats") if broker == "both" else (broker,)
+    for kind in kinds:
+        if not find(kind):
+            raise SystemExit(f"fleet: no {kind} here")
+    results = [run(kind, boards, chosen) for kind in kinds for boards in sizes]
+    print(table([row for row, _ in results]))
+    for line in [line for _, wrong in results for line in wrong]:
+        print(f"fleet: {line}", file=sys.stderr)
+    return 1 if any(wrong for _, wrong in results) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
