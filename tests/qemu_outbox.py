@@ -7,12 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from qemu_storage import FEW
 
-PROFILE = """
-MODULES = ()
-DATA = ("LABEL=data",)
-SERVICES = tuple(row for row in SERVICES if row.name in ("logd", "storage", "keeper", "syslogd", "dropbear"))
-"""
 # Observations as wifi_analyzer.py makes them; a scan hears 40 access points. They leave when they are acknowledged.
 BURSTS, POINTS = 50, 40
 WRITE = f"""
@@ -51,7 +47,7 @@ def test_a_record_costs_the_card_less_than_two_kilobytes(
 
     disk = tmp_path / "data.img"
     run("mke2fs", "-q", "-t", "ext4", "-L", "data", disk, "64M")
-    board = machine("x86_64", PROFILE, data=disk).up()
+    board = machine("x86_64", FEW, data=disk).up()
     written, size, durable = board.python(WRITE, seconds=200)
     assert durable
     records = BURSTS * POINTS
