@@ -295,7 +295,7 @@ HOSTILE = [
     ("v1/b1/hello", b"[]"), ("v1/b1/hello", b"\xff"), ("v1/b1/hello", b"[" * 20_000), ("v1/b1/hello", b"{" + b" " * receiver.MOST_TOLD),
     ("v1/b1/state", b'{"state": "root"}'), ("v1/b1/state", b'{"state": ["ready"]}'), ("v1/b1/state", b"{}"), ("v1/b1/info", b"null"),
     ("v1/b1;DROP TABLE board/up", packed(0, 1)), ("v1/\x00/up", packed(0, 1)), (f"v1/{'x' * 65}/up", packed(0, 1)),
-    ("v2/b1/up", packed(0, 1)), ("v1//up", packed(0, 1)), ("\ufeff" * 30_000, b""), ("v1/../../up", packed(0, 1)), ("v1/é/state", b"{}"),
+    ("v2/b1/up", packed(0, 1)), ("v1/b1/ack", b"{}"), ("v1/b1/up/up", packed(0, 1)), ("v1//up", packed(0, 1)), ("\ufeff" * 30_000, b""), ("v1/../../up", packed(0, 1)), ("v1/é/state", b"{}"),
 ]  # fmt: skip
 
 
