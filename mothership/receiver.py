@@ -36,6 +36,7 @@ GROUP = 100  # messages of one commit...
 GROUP_SIZE = 1024 * 1024  # ...or so many bytes, as they came
 MOST = wire.MOST  # bytes of a message: a batch is compressed, so that more is no batch of ours
 MOST_TOLD = 16 * 1024  # bytes of a state, an info or a question
+HEARD = ("up", "hello", "state", "info")  # what we subscribe to, of every board
 STATES = ("init", "ready", "stopping", "disconnected", "lost")
 RETRY, RETRY_MAX = 0.5, 30.0  # seconds between two tries at a database that is away; doubled
 SAY_EVERY = 10.0  # seconds between two lines about what was refused
@@ -95,7 +96,9 @@ class Receiver:
             raise wire.Malformed(f"{len(payload)} bytes are more than any of ours")
         if what == "up":
             batches.append((board, wire.unpack(payload)))
-        elif what in ("hello", "state", "info") and payload:  # without one: the retained message was cleared
+        elif what not in HEARD:
+            raise wire.Malformed("nothing of this name was asked for")
+        elif payload:  # without one: the retained message was cleared
             said = parse(payload)
             if what == "state" and said.get("state") not in STATES:
                 raise wire.Malformed(f"{str(said.get('state'))[:50]!r} is not one of {', '.join(STATES)}")
@@ -213,7 +216,7 @@ def run(options: argparse.Namespace) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ending.set())
     signal.signal(signal.SIGUSR1, lambda *_: asked.set())
-    patterns = tuple(wire.topic("+", what) for what in ("up", "hello", "state", "info"))
+    patterns = tuple(wire.topic("+", what) for what in HEARD)
     remote = remote_of(options, "mothership", patterns)
     receiver = Receiver(Store(options.database), remote, options.share, ending)
     remote.start()

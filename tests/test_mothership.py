@@ -15,11 +15,12 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import EMULATED, MOSQUITTO, PYTHON, ROOT, eventually
+from conftest import EMULATED, MOSQUITTO, PYTHON, ROOT, Board, eventually
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from servers import Mosquitto, Postgres, plain, secured, why_no_postgres
@@ -295,7 +296,7 @@ HOSTILE = [
     ("v1/b1/hello", b"[]"), ("v1/b1/hello", b"\xff"), ("v1/b1/hello", b"[" * 20_000), ("v1/b1/hello", b"{" + b" " * receiver.MOST_TOLD),
     ("v1/b1/state", b'{"state": "root"}'), ("v1/b1/state", b'{"state": ["ready"]}'), ("v1/b1/state", b"{}"), ("v1/b1/info", b"null"),
     ("v1/b1;DROP TABLE board/up", packed(0, 1)), ("v1/\x00/up", packed(0, 1)), (f"v1/{'x' * 65}/up", packed(0, 1)),
-    ("v2/b1/up", packed(0, 1)), ("v1//up", packed(0, 1)), ("\ufeff" * 30_000, b""), ("v1/../../up", packed(0, 1)), ("v1/é/state", b"{}"),
+    ("v2/b1/up", packed(0, 1)), ("v1/b1/ack", b"{}"), ("v1/b1/up/up", packed(0, 1)), ("v1//up", packed(0, 1)), ("\ufeff" * 30_000, b""), ("v1/../../up", packed(0, 1)), ("v1/é/state", b"{}"),
 ]  # fmt: skip
 
 
@@ -471,7 +472,7 @@ class Fleet:
         for name in names:
             box = Outbox(str(folder / f"box.{name}"), 1 << 30, 0, (), print)
             remote = Remote(name, (address,), (wire.topic(name, "ack"),), tls=(tls or {}).get(name))
-            sender = Sender(box, name, lambda topic, payload, remote=remote: remote.publish(topic, payload, qos=1))
+            sender = Sender(box, name, partial(remote.publish, qos=1))
             remote.start()
             self.boards[name] = (box, remote, sender)
 
@@ -814,6 +815,36 @@ def test_the_table_of_boards(database: str) -> None:
     command = [PYTHON, str(ROOT / "mothership"), "boards", database, "--json"]
     printed = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert [board["name"] for board in printed] == ["b1", "b2", "b3"]
+
+
+REAL = """
+UPLINK = ("127.0.0.1:1884",)
+SERVICES = (*SERVICES,
+    Service("far", ("mosquitto", "-c", "/test/far.conf"), after=("logd",)),
+    Service("mothership", ("{PYTHON}", "/test/receiver.py", "127.0.0.1:1884", "/var/mothership.db"), after=("far",)),
+)
+"""
+
+
+@needs_mosquitto
+def test_what_a_real_board_says_of_itself_is_in_the_table(boot: Callable[..., Board], tmp_path: Path) -> None:
+    """stack.py as PID 1 with its own uplink: state, info, and its boot placed in time."""
+    files = {path.name: path.read_text() for path in (ROOT / "mothership").glob("*.py")}
+    files["far.conf"] = "listener 1884 127.0.0.1\nallow_anonymous true\npersistence false\n"
+    board = boot("", base="SERVICES", settings=REAL, files=files).up()
+
+    def found() -> dict[str, Any]:
+        copy = tmp_path / f"copy.{time.monotonic_ns()}"  # SQLite would follow /proc/PID/root to a path of this machine
+        for suffix in ("-wal", ""):
+            Path(f"{copy}{suffix}").write_bytes((board.root / f"var/mothership.db{suffix}").read_bytes())
+        store = Store(str(copy))
+        placed = rows(store, 'SELECT "offset" FROM boot')
+        return {**boards.boards(store, time.time())[0], "placed": placed}
+
+    told = eventually(lambda: one if (one := found())["state"] == "ready" and one["kernel"] and one["seen"] else {}, 40)
+    assert (told["name"], told["boot"], told["kernel"]) == ("laptop", board.ask("board")["boot_id"], os.uname().release)
+    assert told["placed"][0][0] == pytest.approx(time.time() - time.monotonic(), abs=5.0)
+    assert told["lag"] < 60
 
 
 @needs_mosquitto
