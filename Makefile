@@ -16,7 +16,7 @@ PROFILE ?=
 MACHINE ?= x86_64
 MACHINES = x86_64 virt-arm64 raspi3b
 
-.PHONY: help run boot test test-qemu test-arm lint bench bench-boot fleet install setup clean
+.PHONY: help run boot test test-qemu test-arm chaos fleet lint bench bench-boot install setup clean
 
 help:
 	@echo "make run [SECONDS=n] [PROFILE=FILE] [OPTIONS='stack.debug ...']   boot the board in namespaces"
@@ -24,6 +24,7 @@ help:
 	@echo "make test-qemu                        the tests on real kernels"
 	@echo "make test-arm [ARCH=arm64|armhf]      the tests on ARM's Debian, under qemu-user"
 	@echo "make test | lint | bench              tests, ruff and mypy, figures beside the peers"
+	@echo "make chaos [HOURS=n] [SEED=n]         board, broker and receiver killed, cut, slowed, filled up: nothing is lost"
 	@echo "make bench-boot [ROUNDS=n] [MACHINE=...]   boots beside busybox init and systemd, in QEMU"
 	@echo "make fleet [BOARDS='200 2000'] [SECONDS=n] [RATE=n] [PERIOD=n] [BROKER=mosquitto|nats|both]   many boards, one mothership"
 	@echo "make install DESTDIR= PREFIX=         what an image needs"
@@ -36,8 +37,10 @@ setup:
 	@rm -rf build/root/stack/lib/stack
 	@$(MAKE) -s install DESTDIR=$(CURDIR)/build/root PREFIX=/stack SBINDIR=/stack/sbin SITEDIR= TARGET_PYTHON=$(PYTHON) INIT_PYTHON=/python/bin/python
 
+CHAOS = tc:iproute2 faketime:faketime
+MOTHERSHIP = pg_ctlcluster:postgresql chromium:chromium openssl:openssl shellcheck:shellcheck
 test: NEEDS = requirements-dev.txt requirements-fleet.txt
-test: export PROGRAMS = busybox:busybox ip:iproute2 fusermount3:fuse3 wpa_supplicant:wpasupplicant
+test: export PROGRAMS = $(CHAOS) $(MOTHERSHIP) busybox:busybox ip:iproute2 fusermount3:fuse3 wpa_supplicant:wpasupplicant
 test: setup
 	@./test.sh $(TESTS)
 
@@ -55,7 +58,7 @@ boot: setup
 	@$(AS_ROOT) $(PYTHON) lab/boot.py $(MACHINE) $(if $(PROFILE),--profile $(PROFILE)) -- $(OPTIONS)
 
 # The longest first: a worker takes a file.
-QEMU_TESTS = $(patsubst %,tests/qemu_%.py,wifi powercuts watchdog exits cgroup storage board hotplug raspi clock)
+QEMU_TESTS = $(patsubst %,tests/qemu_%.py,wifi powercuts watchdog exits cgroup outbox storage board hotplug raspi clock)
 test-qemu: export PROGRAMS = $(LAB) qemu-system-x86_64:qemu-system-x86 $(ARM)
 test-qemu: setup
 	@$(AS_ROOT) $(PYTHON) lab/image.py $(MACHINES)
@@ -66,6 +69,11 @@ test-arm: NEEDS = requirements-dev.txt
 test-arm: export PROGRAMS = mmdebstrap:mmdebstrap qemu-aarch64-static:qemu-user-static
 test-arm: setup
 	@status=0; for arch in $(ARCH); do $(PYTHON) lab/arm.py $$arch $(TESTS) || status=1; done; exit $$status
+
+chaos: NEEDS = requirements-dev.txt
+chaos: export PROGRAMS = ip:iproute2 $(CHAOS)
+chaos: setup
+	@$(PYTHON) lab/chaos.py $(if $(HOURS),--hours $(HOURS)) $(if $(SEED),--seed $(SEED))
 
 bench: NEEDS = requirements-dev.txt requirements-bench.txt
 bench: export PROGRAMS = busybox:busybox runsvdir:runit s6-svscan:s6 cc:gcc ld:libc6-dev

@@ -1,83 +1,240 @@
 """The mothership's receiver: takes batches from any MQTT 3.1.1 broker, commits them, and only then acknowledges.
 
-`receiver.py HOST:PORT DATABASE`. What is malformed is refused, counted, and does not end it.
+`receiver.py HOST:PORT DATABASE`, or `python3 mothership receive HOST:PORT DATABASE`. What is malformed is refused, counted,
+and does not end it. While the database is away nothing is acknowledged: it is tried again, and the boards keep what they have.
+
+Several receivers share a fleet by `--share K/N`: each takes the boards whose crc32 is K modulo N. MQTT's own shared
+subscriptions will not do: they deal one board's batches, which must arrive in order, out to all receivers, so that most of
+them would miss the batch before theirs; and MQTT 3.1.1 has none. Two receivers of the same share do no harm with any
+database: each board's row is locked from its last number to the commit.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import select
 import signal
+import ssl
 import sys
 import threading
 import time
+import zlib
+from collections import Counter
 from pathlib import Path
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from store import Store
+from store import News, Store, Unavailable
 
 import wire
-from bus import Remote
+from bus import Remote, Tls
 
-GROUP = 100  # messages of one commit
+GROUP = 100  # messages of one commit...
+GROUP_SIZE = 1024 * 1024  # ...or so many bytes, as they came
+MOST = wire.MOST  # bytes of a message: a batch is compressed, so that more is no batch of ours
+MOST_TOLD = 16 * 1024  # bytes of a state, an info or a question
+STATES = ("init", "ready", "stopping", "disconnected", "lost")
+RETRY, RETRY_MAX = 0.5, 30.0  # seconds between two tries at a database that is away; doubled
+SAY_EVERY = 10.0  # seconds between two lines about what was refused
+COUNTS_EVERY = 60.0  # seconds between two lines of counts, where something has happened
+
+
+class Share(NamedTuple):
+    """Which boards are ours: all of them, or every `of`-th."""
+
+    ours: int = 0
+    of: int = 1
+
+    def has(self, board: str) -> bool:
+        return self.of == 1 or zlib.crc32(board.encode()) % self.of == self.ours
+
+
+ALL = Share()
 
 
 class Receiver:
     """Messages in, commits and answers out."""
 
-    def __init__(self, store: Store, remote: Remote) -> None:
+    def __init__(self, store: Store, remote: Remote, share: Share = ALL, ending: threading.Event | None = None) -> None:
         self.store = store
         self.remote = remote
-        self.refused = 0
-        self.taken = 0
+        self.share = share
+        self.ending = ending or threading.Event()
+        self.counts: Counter[str] = Counter()
+        self.quiet_until = 0.0  # the next line about what was refused
+        self.unsaid = 0
 
     def turn(self) -> None:
         """Whatever has arrived: one commit for a group of batches, then their acknowledgements."""
         batches: list[tuple[str, wire.Batch]] = []
-        questions: dict[str, str] = {}
+        news: list[News] = []
+        size = 0
         for topic, payload in self.remote.take():
             if not topic:
+                self.counts["connections"] += 1
                 continue
             try:
-                board, what = wire.parse_topic(topic)
-                if what == "up":
-                    batches.append((board, wire.unpack(payload)))
-                elif what == "hello":
-                    questions[board] = str(wire.parse(payload).get("nonce", ""))[: wire.LONGEST]
-            except wire.Malformed as error:
-                self.refused += 1
-                self.remote.log.warning("refused: %s", error)
-            if len(batches) >= GROUP:
-                self._commit(batches, {})
-                batches = []
-        self._commit(batches, questions)
+                self._sort(topic, payload, batches, news)
+            except (wire.Malformed, RecursionError) as error:
+                self._refuse(f"{topic[:100]!r}: {error}")
+            size += len(payload)
+            if len(batches) + len(news) >= GROUP or size >= GROUP_SIZE:
+                self._commit(batches, news)
+                batches, news, size = [], [], 0
+        self._commit(batches, news)
 
-    def _commit(self, batches: list[tuple[str, wire.Batch]], questions: dict[str, str]) -> None:
-        seqs = self.store.take(batches) if batches else {}
-        self.taken += sum(len(batch.records) for _, batch in batches)
-        for board in {*seqs, *questions}:
-            answer = {
-                "seq": seqs.get(board) or self.store.last(board),
-                "nonce": questions.get(board),
-                "time": round(time.time(), 3),
-            }
+    def _sort(self, topic: str, payload: bytes, batches: list[tuple[str, wire.Batch]], news: list[News]) -> None:
+        board, what = wire.parse_topic(topic)
+        if not self.share.has(board):
+            return
+        self.counts["messages"] += 1
+        if len(payload) > (MOST if what == "up" else MOST_TOLD):
+            raise wire.Malformed(f"{len(payload)} bytes are more than any of ours")
+        if what == "up":
+            batches.append((board, wire.unpack(payload)))
+        elif what in ("hello", "state", "info") and payload:  # without one: the retained message was cleared
+            said = parse(payload)
+            if what == "state" and said.get("state") not in STATES:
+                raise wire.Malformed(f"{str(said.get('state'))[:50]!r} is not one of {', '.join(STATES)}")
+            news.append(News(board, what, said))
+
+    def _commit(self, batches: list[tuple[str, wire.Batch]], news: list[News]) -> None:
+        """Commit and acknowledge; while the database is away try again, until that or the end."""
+        pause = RETRY
+        while batches or news:
+            try:
+                seqs = self.store.take(batches, news)
+                answers = {item.board: self.store.last(item.board) for item in news if item.what == "hello"} | seqs
+            except Unavailable as error:
+                self.counts["tries that failed"] += 1
+                self.remote.log.warning("the database is away (%s): nothing is acknowledged, trying again", error)
+                if self.ending.wait(pause):
+                    return
+                pause = min(2 * pause, RETRY_MAX)
+            except Exception as error:  # what no database should refuse; one board's must not stop the others
+                if len(batches) + len(news) == 1:
+                    self._refuse(f"the database cannot store it: {error!r}")
+                    return
+                for batch in batches:
+                    self._commit([batch], [])
+                for item in news:
+                    self._commit([], [item])
+                return
+            else:
+                self.counts["records"] += sum(len(batch.records) for _, batch in batches)
+                self.counts["commits"] += 1
+                nonces = {item.board: item.said.get("nonce") for item in news if item.what == "hello"}
+                self._answer(answers, nonces)
+                return
+
+    def _answer(self, seqs: dict[str, int], nonces: dict[str, Any]) -> None:
+        for board, seq in seqs.items():
+            nonce = nonces.get(board)
+            answer = {"seq": seq, "nonce": None if nonce is None else str(nonce)[: wire.LONGEST], "time": round(time.time(), 3)}
             self.remote.publish(wire.topic(board, "ack"), json.dumps(answer).encode(), qos=1, retain=True)
 
+    def _refuse(self, why: str) -> None:
+        """Count it, and say so: not each of a flood."""
+        self.counts["refused"] += 1
+        now = time.monotonic()
+        if now < self.quiet_until:
+            self.unsaid += 1
+            return
+        self.remote.log.warning("refused: %s%s", why[:300], f" ({self.unsaid} more before it)" if self.unsaid else "")
+        self.quiet_until, self.unsaid = now + SAY_EVERY, 0
 
-def main(arguments: list[str]) -> None:
-    address, database = arguments
-    ending = threading.Event()
+    def told(self) -> str:
+        """The counts in one line."""
+        return ", ".join(f"{count} {name}" for name, count in self.counts.items()) or "nothing yet"
+
+
+def parse(payload: bytes) -> dict[str, Any]:
+    """A JSON object."""
+    try:
+        found = json.loads(payload)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise wire.Malformed(f"not a JSON object: {payload[:100]!r}")
+    return found
+
+
+def share_of(text: str) -> Share:
+    """K/N."""
+    ours, _, of = text.partition("/")
+    if not (ours.isdecimal() and of.isdecimal() and int(ours) < int(of)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not K/N with K from 0 to N-1, such as 0/2")
+    return Share(int(ours), int(of))
+
+
+def add_tls(parser: argparse.ArgumentParser) -> None:
+    """The option of every command that speaks to a broker."""
+    parser.add_argument(
+        "--tls", nargs=3, metavar=("CA", "CERT", "KEY"), help="files in PEM; without them the connection is plain"
+    )
+
+
+def tls_of(files: list[str] | None) -> Tls | None:
+    """Tried here, where who started us reads it: the connection's thread could only go on trying."""
+    if files is None:
+        return None
+    try:
+        context = ssl.create_default_context(cafile=files[0])
+        context.load_cert_chain(files[1], files[2])
+    except (OSError, ssl.SSLError) as error:
+        raise SystemExit(f"--tls {' '.join(files)}: cannot be used: {error}") from None
+    return Tls(*files)
+
+
+def remote_of(options: argparse.Namespace, name: str, patterns: tuple[str, ...]) -> Remote:
+    """A connection with a name of its own: of two clients with the same a broker keeps the younger (MQTT 3.1.1, 3.1.4-2)."""
+    host, _, port = options.broker.rpartition(":")
+    if not host or not port.isdecimal():
+        raise SystemExit(f"{options.broker!r} is not HOST:PORT, such as localhost:1883")
+    return Remote(f"{name}-{os.uname().nodename}-{os.getpid()}", (options.broker,), patterns, tls=tls_of(options.tls))
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("broker", metavar="HOST:PORT", help="any MQTT 3.1.1 broker")
+    parser.add_argument("database", metavar="DATABASE", help="a path (SQLite), or postgresql://USER@HOST/NAME")
+    parser.add_argument(
+        "--share", type=share_of, default=ALL, metavar="K/N", help="of the boards every N-th, from K (0 to N-1)"
+    )
+    add_tls(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Until SIGTERM. SIGUSR1 has the counts said."""
+    ending, asked = threading.Event(), threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ending.set())
-    remote = Remote("mothership", (address,), (wire.topic("+", "up"), wire.topic("+", "hello")))
-    receiver = Receiver(Store(database), remote)
+    signal.signal(signal.SIGUSR1, lambda *_: asked.set())
+    patterns = tuple(wire.topic("+", what) for what in ("up", "hello", "state", "info"))
+    remote = remote_of(options, "mothership", patterns)
+    receiver = Receiver(Store(options.database), remote, options.share, ending)
     remote.start()
+    said, due = receiver.told(), time.monotonic() + COUNTS_EVERY
     while not ending.is_set():
         if select.select([remote.fd], [], [], 1.0)[0]:
+            before = receiver.counts["connections"]
             receiver.turn()
+            if receiver.counts["connections"] > before:
+                remote.log.info("connected to %s", options.broker)
+        told = receiver.told()
+        if asked.is_set() or (told != said and time.monotonic() >= due):
+            asked.clear()
+            remote.log.info("so far: %s", told)
+            said, due = told, time.monotonic() + COUNTS_EVERY
     remote.end()
+    remote.log.info("ends: %s", receiver.told())
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments(parser)
+    options = parser.parse_args()
+    options.run(options)

@@ -1,85 +1,290 @@
-"""What the mothership has of its boards, in SQLite: each record once, and each board's last number."""
+"""What the mothership has of its boards: each record once, when it was, and what each board last said of itself.
+
+SQLite where DATABASE is a path, PostgreSQL (postgres.py) where it is postgresql://...: the same statements run on both.
+
+What no database stores alike is mended, never refused, for a board would send it again for ever: in texts NUL and lone
+surrogates become U+FFFD; NaN, infinities and numbers above a double's become null; a body that is nested too deeply to be
+written becomes {"unreadable": why}. So a body is always JSON (RFC 8259) that `body::jsonb` and `json_extract` take.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import sqlite3
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from wire import Batch
+from wire import LONGEST, Batch
 
 SCHEMA = """
-CREATE TABLE IF NOT EXISTS board (name TEXT PRIMARY KEY, seq INTEGER NOT NULL, seen REAL NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS board (
+    name TEXT PRIMARY KEY, seq INTEGER NOT NULL, seen REAL NOT NULL, state TEXT, state_since REAL, boot TEXT, info TEXT
+) STRICT;
 CREATE TABLE IF NOT EXISTS record (
     board TEXT NOT NULL, seq INTEGER NOT NULL, kind TEXT NOT NULL, boot TEXT, mono REAL, time REAL, clock TEXT,
     body TEXT NOT NULL, received REAL NOT NULL, PRIMARY KEY (board, seq)
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS boot (
+    board TEXT NOT NULL, boot TEXT NOT NULL, "offset" REAL NOT NULL, clock TEXT NOT NULL, PRIMARY KEY (board, boot)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS boots ON record (board, seq) WHERE kind = 'boot';
+CREATE VIEW IF NOT EXISTS placed AS SELECT record.*,
+    CASE WHEN record.clock = 'synchronised' AND record.time IS NOT NULL THEN record.time
+         ELSE coalesce(record.mono + boot."offset", record.time, record.received) END AS at
+    FROM record LEFT JOIN boot ON boot.board = record.board AND boot.boot = record.boot;
 """
+LATER = ("state TEXT", "state_since REAL", "boot TEXT", "info TEXT")  # columns of `board` that its first version had not
+
+BUSY = 5.0  # seconds that a locked SQLite is waited for, before it is Unavailable
+
+CLOCKS = ("received", "plausible", "synchronised")  # who places a boot in time, the best last
+RANK = "CASE {} WHEN 'synchronised' THEN 2 WHEN 'plausible' THEN 1 ELSE 0 END"
+# Wall time minus monotonic time. A better clock wins, and of equals the later word: a clock is set, it is not unset.
+# "received" contains how long the message took, so that of those the smallest is the best.
+PLACE = f"""
+INSERT INTO boot VALUES (?, ?, ?, ?)
+ON CONFLICT (board, boot) DO UPDATE SET "offset" = excluded."offset", clock = excluded.clock
+WHERE {RANK.format("excluded.clock")} > {RANK.format("boot.clock")}
+   OR (excluded.clock = boot.clock AND (excluded.clock <> 'received' OR excluded."offset" < boot."offset"))
+"""
+STATE = """
+UPDATE board SET state = ?, boot = ?, state_since = ?
+WHERE name = ? AND (coalesce(state, '') <> ? OR coalesce(boot, '') <> ?)
+"""  # the broker tells a retained state again: it is not news
+
+Row = tuple[Any, ...]
+
+
+class Unavailable(Exception):
+    """The database cannot be reached or written now: nothing has been committed, and the same may succeed later."""
+
+
+class News(NamedTuple):
+    """What a board said beside its records: `what` is "state", "info" or "hello"."""
+
+    board: str
+    what: str
+    said: dict[str, Any]
+
+
+class Database(Protocol):
+    """What SQLite and PostgreSQL have in common: statements with ? for what is filled in."""
+
+    error: tuple[type[Exception], ...]  # it may be gone or locked: try again
+    lock: str  # what ends a SELECT whose row is to be ours until the commit
+
+    def execute(self, statement: str, values: Iterable[Any] = ()) -> Any: ...
+    def executemany(self, statement: str, rows: Iterable[Row]) -> None: ...
+    def transaction(self) -> contextlib.AbstractContextManager[None]: ...
+    def rows(self, statement: str, values: Iterable[Any] = ()) -> Iterator[Row]: ...
+
+
+class Sqlite:
+    """A file. Other processes may use it too: a transaction has it alone."""
+
+    error: tuple[type[Exception], ...] = (sqlite3.OperationalError,)
+    lock = ""
+
+    def __init__(self, path: str) -> None:
+        self.connection = sqlite3.connect(path, timeout=BUSY, isolation_level=None)
+        self._write_ahead()
+        self.connection.execute("PRAGMA synchronous=FULL")
+        with self.transaction():
+            for statement in SCHEMA.split(";\n"):
+                self.connection.execute(statement)
+            have = {row[1] for row in self.connection.execute("PRAGMA table_info(board)")}
+            for column in LATER:
+                if column.split()[0] not in have:
+                    self.connection.execute(f"ALTER TABLE board ADD COLUMN {column}")
+
+    def _write_ahead(self) -> None:
+        """WAL. Where others open the database at the same moment SQLite fails at once here, instead of waiting as elsewhere."""
+        deadline = time.monotonic() + BUSY
+        while True:
+            try:
+                self.connection.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
+
+    def execute(self, statement: str, values: Iterable[Any] = ()) -> sqlite3.Cursor:
+        return self.connection.execute(statement, tuple(values))
+
+    def executemany(self, statement: str, rows: Iterable[Row]) -> None:
+        self.connection.executemany(statement, rows)
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing; written to the disk where it ends well."""
+        self.connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self.connection.execute("COMMIT")
+        except BaseException:
+            if self.connection.in_transaction:
+                self.connection.execute("ROLLBACK")
+            raise
+
+    def rows(self, statement: str, values: Iterable[Any] = ()) -> Iterator[Row]:
+        """As they are read: never all of them in memory."""
+        yield from self.connection.execute(statement, tuple(values))
+
+
+def connect(database: str) -> Database:
+    """A path, or postgresql://USER@HOST/NAME."""
+    if not database.startswith(("postgresql://", "postgres://")):
+        try:
+            return Sqlite(database)
+        except sqlite3.Error as error:
+            raise SystemExit(f"{database}: SQLite cannot use it as a database: {error}") from None
+    import postgres  # only who has such a database needs its library
+
+    return postgres.Postgres(database)
 
 
 class Store:
     """One database. What `take` has returned from is committed."""
 
-    def __init__(self, path: str) -> None:
-        self.database = sqlite3.connect(path, isolation_level=None)
-        self.database.execute("PRAGMA journal_mode=WAL")
-        self.database.execute("PRAGMA synchronous=FULL")
-        self.database.executescript(SCHEMA)
+    def __init__(self, database: str) -> None:
+        self.database = connect(database)
 
     def last(self, board: str) -> int:
         """The number up to which everything that this board still has is here."""
-        row = self.database.execute("SELECT seq FROM board WHERE name = ?", (board,)).fetchone()
+        with self._translated():
+            row = self.database.execute("SELECT seq FROM board WHERE name = ?", (board,)).fetchone()
         return int(row[0]) if row else 0
 
-    def take(self, batches: Iterable[tuple[str, Batch]]) -> dict[str, int]:
-        """Commit batches, all in one transaction; the last number of each of their boards.
+    def take(self, batches: Iterable[tuple[str, Batch]], news: Iterable[News] = ()) -> dict[str, int]:
+        """Commit batches and news, all in one transaction; the last number of each board that sent a batch.
 
         A record that is here already is dropped. A batch that misses the one before it is not taken.
         """
-        seqs: dict[str, int] = {}
-        now = time.time()
-        self.database.execute("BEGIN IMMEDIATE")  # other receivers may share the database
-        try:
+        batches, news, now = list(batches), list(news), time.time()
+        records: list[Row] = []
+        offsets: dict[tuple[str, str], tuple[float, str]] = {}
+        with self._translated(), self.database.transaction():
+            seqs = self._claim({board for board, _ in batches} | {item.board for item in news}, now)
             for board, batch in batches:
-                seq = seqs.get(board)
-                if seq is None:
-                    seq = self.last(board)
-                if batch.prev <= seq:
-                    fresh = [row for row in batch.records if row[0] > seq]
-                    self.database.executemany(
-                        "INSERT OR IGNORE INTO record VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                        [
-                            (board, number, kind, *place(body), json.dumps(body, ensure_ascii=False), now)
-                            for number, kind, body in fresh
-                        ],
-                    )
-                    seq = batch.records[-1][0] if fresh else seq
-                seqs[board] = seq
-            self.database.executemany("REPLACE INTO board VALUES (?, ?, ?)", [(name, seq, now) for name, seq in seqs.items()])
-            self.database.execute("COMMIT")
-        except BaseException:
-            if self.database.in_transaction:
-                self.database.execute("ROLLBACK")
-            raise
-        return seqs
+                seq = seqs[board]
+                if batch.prev > seq:
+                    continue
+                for number, kind, body in batch.records:
+                    if number > seq:
+                        boot, mono, wall, clock = place(body)
+                        records.append((board, number, clean(kind), boot, mono, wall, clock, as_text(body), now))
+                        if boot and clock in CLOCKS[1:] and mono is not None and wall is not None:
+                            note(offsets, board, boot, wall - mono, clock)
+                        seqs[board] = number
+            self.database.executemany("INSERT INTO record VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", records)
+            told = {board: seqs[board] for board, _ in batches}
+            self.database.executemany("UPDATE board SET seq = ?, seen = ? WHERE name = ?", [(told[b], now, b) for b in told])
+            for item in news:
+                self._hear(item, offsets, now)
+            self.database.executemany(PLACE, [(*boot, *best) for boot, best in offsets.items()])
+        return told
+
+    def _claim(self, boards: set[str], now: float) -> dict[str, int]:
+        """The boards' last numbers, ours until the commit. In order: no two receivers wait for each other."""
+        names = sorted(boards)
+        new = "INSERT INTO board (name, seq, seen) VALUES (?, 0, ?) ON CONFLICT DO NOTHING"
+        self.database.executemany(new, [(name, now) for name in names])
+        ours = "SELECT seq FROM board WHERE name = ?" + self.database.lock
+        return {name: int(self.database.execute(ours, (name,)).fetchone()[0]) for name in names}
+
+    def _hear(self, item: News, offsets: dict[tuple[str, str], tuple[float, str]], now: float) -> None:
+        board, what, said = item
+        boot = clean(str(said.get("boot") or ""))[:LONGEST]
+        mono = number(said.get("mono"))
+        if what == "state":
+            state = clean(str(said.get("state")))[:LONGEST]
+            self.database.execute(STATE, (state, boot, now, board, state, boot))
+        elif what == "info":
+            self.database.execute("UPDATE board SET info = ? WHERE name = ?", (as_text(said), board))
+        elif boot and mono is not None:
+            note(offsets, board, boot, now - mono, "received")
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except self.database.error as error:
+            raise Unavailable(str(error).strip()) from error
 
 
-def place(body: Any) -> tuple[Any, ...]:
+def note(offsets: dict[tuple[str, str], tuple[float, str]], board: str, boot: str, offset: float, clock: str) -> None:
+    """Keep the best word on a boot's place in time."""
+    before = offsets.get((board, boot))
+    if before and before[1] == clock == "received":
+        offset = min(offset, before[0])
+    if before is None or CLOCKS.index(clock) >= CLOCKS.index(before[1]):
+        offsets[board, boot] = (offset, clock)
+
+
+def place(body: Any) -> tuple[str | None, float | None, float | None, str | None]:
     """Boot id, monotonic time, wall time and clock's state of a record, where it has them."""
-    found = body if isinstance(body, dict) else {}
+    if not isinstance(body, dict):
+        return None, None, None, None
+    boot, clock = body.get("boot"), body.get("clock")
+    return (
+        clean(boot)[:LONGEST] if isinstance(boot, str) else None,
+        number(body.get("mono")),
+        number(body.get("time")),
+        clean(clock)[:LONGEST] if isinstance(clock, str) else None,
+    )
 
-    def number(name: str) -> float | None:
-        value = found.get(name)
-        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
-    def text(name: str) -> str | None:
-        value = found.get(name)
-        return value[:64] if isinstance(value, str) else None
+def number(value: Any) -> float | None:
+    """A finite number as a double, None for all else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        value = float(value)
+    except OverflowError:
+        return None
+    return value if math.isfinite(value) else None
 
-    return text("boot"), number("mono"), number("time"), text("clock")
+
+def clean(text: str) -> str:
+    """A text that every database and UTF-8 take."""
+    if "\0" not in text and text.isascii():
+        return text
+    return "".join("\ufffd" if char == "\0" or "\ud800" <= char <= "\udfff" else char for char in text)
+
+
+encode: Callable[[Any], str] = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
+def as_text(body: Any) -> str:
+    """A body as JSON, mended where it must be."""
+    try:
+        text = encode(body)
+        if "\\u0000" not in text and (text.isascii() or text.encode()):  # which fails at a lone surrogate
+            return text
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return encode(mended(body))
+    except (ValueError, RecursionError) as error:
+        return encode({"unreadable": clean(str(error))[:200]})
+
+
+def mended(value: Any) -> Any:
+    """The same without what no database stores alike."""
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [mended(item) for item in value]
+    if isinstance(value, dict):
+        return {clean(key): mended(item) for key, item in value.items()}
+    return value

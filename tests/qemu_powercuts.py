@@ -1,4 +1,5 @@
-"""Thirty power cuts while a board boots, repairs and writes: it comes up after each, and no acknowledged file is torn or lost.
+"""Thirty power cuts while a board boots, repairs and writes: it comes up after each, no acknowledged file is torn or lost, and
+no record of the outbox.
 
 QEMU is killed, and of what the guest has written since its last flush the disk keeps what chance lets it keep, as a card
 with a write cache does: QEMU's blklogwrites logs each write and flush, and the disk after the cut is made from that log.
@@ -59,12 +60,36 @@ while True:
         file.flush()
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # to the disk now, without a flush
 """
+# The outbox at work: it commits records, and the oldest of them leave as if the mothership had acknowledged them.
+RECORDER = r"""
+import json, os, sys, time
+sys.path.insert(0, "/usr/lib/stack")
+from outbox import Outbox
+
+console = os.open("/dev/console", os.O_WRONLY | os.O_NOCTTY)
+said = []
+box = Outbox("/var/lib/outbox", 1 << 24, 0, (), said.append)
+kept = [(record.number, json.loads(record.body)["n"]) for record in box.waiting(0, 1 << 30, 1 << 30)]
+os.write(console, f"KEPT {json.dumps([kept, said])}\n".encode())
+number = max((n for _, n in kept), default=0)
+while True:
+    first = number + 1
+    for _ in range(20):
+        number += 1
+        box.put("wifi", json.dumps({"n": number, "ssid": "x" * 200, "time": time.time()}).encode(), 0.0)
+    assert box.due is None and box.durable, said
+    os.write(console, f"COMMITTED {first} {number}\n".encode())
+    if number % 200 == 0:
+        gone = box.waiting(0, 1 << 30, 1 << 30)[:-100]
+        os.write(console, f"GOES {json.loads(gone[-1].body)['n'] if gone else 0}\n".encode())
+        box.acknowledged(gone[-1].number if gone else 0)
+"""
 PROFILE = """
 from rows import Service
 MODULES = ()
 DATA = ("LABEL=data",)
 SERVICES = tuple(row for row in SERVICES if row.name in ("logd", "storage", "keeper"))
-SERVICES += (Service("writer", ("{PYTHON}", "/root/writer.py"), ("storage",)),)
+SERVICES += (Service("writer", ("{PYTHON}", "/root/writer.py"), ("storage",)), Service("recorder", ("{PYTHON}", "/root/recorder.py"), ("storage",)))
 """
 
 
@@ -104,10 +129,31 @@ def acknowledged(console: str) -> list[tuple[int, str]]:
     return [(int(number), name) for number, name in re.findall(r"ACK (\d+) (\d+)\r?\n", console)]
 
 
-def what_it_found(board: Any) -> Any:
-    """The writer's first line, once all of it is there."""
-    board.wait_console("FOUND ", 120)
-    return eventually(lambda: json.loads(board.console().partition("FOUND ")[2].partition("\n")[0]), 20)
+def what_it_found(board: Any, word: str) -> Any:
+    """The first line of the writer ("FOUND") or the recorder ("KEPT"), once all of it is there."""
+    board.wait_console(f"{word} ", 120)
+    return eventually(lambda: json.loads(board.console().partition(f"{word} ")[2].partition("\n")[0]), 20)
+
+
+class Records:
+    """What the outbox has told as committed, over all boots."""
+
+    def __init__(self) -> None:
+        self.committed = self.gone = 0
+
+    def hear(self, console: str) -> None:
+        for _, last in re.findall(r"COMMITTED (\d+) (\d+)\r?\n", console):
+            self.committed = max(self.committed, int(last))
+        for last in re.findall(r"GOES (\d+)\r?\n", console):
+            self.gone = max(self.gone, int(last))
+
+    def check(self, kept: list[list[int]]) -> None:
+        """Each one that was told and has not been given away is there, once and in order, and no number is used twice."""
+        names = [n for _, n in kept]
+        assert names == sorted(set(names))
+        assert [number for number, _ in kept] == sorted({number for number, _ in kept})
+        missing = set(range(self.gone + 1, self.committed + 1)) - set(names)
+        assert not missing, f"committed, and gone: {sorted(missing)[:10]}"
 
 
 @pytest.mark.timeout(1200)
@@ -115,11 +161,16 @@ def test_thirty_power_cuts(machine: Callable[..., Any], tmp_path: Path, record_p
     from image import image, run
     from machine import Machine
 
-    root = image("x86_64", tmp_path / "root.img", {"usr/lib/stack/settings_test.py": PROFILE, "root/writer.py": WRITER})
+    root = image(
+        "x86_64",
+        tmp_path / "root.img",
+        {"usr/lib/stack/settings_test.py": PROFILE, "root/writer.py": WRITER, "root/recorder.py": RECORDER},
+    )
     disk, log = tmp_path / "data.img", tmp_path / "log"
     run("mke2fs", "-q", "-t", "ext4", "-L", "data", disk, "48M")
     chance = random.Random(SEED)
     promised: dict[str, int] = {}
+    records = Records()
     count = lost = early = 0
     for cut in range(CUTS + 1):
         log.unlink(missing_ok=True)
@@ -135,7 +186,10 @@ def test_thirty_power_cuts(machine: Callable[..., Any], tmp_path: Path, record_p
                 early += 1
                 time.sleep(chance.uniform(1, 6))
             else:
-                found, bad, storage = what_it_found(board)
+                found, bad, storage = what_it_found(board, "FOUND")
+                kept, said = what_it_found(board, "KEPT")
+                assert said == [], said
+                records.check(kept)
                 assert (storage["mounted"], bad) == (True, []), (cut, storage, bad)
                 assert "re-made" not in storage["what"], (cut, storage)
                 behind = {name: number for name, number in promised.items() if found.get(name, 0) < number}
@@ -144,11 +198,14 @@ def test_thirty_power_cuts(machine: Callable[..., Any], tmp_path: Path, record_p
         finally:
             board.process.kill()
             board.process.wait()
-            said = acknowledged(board.console())
+            told = acknowledged(board.console())
+            records.hear(board.console())
             board.close()
-        count += len(said)
-        promised |= {name: number for number, name in said}
+        count += len(told)
+        promised |= {name: number for number, name in told}
         lost += after_the_cut(before, log, disk, chance)
     assert count > 100
+    assert records.committed > 1000
     record_property("figure", f"power cuts: {CUTS} ({early} of them at boot), {count} files acknowledged, 0 torn, 0 lost; "
+                    f"{records.committed} records committed by the outbox, 0 lost; "
                     f"the disk lost {lost} unflushed writes")  # fmt: skip

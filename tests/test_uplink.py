@@ -386,7 +386,7 @@ while True:
 @pytest.mark.skipif(MOSQUITTO is None, reason="no mosquitto here, and only root can install it")
 def test_what_a_board_observes_is_in_the_database(boot: Callable[..., Board], tmp_path: Path) -> None:
     """Real apps under a real PID 1, and the mothership beside them; each link between them is killed once."""
-    files = {name: (ROOT / "mothership" / name).read_text() for name in ("receiver.py", "store.py")}
+    files = {path.name: path.read_text() for path in (ROOT / "mothership").glob("*.py")}
     files["far.conf"] = "listener 1884 127.0.0.1\nallow_anonymous true\npersistence false\n"
     files["commander.py"] = COMMANDER
     board = boot("", base="SERVICES", settings=MOTHERSHIP, files=files).up()

@@ -1,0 +1,78 @@
+"""Observations of access points as the exports and the map read them: checked, placed in time, one after the other."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from store import Store, clean, number
+
+BSSID = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+LAST = 253402300799.0  # the last second of the year 9999: no calendar goes further
+
+
+class Observation(NamedTuple):
+    """One access point, heard once."""
+
+    board: str
+    at: float  # wall time, seconds
+    latitude: float
+    longitude: float
+    accuracy: float | None  # m, of the position
+    bssid: str
+    ssid: str | None  # None: hidden
+    frequency: int  # MHz, 0 unknown
+    signal: float  # dBm
+    security: str
+    source: str  # of the position: a receiver, or "fake"
+
+
+def observations(store: Store, board: str = "", since: float | None = None) -> Iterator[Observation]:
+    """Those with a position, by board and in its order. What was "lost" was not heard there: it is left out."""
+    query, values = "SELECT board, at, received, body FROM placed WHERE kind = 'wifi'", list[Any]()
+    if board:
+        query, values = query + " AND board = ?", [board]
+    if since is not None:
+        query, values = query + " AND at >= ?", [*values, since]
+    for name, at, received, body in store.database.rows(query + " ORDER BY board, seq", values):
+        found = observation(name, at if 0 <= at <= LAST else received, body)
+        if found:
+            yield found
+
+
+def observation(board: str, at: float, body: str) -> Observation | None:
+    """From a record's body, None where it lacks what a map needs."""
+    try:
+        data = json.loads(body)["data"]
+        bssid, ssid = str(data["bssid"]).lower(), data["ssid"]
+        latitude, longitude, signal = (number(data[name]) for name in ("latitude", "longitude", "signal"))
+        accuracy, frequency = number(data.get("accuracy")), number(data.get("frequency"))
+        lost, security, source = data.get("event") == "lost", str(data.get("security")), str(data.get("position_source"))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    if lost or latitude is None or longitude is None or signal is None or not BSSID.fullmatch(bssid):
+        return None
+    if not (abs(latitude) <= 90 and abs(longitude) <= 180 and -200 <= signal <= 100):
+        return None
+    hertz = int(frequency) if frequency and 0 < frequency < 1e6 else 0
+    error = accuracy if accuracy is not None and 0 <= accuracy < 1e7 else None
+    name = clean(str(ssid)) if ssid else None
+    return Observation(board, at, latitude, longitude, error, bssid, name, hertz, signal, clean(security), clean(source))
+
+
+def stamp(at: float) -> str:
+    """RFC 3339, in UTC."""
+    return datetime.fromtimestamp(min(max(at, 0.0), LAST), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def visible(text: str) -> str:
+    """Without control characters, line breaks of any kind, and what XML 1.0 has no place for."""
+    return "".join("\ufffd" if ord(c) < 32 or 127 <= ord(c) < 160 or c in "\u2028\u2029\ufffe\uffff" else c for c in text)
+
+
+def printable(text: str) -> str:
+    """For a terminal, which obeys some of what is not printed, and shows other things turned round."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
