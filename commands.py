@@ -15,8 +15,6 @@ from control import SVError
 from outbox import Outbox
 
 LONGEST = 7 * 86400.0  # seconds ahead that a command may expire at most: so long its id has to be remembered
-FIELDS = {"start": ("name",), "stop": ("name",), "restart": ("name",), "signal": ("name", "signal"), "snooze": ("minutes",),
-          "reload": (), "reboot": (), "halt": (), "poweroff": ()}  # fmt: skip
 ENDS = ("reboot", "halt", "poweroff")
 SHOWN = ("name", "state", "exit", "restart")  # of a service, in a result
 UNKNOWN = "was begun before uplink.py was started anew; how it ended is not known"
@@ -46,7 +44,8 @@ class Commands:
         if known is not None:
             return {"id": name, **(json.loads(known) if known else failure(UNKNOWN))}
         if clock is None:
-            return {"id": name, **failure("this board has not heard yet what time it is on the mothership: send it again")}
+            why = "this board has not heard yet what time it is on the mothership: send it again"
+            return {"id": name, **failure(why), "again": True}
         if fault := self._fault(command, clock):
             result, expires = failure(fault), clock
         else:
@@ -59,9 +58,9 @@ class Commands:
     def _fault(self, command: dict[str, Any], clock: float) -> str:
         """Why it is refused, as a sentence; empty where it is not."""
         operation, expires = command.get("op"), command.get("expires")
-        if not isinstance(operation, str) or operation not in FIELDS:
-            return f"there is no command {str(operation)[:64]!r}; there are {', '.join(FIELDS)}"
-        missing = [field for field in FIELDS[operation] if not isinstance(command.get(field), (str, int, float))]
+        if not isinstance(operation, str) or operation not in wire.COMMANDS:
+            return f"there is no command {str(operation)[:64]!r}; there are {', '.join(wire.COMMANDS)}"
+        missing = [field for field in wire.COMMANDS[operation] if not isinstance(command.get(field), (str, int, float))]
         if missing:
             return f"{operation} needs {' and '.join(missing)}"
         if not wire.is_seconds(expires):
@@ -76,7 +75,7 @@ class Commands:
     def _carry_out(self, command: dict[str, Any], *, durable: bool) -> dict[str, Any]:
         if command["op"] in ENDS and not durable:
             return failure("its id is not on the disk, which takes nothing now: after a reboot it would be carried out again")
-        request = {field: command[field] for field in ("op", *FIELDS[command["op"]])}
+        request = {field: command[field] for field in ("op", *wire.COMMANDS[command["op"]])}
         try:
             answer = self.ask(request)
         except SVError as error:

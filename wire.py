@@ -16,7 +16,8 @@ where the board has none that is older: who misses `prev` does not take the batc
 A question is {"nonce": TEXT, "boot": BOOT_ID, "mono": seconds}: when it was asked, by the board's monotonic clock.
 An answer is {"seq": N, "nonce": TEXT or null, "time": seconds}: the last one by the mothership's clock.
 A command is {"id": TEXT, "op": TEXT, "expires": seconds, ...} by that clock too, so that it can be judged on a board whose own
-clock is not set; its result {"id": TEXT, "ok": true or false, "result": ..., "error": TEXT or null}.
+clock is not set; its result {"id": TEXT, "ok": true or false, "result": ..., "error": TEXT or null}, with "again": true where
+it was not considered yet. The same id is carried out once, however often it comes, and answered each time.
 """
 
 from __future__ import annotations
@@ -30,6 +31,11 @@ VERSION = 1
 MOST = 4 * 1024 * 1024  # bytes of a batch's JSON: more is no batch of ours
 SMALL = 4096  # bytes of a question, an answer, a command
 LONGEST = 64  # characters of a board's name
+# Operations, and what each needs beside the id and the time of its end.
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "start": ("name",), "stop": ("name",), "restart": ("name",), "signal": ("name", "signal"), "snooze": ("minutes",),
+    "reload": (), "reboot": (), "halt": (), "poweroff": (),
+}  # fmt: skip
 
 
 class Malformed(ValueError):

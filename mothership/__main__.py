@@ -13,6 +13,7 @@ import boards
 import export
 import page
 import receiver
+import send
 import watch
 
 
@@ -23,6 +24,7 @@ def main() -> None:
         ("receive", receiver, "take what boards send into the database"),
         ("boards", boards, "the boards: state, last word, boots"),
         ("watch", watch, "print what arrives"),
+        ("send", send, "have a board do something: one command, and its result"),
         ("export", export, "observations for WiGLE, GIS programs and Google Earth"),
         ("map", page, "one HTML page: boards, their ways, access points"),
     ):
