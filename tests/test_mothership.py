@@ -15,6 +15,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -471,7 +472,7 @@ class Fleet:
         for name in names:
             box = Outbox(str(folder / f"box.{name}"), 1 << 30, 0, (), print)
             remote = Remote(name, (address,), (wire.topic(name, "ack"),), tls=(tls or {}).get(name))
-            sender = Sender(box, name, lambda topic, payload, remote=remote: remote.publish(topic, payload, qos=1))
+            sender = Sender(box, name, partial(remote.publish, qos=1))
             remote.start()
             self.boards[name] = (box, remote, sender)
 
