@@ -279,9 +279,14 @@ class Outbox:
 
     # --- out -------------------------------------------------------------------------------------------------------
     def heard(self, last: int) -> None:
-        """The mothership's last number of this board. Above what we ever gave: this database is younger than the board."""
+        """The mothership's last number of this board. It is of an earlier life where it is above what we ever gave, or where
+        this database has never been answered before: nothing is sent until then, so nothing of ours can be there.
+        """
         self._hear(last)
-        if last < self.next:
+        met = self.mark("met")
+        if not met:
+            self._write(lambda database: database.execute("REPLACE INTO meta VALUES ('met', 1)"))
+        if last < self.next and (met or not last):
             return
         shift = last + FOREIGN
         self.next += shift

@@ -119,6 +119,7 @@ def test_a_killed_writer_loses_nothing_that_was_committed(lab: Lab) -> None:
 def test_a_younger_database_is_numbered_above_what_the_mothership_has(lab: Lab) -> None:
     box = lab.open()
     fill(box, 3)
+    box.heard(0)
     box.heard(2)
     assert numbers(box) == [1, 2, 3], "it has some of ours"
     box.heard(500)
@@ -128,6 +129,19 @@ def test_a_younger_database_is_numbered_above_what_the_mothership_has(lab: Lab) 
     assert numbers(box)[-1] == first + 3
     box.close(0.0)
     assert numbers(lab.open())[0] == first
+
+
+def test_what_was_never_sent_is_not_taken_for_what_the_mothership_has(lab: Lab) -> None:
+    """The first answer that a database hears is about an earlier life, however many records have gathered by then."""
+    box = lab.open()
+    fill(box, 3)
+    box.heard(2)
+    assert numbers(box) == [2 + FOREIGN + 1, 2 + FOREIGN + 2, 2 + FOREIGN + 3]
+    box.close(0.0)
+    box = lab.open()
+    box.heard(2 + FOREIGN + 1)
+    assert len(numbers(box)) == 3, "known by now, and not renumbered again"
+    assert numbers(box)[0] == 2 + FOREIGN + 1
 
 
 def test_a_number_that_was_given_while_the_disk_refused_is_not_given_again(lab: Lab) -> None:

@@ -251,6 +251,30 @@ def test_a_lost_outbox_does_not_reuse_numbers(tmp_path: Path) -> None:
     assert world.arrived() == list(range(1, 151))
 
 
+def test_a_new_outbox_that_has_gathered_more_than_the_mothership_has_keeps_all_of_it(tmp_path: Path) -> None:
+    """The mothership's last number is one that the new outbox has given too: to a record that was never sent."""
+    world = World(tmp_path, 1, 0.0)
+    world.sender.up(0.0)
+    world.record(20)
+    world.until_empty()
+    world.box.close(0.0)
+    for file in (tmp_path / "box").iterdir():
+        file.unlink()
+    world.box = world.make_outbox()
+    world.sender = Sender(world.box, "b1", world.send)
+    world.record(50)
+    world.box.flush(0.0)
+    world.reboot()  # not even what it gave before is remembered as sent
+    world.until_empty()
+    assert world.arrived() == list(range(1, 71))
+    world.record(10)
+    world.reboot()
+    world.until_empty()
+    assert world.arrived() == list(range(1, 81))
+    numbers = [number for (number,) in world.store.database.execute("SELECT seq FROM record ORDER BY seq DESC LIMIT 11")]
+    assert numbers[-1] > 1_000_000, "numbered above the earlier life, once"
+
+
 def test_a_mothership_that_lost_its_database_gets_what_is_left(tmp_path: Path) -> None:
     world = World(tmp_path, 1, 0.0)
     world.sender.up(0.0)
