@@ -298,12 +298,13 @@ class Remote(threading.Thread):
         """Connect, serve, and after each end wait, longer each time and by a drawn part: a fleet must not return as one."""
         waits, addresses = pauses(REMOTE_FIRST, REMOTE_MAX), cycle(self.addresses)
         while not self._ending.is_set():
-            client, self.address = self._make_client(), next(addresses)
-            self._client = client
+            self.address = next(addresses)
             try:
+                client = self._client = self._make_client()
                 host, _, port = self.address.rpartition(":")
                 client.connect(host, int(port), keepalive=KEEPALIVE)
-                while client.loop(timeout=1.0) == mqtt.MQTT_ERR_SUCCESS and not self._ending.is_set():
+                # At the end until our DISCONNECT has gone out: without it the broker would publish our last will.
+                while client.loop(timeout=1.0) == mqtt.MQTT_ERR_SUCCESS and (self.connected or not self._ending.is_set()):
                     waits = pauses(REMOTE_FIRST, REMOTE_MAX) if self.connected else waits
             except (OSError, ValueError) as error:
                 self._say_lost(str(error))
@@ -339,6 +340,8 @@ class Remote(threading.Thread):
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
         client.on_subscribe = self._on_subscribe
+        # With this set publish() only queues and wakes our thread: TLS takes no two on one connection at once.
+        client.on_socket_register_write = lambda *_: None
         return client
 
     def _on_message(self, _client: mqtt.Client, _data: Any, packet: mqtt.MQTTMessage) -> None:

@@ -27,6 +27,7 @@ from receiver import Receiver
 from store import Store
 
 import wire
+from bus import Remote, Tls
 from outbox import Outbox
 from uplink import ASK_FIRST, ASK_MAX, SILENCE, WINDOW, Sender
 
@@ -295,6 +296,7 @@ from bus import Remote
 from outbox import Outbox
 from uplink import Sender
 import wire
+from bus import Remote, Tls
 box = Outbox(sys.argv[1], 1 << 30, 0, (), print)
 remote = Remote("b1", (sys.argv[2],), (wire.topic("b1", "ack"),))
 sender = Sender(box, "b1", lambda topic, payload: remote.publish(topic, payload, qos=1))
@@ -457,3 +459,19 @@ def test_what_a_board_observes_is_in_the_database(boot: Callable[..., Board], tm
     found = rows("SELECT boot, mono, clock, body FROM record WHERE kind = 'wifi'")
     assert all(row[0] == boot_id and row[1] > 0 and row[2] in ("unset", "plausible", "synchronised") for row in found)
     assert len({row[3] for row in found}) == len(found), "each of them once"
+
+
+# --- the connection ----------------------------------------------------------------------------------------------------
+def test_files_that_are_not_there_yet_are_tried_again(tmp_path: Path) -> None:
+    """Certificates may come with the boot partition, after the first try."""
+    port = free_port()
+    remote = Remote(
+        "b1",
+        (f"127.0.0.1:{port}",),
+        ("x",),
+        tls=Tls(str(tmp_path / "ca.pem"), str(tmp_path / "b.pem"), str(tmp_path / "b.key")),
+    )
+    remote.start()
+    eventually(lambda: remote._lost)
+    assert remote.is_alive()
+    remote.end()
