@@ -1,0 +1,1 @@
+"""The owner's profile: nothing differs from the image's."""
