@@ -16,7 +16,7 @@ PROFILE ?=
 MACHINE ?= x86_64
 MACHINES = x86_64 virt-arm64 raspi3b
 
-.PHONY: help run boot test test-qemu test-arm lint bench bench-boot install setup clean
+.PHONY: help run boot test test-qemu test-arm lint bench bench-boot image install setup clean
 
 help:
 	@echo "make run [SECONDS=n] [PROFILE=FILE] [OPTIONS='stack.debug ...']   boot the board in namespaces"
@@ -25,6 +25,7 @@ help:
 	@echo "make test-arm [ARCH=arm64|armhf]      the tests on ARM's Debian, under qemu-user"
 	@echo "make test | lint | bench              tests, ruff and mypy, figures beside the peers"
 	@echo "make bench-boot [ROUNDS=n] [MACHINE=...]   boots beside busybox init and systemd, in QEMU"
+	@echo "make image BOARD=name BUILDROOT=path   a card for a board, by a checkout of Buildroot 2026.05.1"
 	@echo "make install DESTDIR= PREFIX=         what an image needs"
 
 run: setup
@@ -35,14 +36,15 @@ setup:
 	@rm -rf build/root/stack/lib/stack
 	@$(MAKE) -s install DESTDIR=$(CURDIR)/build/root PREFIX=/stack SBINDIR=/stack/sbin SITEDIR= TARGET_PYTHON=$(PYTHON) INIT_PYTHON=/python/bin/python
 
+CARD = genimage:genimage mcopy:mtools mkfs.vfat:dosfstools mke2fs:e2fsprogs mksquashfs:squashfs-tools sfdisk:fdisk shellcheck:shellcheck
 test: NEEDS = requirements-dev.txt
-test: export PROGRAMS = busybox:busybox ip:iproute2 fusermount3:fuse3 wpa_supplicant:wpasupplicant
+test: export PROGRAMS = busybox:busybox ip:iproute2 fusermount3:fuse3 wpa_supplicant:wpasupplicant $(CARD)
 test: setup
 	@./test.sh $(TESTS)
 
 lint: NEEDS = requirements-dev.txt
 lint: setup
-	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy *.py bench lab mothership tests
+	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy *.py bench buildroot lab mothership tests
 
 # An ordinary user unpacks roots in a user namespace; its files belong to the ids of /etc/subuid.
 AS_ROOT = $(if $(filter-out 0,$(shell id -u)),unshare --map-root-user --map-auto)
@@ -75,6 +77,20 @@ bench-boot: NEEDS = requirements-dev.txt
 bench-boot: export PROGRAMS = $(LAB) qemu-system-x86_64:qemu-system-x86 $(ARM)
 bench-boot: setup
 	@$(PYTHON) lab/bench_boot.py $(if $(filter command line,$(origin MACHINE)),$(MACHINE)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(BENCH)
+
+BOARD ?=
+BUILDROOT ?=
+BOARDS = $(patsubst buildroot/configs/stack_%_defconfig,%,$(sort $(wildcard buildroot/configs/*)))
+CARDS = $(CURDIR)/build/image/$(BOARD)
+# Our own variables are nothing to the packages that it builds, of which some have a BOARD of their own.
+BUILD = env -u MAKEFLAGS -u MAKEOVERRIDES -u BOARD -u BUILDROOT $(MAKE) -C $(BUILDROOT)
+image:
+	@[ -n "$(BOARD)" ] && [ -n "$(filter $(BOARD),$(BOARDS))" ] || { echo "image: no board '$(BOARD)'; say BOARD= and one of $(BOARDS)" >&2; exit 1; }
+	@[ -f "$(BUILDROOT)/support/kconfig/merge_config.sh" ] || { echo "image: no Buildroot in '$(BUILDROOT)'; say BUILDROOT= and the path of a checkout (README: An image for a card)" >&2; exit 1; }
+	@mkdir -p $(CARDS)
+	@$(BUILD) O=$(CARDS) BR2_EXTERNAL=$(CURDIR)/buildroot stack_$(BOARD)_defconfig
+	@$(BUILD) O=$(CARDS)
+	@echo "image: $(CARDS)/images/sdcard.img is the card"
 
 clean:
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis

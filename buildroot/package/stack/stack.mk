@@ -24,7 +24,7 @@ STACK_LEFT_OUT = \
 # A settings_prod.py beside settings.py is the owner's, and goes along; the command line names it, so that it must be there.
 define STACK_BUILD_CMDS
 	cp $(STACK_PKGDIR)/settings_image.py $(@D)/
-	$(SED) 's/^LEFT_OUT = .*/LEFT_OUT = "$(strip $(STACK_LEFT_OUT))".split()/' $(@D)/settings_image.py
+	$(SED) 's/^_LEFT_OUT = .*/_LEFT_OUT = "$(strip $(STACK_LEFT_OUT))".split()/' $(@D)/settings_image.py
 	test -e $(@D)/settings_prod.py || cp $(STACK_PKGDIR)/settings_prod.py $(@D)/
 endef
 
