@@ -28,6 +28,7 @@ ENVIRONMENT = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
 SCRIPTS = sorted(TREE.rglob("*.sh"))
 CMDLINES = sorted(TREE.rglob("cmdline*.txt"))
 FRAGMENTS = sorted(TREE.rglob("*.fragment"))
+OWNERS = "/run/stack/boot"  # where the files of the card's first partition come into force
 FIRMWARE = sorted(TREE.rglob("config_*.txt"))
 # What Buildroot 2026.05.1 has in system/skeleton, and the users of its packages: enough for our tables.
 PASSWD = "root:x:0:0:root:/root:/bin/sh\ndaemon:x:1:1:daemon:/usr/sbin:/bin/false\nnobody:x:65534:65534:nobody:/home:/bin/false\nchrony:x:100:101:Time daemon:/run/chrony:/bin/false\n"
@@ -105,7 +106,6 @@ def test_a_command_line_is_one_line_that_starts_us(path: Path) -> None:
     assert ("cgroup_enable=memory" in words) == (path.parent.name == "raspberrypi")
     profiles = next(word for word in words if word.startswith("stack.profile=")).partition("=")[2].split(",")
     assert profiles[0] == "image"
-    assert profiles[-1] == "prod", "the owner has the last word"
     assert not [name for name in profiles if not list(TREE.rglob(f"settings_{name}.py"))]
 
 
@@ -255,12 +255,11 @@ def test_the_package_installs_what_the_target_starts(tmp_path: Path) -> None:
     assert (target / "usr/lib/python3.14/site-packages/stack.pth").read_text() == "/usr/lib/stack\n"
     lib = target / "usr/lib/stack"
     assert {path.stem for path in lib.glob("*.py")} == {path.stem for path in ROOT.glob("*.py")} - {"laptop"} | {
-        "settings_image",
-        "settings_prod",
+        "settings_image"
     }
     for path in lib.glob("*.py"):
         assert list((lib / "__pycache__").glob(f"{path.stem}.cpython-*.pyc")), f"{path.name} has no byte code"
-    done = plan(target, "image,prod")
+    done = plan(target, "image")
     assert (done.returncode, done.stderr) == (0, ""), "a row does not fit Buildroot's users and groups"
     assert services(done.stdout) == (services(plan(target, "").stdout) | {"chronyd"} | {"wifi_scan"}) - {"ntpd"}
     assert "makestep 1 3 rtcsync" in done.stdout
@@ -274,23 +273,17 @@ def test_the_default_table_alone_does_not_fit_buildroot(tmp_path: Path) -> None:
 
 def test_rows_of_what_was_left_out_are_not_there(tmp_path: Path) -> None:
     target = install(tmp_path)
-    done = plan(target, "image,prod")
+    done = plan(target, "image")
     assert (done.returncode, done.stderr) == (0, "")
     assert not services(done.stdout) & {"wpa_supplicant", "wifi_scan", "wifi_analyzer", "gps@", "fakegps", "uplink"}
     assert {"dropbear", "broker", "network", "hotplug", "storage", "chronyd"} <= services(done.stdout)
 
 
-def test_an_owners_profile_in_the_source_goes_along(tmp_path: Path) -> None:
-    (tmp_path / "source").mkdir()
-    (tmp_path / "source/settings_prod.py").write_text('HOSTNAME = "mast"\n')
-    assert (install(tmp_path) / "usr/lib/stack/settings_prod.py").read_text() == 'HOSTNAME = "mast"\n'
-
-
 def test_an_emulated_machine_loads_no_modules(tmp_path: Path) -> None:
     target = install(tmp_path, "GPS", "UPLINK")
     shutil.copytree(BOARD / "qemu/overlay", target, dirs_exist_ok=True)
-    assert "module    brcmfmac" in plan(target, "image,prod").stdout
-    done = plan(target, "image,emulated,prod")
+    assert "module    brcmfmac" in plan(target, "image").stdout
+    done = plan(target, "image,emulated")
     assert (done.returncode, done.stderr) == (0, "")
     assert "module    " not in done.stdout
 
@@ -304,7 +297,7 @@ def test_without_sources_pid_1_starts_and_what_is_run_by_its_path_does_not(tmp_p
     for path in lib.glob("*.py"):
         if not path.stem.startswith("settings_"):
             path.unlink()
-    done = plan(target, "image,prod")
+    done = plan(target, "image")
     assert (done.returncode, done.stderr) == (0, "")
     argv = [
         word
@@ -316,7 +309,7 @@ def test_without_sources_pid_1_starts_and_what_is_run_by_its_path_does_not(tmp_p
     assert not [path for path in argv if Path(path).exists()], "apps are named by their sources"
     for path in lib.glob("settings_*.py"):
         path.unlink()
-    done = plan(target, "image,prod")
+    done = plan(target, "image")
     assert done.returncode == 1
     assert "profile image" in done.stderr, "a profile is read as a source"
 
@@ -342,7 +335,7 @@ def test_pid_1_starts_where_the_standard_library_is_byte_code_alone(tmp_path: Pa
     told = run(python, "-ESB", "-c", "import graphlib; print(graphlib.__file__)")
     if told.stdout.strip() != f"{library}/graphlib.pyc":
         pytest.skip(f"this Python finds its library elsewhere: {told.stdout}{told.stderr}")
-    done = plan(install(tmp_path / "board", "WIFI", "GPS", "UPLINK"), "image,prod", python)
+    done = plan(install(tmp_path / "board", "WIFI", "GPS", "UPLINK"), "image", python)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -372,13 +365,22 @@ def test_post_build_makes_a_board_of_a_tree(target: Path) -> None:
     etc = target / "etc"
     assert (etc / "passwd").read_text() == PASSWD.replace("/root:/bin/sh", "/root:/usr/bin/python3")
     assert (etc / "shells").read_text() == "/bin/sh\n/usr/bin/python3\n"
-    links = {path: os.readlink(target / path) for path in ("var/run", "etc/resolv.conf", "etc/dropbear")}
-    assert links == {"var/run": "../run", "etc/resolv.conf": settings.RESOLV_CONF, "etc/dropbear": "/var/lib/dropbear"}
+    links = {path: os.readlink(target / path) for path in ("var/run", "etc/resolv.conf", "etc/dropbear", "root/.ssh")}
+    assert links == {
+        "var/run": "../run", "etc/resolv.conf": settings.RESOLV_CONF, "etc/dropbear": "/var/lib/dropbear", "root/.ssh": OWNERS,
+    }  # fmt: skip
     assert links["etc/dropbear"] in [row.path for row in settings.DIRECTORIES]
-    modes = {
-        path: stat.S_IMODE((target / path).stat().st_mode) for path in ("root", "root/.ssh", "etc/shadow", "var/tmp", "boot")
-    }
-    assert modes == {"root": 0o700, "root/.ssh": 0o700, "etc/shadow": 0o600, "var/tmp": 0o1777, "boot": 0o755}
+    modes = {path: stat.S_IMODE((target / path).stat().st_mode) for path in ("root", "etc/shadow", "var/tmp")}
+    assert modes == {"root": 0o700, "etc/shadow": 0o600, "var/tmp": 0o1777}
+
+
+def test_keys_of_an_overlay_stay(target: Path) -> None:
+    (target / "root/.ssh").mkdir()
+    (target / "root/.ssh/authorized_keys").write_text("ssh-ed25519 AAAA\n")
+    for _ in range(2):
+        assert post_build(target).returncode == 0
+        assert (target / "root/.ssh/authorized_keys").read_text() == "ssh-ed25519 AAAA\n"
+        assert stat.S_IMODE((target / "root/.ssh").lstat().st_mode) == 0o700
 
 
 def test_no_open_network_is_joined(target: Path) -> None:
@@ -386,8 +388,7 @@ def test_no_open_network_is_joined(target: Path) -> None:
     path = target / settings.WIFI_CONFIG.lstrip("/")
     assert "key_mgmt=NONE" in path.read_text()
     post_build(target)
-    assert "network=" not in path.read_text()
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert os.readlink(path) == f"{OWNERS}/wpa_supplicant.conf"
 
 
 def test_post_build_changes_nothing_the_second_time(target: Path) -> None:
@@ -524,10 +525,10 @@ def test_the_card_tells_what_may_be_put_on_it() -> None:
     text = (BOARD / "README.txt").read_bytes()
     assert text.isascii()
     words = text.decode()
-    for name in ("authorized_keys", "settings_prod.py", "wpa_supplicant.conf", "certificates/"):
+    for name in ("authorized_keys", "settings_prod.py", "wpa_supplicant.conf", "ca.pem", "board.pem", "board.key"):
         assert re.search(rf"^{re.escape(name)} ", words, re.M), name
-    for name in re.findall(r"\b([A-Z][A-Z_]+) = |which (UPLINK_TLS)", words):
-        assert hasattr(settings, "".join(name))
+    for name in re.findall(r"\b([A-Z][A-Z_]+) = ", words):
+        assert hasattr(settings, name)
 
 
 # --- scripts, and the Makefile ------------------------------------------------------------------------------------------------

@@ -20,9 +20,9 @@ open=$(awk -F: '$2 !~ /^[*!]/ && !($2 == "" && $1 != "root") { printf "%s ", $1 
 chmod 600 "$target/etc/shadow"
 
 # Places that are mounted over, and links into what can be written. PID 1 has a tmpfs on /var until the data partition comes.
-mkdir -p "$target/boot" "$target/var/lib" "$target/var/log" "$target/var/tmp" "$target/root/.ssh"
-chmod 700 "$target/root" "$target/root/.ssh"
+mkdir -p "$target/var/lib" "$target/var/log" "$target/var/tmp"
 chmod 1777 "$target/var/tmp"
+chmod 700 "$target/root"
 link() {
     rm -rf "${target:?}/$2"
     ln -s "$1" "$target/$2"
@@ -31,6 +31,11 @@ link ../run var/run
 link /run/resolv.conf etc/resolv.conf
 link /var/lib/dropbear etc/dropbear # host keys are made once, on the data partition
 
-# Buildroot's wpa_supplicant would join any open network; the owner's file comes from the card's first partition.
-echo "# no networks here: wpa_supplicant.conf on the first partition of the card has them" >"$target/etc/wpa_supplicant.conf"
-chmod 600 "$target/etc/wpa_supplicant.conf"
+# The owner's files come from the card's first partition at each boot. What Buildroot's wpa_supplicant brings would join any
+# open network. Keys that an overlay has put into the image stay.
+link /run/stack/boot/wpa_supplicant.conf etc/wpa_supplicant.conf
+if [ -e "$target/root/.ssh/authorized_keys" ]; then
+    chmod 700 "$target/root/.ssh"
+else
+    link /run/stack/boot root/.ssh
+fi

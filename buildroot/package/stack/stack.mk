@@ -21,11 +21,9 @@ STACK_LEFT_OUT = \
 	$(if $(BR2_PACKAGE_STACK_GPS),,gps@ fakegps) \
 	$(if $(BR2_PACKAGE_STACK_UPLINK),,uplink)
 
-# A settings_prod.py beside settings.py is the owner's, and goes along; the command line names it, so that it must be there.
 define STACK_BUILD_CMDS
 	cp $(STACK_PKGDIR)/settings_image.py $(@D)/
 	$(SED) 's/^_LEFT_OUT = .*/_LEFT_OUT = "$(strip $(STACK_LEFT_OUT))".split()/' $(@D)/settings_image.py
-	test -e $(@D)/settings_prod.py || cp $(STACK_PKGDIR)/settings_prod.py $(@D)/
 endef
 
 # The host's Python is of the target's version: the byte code fits.

@@ -1,1 +1,0 @@
-"""The owner's profile: nothing differs from the image's."""
