@@ -4,6 +4,7 @@
 set -eu
 images=$1
 here=$(dirname "$0")
+PATH=$PATH:/usr/sbin:/sbin # where Debian has mke2fs and mkfs.vfat; Buildroot's own come first
 limit=67108864 # bytes: 64 MiB, the size of the card's second partition
 
 fail() { echo "stack: $*" >&2; exit 1; }
