@@ -111,9 +111,10 @@ def test_a_command_line_is_one_line_that_starts_us(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FRAGMENTS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_a_kernel_fragment_is_sorted_and_built_in(path: Path) -> None:
-    lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
-    assert lines == sorted(set(lines))
-    assert not [line for line in lines if not re.fullmatch(r"CONFIG_[A-Z0-9_]+=y", line)]
+    lines = [line for line in path.read_text().splitlines() if line.removeprefix("# ").startswith("CONFIG_")]
+    assert lines == sorted(lines, key=compose.symbol)
+    assert len({compose.symbol(line) for line in lines}) == len(lines)
+    assert not [line for line in lines if not re.fullmatch(r"CONFIG_[A-Z0-9_]+=y|# CONFIG_[A-Z0-9_]+ is not set", line)]
 
 
 def test_the_kernel_has_what_the_root_is_mounted_with() -> None:
@@ -230,17 +231,25 @@ def skeleton(target: Path) -> None:
     )
 
 
-def plan(target: Path, profile: str, python: str = PYTHON) -> subprocess.CompletedProcess[str]:
-    """`stack.py --plan` of an installed tree, with its own users."""
-    code = f"""
+def in_tree(target: Path, code: str, python: str = PYTHON) -> subprocess.CompletedProcess[str]:
+    """Run a few lines as an installed tree's Python would, with its own users."""
+    head = f"""
 import sys
 sys.path.insert(0, "{target}/usr/lib/stack")
 import tables
 tables.read_accounts.__defaults__ = ("{target}/etc",)
-import stack
-sys.exit(stack.main(["--plan", "stack.profile={profile}"], 0.0))
 """
-    return run(python, "-ESB", "-c", code)
+    return run(python, "-ESB", "-c", head + code)
+
+
+def plan(target: Path, profile: str, python: str = PYTHON) -> subprocess.CompletedProcess[str]:
+    """`stack.py --plan` of an installed tree."""
+    return in_tree(target, f"import stack\nsys.exit(stack.main(['--plan', 'stack.profile={profile}'], 0.0))", python)
+
+
+def rules(target: Path) -> list[str]:
+    """What follows when a device comes, of what is started."""
+    return in_tree(target, "print(*(row.start for row in tables.load({'stack.profile': 'image'}).RULES))").stdout.split()
 
 
 def services(text: str) -> set[str]:
@@ -277,6 +286,8 @@ def test_rows_of_what_was_left_out_are_not_there(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert not services(done.stdout) & {"wpa_supplicant", "wifi_scan", "wifi_analyzer", "gps@", "fakegps", "uplink"}
     assert {"dropbear", "broker", "network", "hotplug", "storage", "chronyd"} <= services(done.stdout)
+    assert rules(target) == []
+    assert rules(install(tmp_path / "whole", "WIFI", "GPS", "UPLINK")) == ["gps@{devname}"] * 2
 
 
 def test_an_emulated_machine_loads_no_modules(tmp_path: Path) -> None:
