@@ -409,7 +409,10 @@ def test_post_build_changes_nothing_the_second_time(target: Path) -> None:
     assert contents(target) == before
 
 
-@pytest.mark.parametrize("shadow", ["root:::::::\n", "root:$5$salt$hash:::::::\n", "root:*:::::::\nuser:$1$a$b:::::::\n"])
+@pytest.mark.parametrize(
+    "shadow",
+    ["root:::::::\n", "root:$5$salt$hash:::::::\n", "root:*:::::::\nuser:$1$a$b:::::::\n", "root:*:::::::\nuser:::::::\n"],
+)
 def test_whoever_could_log_in_by_password_ends_the_build(target: Path, shadow: str) -> None:
     (target / "etc/shadow").write_text(shadow)
     done = post_build(target)
@@ -549,6 +552,24 @@ def test_shellcheck(path: Path) -> None:
     done = run("shellcheck", path)
     assert done.returncode == 0, done.stdout
     assert os.access(path, os.X_OK)
+
+
+def test_run_starts_what_was_built(tmp_path: Path) -> None:
+    """An emulator that tells what it was called with, one argument a line."""
+    for arch in ("x86_64", "aarch64"):
+        (tmp_path / f"qemu-system-{arch}").write_text(f'#!/bin/sh\necho {arch}\nprintf "%s\\n" "$@"\n')
+        (tmp_path / f"qemu-system-{arch}").chmod(0o755)
+    environment = {**ENVIRONMENT, "PATH": f"{tmp_path}:{ENVIRONMENT['PATH']}"}
+    done = run(BOARD / "qemu/run.sh", tmp_path, env=environment)
+    assert (done.returncode, done.stderr) == (1, f"run.sh: there is neither Image nor bzImage in {tmp_path}\n")
+    for arch, kernel in (("x86_64", "bzImage"), ("aarch64", "Image")):
+        (tmp_path / kernel).touch()
+        words = run(BOARD / "qemu/run.sh", tmp_path, "-snapshot", env=environment).stdout.splitlines()
+        assert words[0] == arch
+        assert words[words.index("-kernel") + 1] == f"{tmp_path}/{kernel}"
+        assert words[words.index("-append") + 1] == (BOARD / f"qemu/cmdline_{arch}.txt").read_text().strip()
+        assert f"if=none,id=card,format=raw,file={tmp_path}/sdcard.img" in words
+        assert "-snapshot" in words
 
 
 @pytest.mark.parametrize(
