@@ -617,14 +617,14 @@ def configured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     def configure(board: str) -> Path:
         if board not in made:
             made[board] = tmp_path_factory.mktemp(board)
-            done = make(board, made[board], f"stack_{board}_defconfig")
+            done = make(made[board], f"stack_{board}_defconfig")
             assert (done.returncode, done.stderr) == (0, ""), "Kconfig complains"
         return made[board]
 
     yield configure
 
 
-def make(board: str, out: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def make(out: Path, *words: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in ENVIRONMENT.items() if name not in ("BUILDROOT", "MAKEFLAGS")}
     return run("make", "-s", "-C", BUILDROOT, f"O={out}", f"BR2_EXTERNAL={TREE}", *words, env=environment)
 
@@ -636,7 +636,7 @@ def test_buildroot_takes_every_line_and_saves_the_same(configured: Any, board: s
     out = configured(board)
     done = run(f"{BUILDROOT}/support/scripts/check-dotconfig.py", out / ".config", compose.stored(board))
     assert (done.returncode, done.stdout) == (0, "")
-    assert make(board, out, "savedefconfig", f"DEFCONFIG={tmp_path}/saved").returncode == 0
+    assert make(out, "savedefconfig", f"DEFCONFIG={tmp_path}/saved").returncode == 0
     assert (tmp_path / "saved").read_bytes() == compose.stored(board).read_bytes()
 
 
@@ -650,7 +650,7 @@ RUNTIME = (
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("board", BOARDS)
 def test_buildroot_knows_the_package_and_what_it_needs(configured: Any, board: str) -> None:
-    done = make(board, configured(board), "show-info")
+    done = make(configured(board), "show-info")
     assert done.returncode == 0, done.stderr
     packages = json.loads(done.stdout)
     assert set(RUNTIME) <= packages.keys()
@@ -666,10 +666,38 @@ def test_buildroot_knows_the_package_and_what_it_needs(configured: Any, board: s
     assert "BR2_TARGET_TZ_INFO=y" not in settled
 
 
+UDEV = "BR2_ROOTFS_DEVICE_CREATION_DYNAMIC_EUDEV=y"
+OFFERED = {
+    "glibc": (True, "BR2_INIT_NONE=y", UDEV),
+    "musl": (True, "BR2_INIT_NONE=y", UDEV, "BR2_TOOLCHAIN_BUILDROOT_MUSL=y"),
+    "uclibc": (True, "BR2_INIT_NONE=y", UDEV, "BR2_TOOLCHAIN_BUILDROOT_UCLIBC=y", "BR2_TOOLCHAIN_BUILDROOT_WCHAR=y"),
+    "no wide characters": (False, "BR2_INIT_NONE=y", UDEV, "BR2_TOOLCHAIN_BUILDROOT_UCLIBC=y"),
+    "no threads": (
+        False, "BR2_INIT_NONE=y", UDEV, "BR2_TOOLCHAIN_BUILDROOT_UCLIBC=y", "BR2_TOOLCHAIN_BUILDROOT_WCHAR=y",
+        "BR2_PTHREADS_NONE=y",
+    ),
+    "static": (False, "BR2_INIT_NONE=y", UDEV, "BR2_TOOLCHAIN_BUILDROOT_MUSL=y", "BR2_STATIC_LIBS=y"),
+    "no udev": (False, "BR2_INIT_NONE=y"),
+    "another init": (False, UDEV),
+}  # fmt: skip
+
+
+@buildroot
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("case", OFFERED)
+def test_buildroot_offers_us_only_where_all_that_we_select_is_met(case: str, tmp_path: Path) -> None:
+    """Otherwise Kconfig selects it all the same, and says `unmet direct dependencies`."""
+    offered, *lines = OFFERED[case]
+    (tmp_path / "parts").write_text("\n".join(["BR2_x86_64=y", *map(str, lines), "BR2_PACKAGE_STACK=y"]) + "\n")
+    done = make(tmp_path / "out", "defconfig", f"DEFCONFIG={tmp_path}/parts")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ("BR2_PACKAGE_STACK=y" in (tmp_path / "out/.config").read_text().splitlines()) == offered
+
+
 @buildroot
 @pytest.mark.timeout(300)
 def test_buildroot_extracts_the_package(configured: Any) -> None:
-    done = make("qemu_x86_64", configured("qemu_x86_64"), "stack-extract")
+    done = make(configured("qemu_x86_64"), "stack-extract")
     assert done.returncode == 0, done.stderr
     found = {path.name for path in (configured("qemu_x86_64") / "build/stack-local").iterdir()}
     assert {"Makefile", "LICENSE", "stack.py", "settings.py", "buildroot"} <= found
