@@ -16,7 +16,7 @@ PROFILE ?=
 MACHINE ?= x86_64
 MACHINES = x86_64 virt-arm64 raspi3b
 
-.PHONY: help run boot test test-qemu test-arm chaos fleet lint bench bench-boot install setup clean
+.PHONY: help run boot test test-qemu test-arm chaos fleet lint bench bench-boot image install setup clean
 
 help:
 	@echo "make run [SECONDS=n] [PROFILE=FILE] [OPTIONS='stack.debug ...']   boot the board in namespaces"
@@ -27,6 +27,7 @@ help:
 	@echo "make chaos [HOURS=n] [SEED=n]         board, broker and receiver killed, cut, slowed, filled up: nothing is lost"
 	@echo "make bench-boot [ROUNDS=n] [MACHINE=...]   boots beside busybox init and systemd, in QEMU"
 	@echo "make fleet [BOARDS='200 2000'] [SECONDS=n] [RATE=n] [PERIOD=n] [BROKER=mosquitto|nats|both]   many boards, one mothership"
+	@echo "make image BOARD=name BUILDROOT=path   a card for a board, by a checkout of Buildroot 2026.05.1"
 	@echo "make install DESTDIR= PREFIX=         what an image needs"
 
 run: setup
@@ -39,14 +40,15 @@ setup:
 
 CHAOS = tc:iproute2 faketime:faketime
 MOTHERSHIP = pg_ctlcluster:postgresql chromium:chromium openssl:openssl shellcheck:shellcheck
+CARD = genimage:genimage mcopy:mtools mkfs.vfat:dosfstools mke2fs:e2fsprogs mksquashfs:squashfs-tools sfdisk:fdisk
 test: NEEDS = requirements-dev.txt requirements-fleet.txt
-test: export PROGRAMS = $(CHAOS) $(MOTHERSHIP) busybox:busybox ip:iproute2 fusermount3:fuse3 wpa_supplicant:wpasupplicant
+test: export PROGRAMS = $(CHAOS) $(MOTHERSHIP) $(CARD) busybox:busybox ip:iproute2 fusermount3:fuse3 wpa_supplicant:wpasupplicant
 test: setup
 	@./test.sh $(TESTS)
 
 lint: NEEDS = requirements-dev.txt
 lint: setup
-	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy *.py bench lab mothership tests
+	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy *.py bench buildroot lab mothership tests
 
 # An ordinary user unpacks roots in a user namespace; its files belong to the ids of /etc/subuid.
 AS_ROOT = $(if $(filter-out 0,$(shell id -u)),unshare --map-root-user --map-auto)
@@ -58,8 +60,8 @@ boot: setup
 	@$(AS_ROOT) $(PYTHON) lab/boot.py $(MACHINE) $(if $(PROFILE),--profile $(PROFILE)) -- $(OPTIONS)
 
 # The longest first: a worker takes a file.
-QEMU_TESTS = $(patsubst %,tests/qemu_%.py,wifi powercuts watchdog exits cgroup outbox storage board hotplug raspi clock)
-test-qemu: export PROGRAMS = $(LAB) qemu-system-x86_64:qemu-system-x86 $(ARM)
+QEMU_TESTS = $(patsubst %,tests/qemu_%.py,wifi powercuts watchdog exits cgroup outbox storage board hotplug raspi clock card)
+test-qemu: export PROGRAMS = $(LAB) $(CARD) qemu-system-x86_64:qemu-system-x86 $(ARM)
 test-qemu: setup
 	@$(AS_ROOT) $(PYTHON) lab/image.py $(MACHINES)
 	@$(AS_ROOT) $(PYTHON) -m pytest -q -rs -p no:cacheprovider -n 2 --dist loadfile --no-loadscope-reorder --timeout 400 $(or $(TESTS),$(QEMU_TESTS))
@@ -89,6 +91,20 @@ BOARDS ?= 2000
 fleet: NEEDS = requirements.txt requirements-fleet.txt
 fleet: setup
 	@$(PYTHON) lab/fleet.py $(BOARDS) $(foreach name,SECONDS RATE PERIOD BROKER,$(if $($(name)),--$(shell echo $(name) | tr A-Z a-z) $($(name)))) $(FLEET)
+
+BOARD ?=
+BUILDROOT ?=
+CARD_BOARDS = $(patsubst buildroot/configs/stack_%_defconfig,%,$(sort $(wildcard buildroot/configs/*)))
+CARDS = $(CURDIR)/build/image/$(BOARD)
+# Our own variables are nothing to the packages that it builds, of which some have a BOARD of their own.
+BUILD = env -u MAKEFLAGS -u MAKEOVERRIDES -u BOARD -u BUILDROOT $(MAKE) -C $(BUILDROOT)
+image:
+	@[ -n "$(BOARD)" ] && [ -n "$(filter $(BOARD),$(CARD_BOARDS))" ] || { echo "image: no board '$(BOARD)'; say BOARD= and one of $(CARD_BOARDS)" >&2; exit 1; }
+	@[ -f "$(BUILDROOT)/support/kconfig/merge_config.sh" ] || { echo "image: no Buildroot in '$(BUILDROOT)'; say BUILDROOT= and the path of a checkout (README: An image for a card)" >&2; exit 1; }
+	@mkdir -p $(CARDS)
+	@$(BUILD) O=$(CARDS) BR2_EXTERNAL=$(CURDIR)/buildroot stack_$(BOARD)_defconfig
+	@$(BUILD) O=$(CARDS)
+	@echo "image: $(CARDS)/images/sdcard.img is the card"
 
 clean:
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis

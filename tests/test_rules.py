@@ -199,7 +199,7 @@ def test_global_state_is_not_changed() -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "command",
-    [("ruff", "check"), ("ruff", "format", "--check"), ("mypy", "*.py", "bench", "lab", "mothership", "tests")],
+    [("ruff", "check"), ("ruff", "format", "--check"), ("mypy", "*.py", "bench", "buildroot", "lab", "mothership", "tests")],
     ids=lambda command: " ".join(command),
 )
 def test_linters(command: tuple[str, ...]) -> None:

@@ -1,0 +1,41 @@
+#!/bin/sh
+# What Buildroot's skeleton for an init of one's own leaves open. $1 is the tree that becomes the root; run twice, it
+# changes nothing the second time.
+set -eu
+target=$1
+python=/usr/bin/python3
+
+fail() { echo "stack: $*" >&2; exit 1; }
+
+[ -x "$target$python" ] || fail "there is no $python in $target: BR2_PACKAGE_PYTHON3 is what PID 1 runs in"
+[ -x "$target/sbin/stack.py" ] || fail "there is no /sbin/stack.py in $target: is BR2_PACKAGE_STACK set?"
+
+# Root's shell is Python; dropbear asks /etc/shells whether it is one.
+sed -i "/^root:/s,[^:]*\$,$python," "$target/etc/passwd"
+grep -qsx "$python" "$target/etc/shells" || echo "$python" >>"$target/etc/shells"
+
+# Nobody logs in by password: whoever has one here, or needs none, is a mistake of the configuration.
+open=$(awk -F: '$2 !~ /^[*!]/ { printf "%s ", $1 }' "$target/etc/shadow")
+[ -z "$open" ] || fail "a password would let in: $open(/etc/shadow); unset BR2_TARGET_ENABLE_ROOT_LOGIN, give users none"
+chmod 600 "$target/etc/shadow"
+
+# Places that are mounted over, and links into what can be written. PID 1 has a tmpfs on /var until the data partition comes.
+mkdir -p "$target/var/lib" "$target/var/log" "$target/var/tmp"
+chmod 1777 "$target/var/tmp"
+chmod 700 "$target/root"
+link() {
+    rm -rf "${target:?}/$2"
+    ln -s "$1" "$target/$2"
+}
+link ../run var/run
+link /run/resolv.conf etc/resolv.conf
+link /var/lib/dropbear etc/dropbear # host keys are made once, on the data partition
+
+# The owner's files come from the card's first partition at each boot. What Buildroot's wpa_supplicant brings would join any
+# open network. Keys that an overlay has put into the image stay.
+link /run/stack/boot/wpa_supplicant.conf etc/wpa_supplicant.conf
+if [ -e "$target/root/.ssh/authorized_keys" ]; then
+    chmod 700 "$target/root/.ssh"
+else
+    link /run/stack/boot root/.ssh
+fi

@@ -1,0 +1,1 @@
+include $(sort $(wildcard $(BR2_EXTERNAL_STACK_PATH)/package/*/*.mk))

@@ -1,0 +1,17 @@
+"""The image's own profile: what differs from settings.py because Buildroot made the board. The owner's stands on top of it."""
+
+from __future__ import annotations
+
+import settings
+from rows import Directory, Service
+
+_LEFT_OUT = "".split()  # names of services; stack.mk writes here what the menu left out
+CONSOLE_LOGIN = "off"  # nobody has a password here; "prompt": whoever holds the cable is root
+WIFI_GROUP = "nobody"  # Buildroot's name of the group that Debian calls nogroup
+
+# No battery keeps the clock: the first measurements may step it, and rtcsync tells the kernel that it is synchronised.
+_NTP = ("pool pool.ntp.org iburst", "makestep 1 3", "rtcsync", "driftfile /var/lib/chrony/drift")
+_CHRONYD = Service("chronyd", ("chronyd", "-d", "-u", "chrony", *_NTP), after=("network", "storage"), nice=-5)
+DIRECTORIES = (*settings.DIRECTORIES, Directory("/var/lib/chrony", 0o750, "chrony"))
+SERVICES = tuple(_CHRONYD if row.name == "ntpd" else row for row in settings.SERVICES if row.name not in _LEFT_OUT)
+RULES = tuple(row for row in settings.RULES if row.start.replace("{devname}", "") not in _LEFT_OUT)
