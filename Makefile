@@ -16,7 +16,7 @@ PROFILE ?=
 MACHINE ?= x86_64
 MACHINES = x86_64 virt-arm64 raspi3b
 
-.PHONY: help run boot test test-qemu test-arm lint bench bench-boot install setup clean
+.PHONY: help run boot test test-qemu test-arm lint bench bench-boot install install-board uninstall-board setup clean
 
 help:
 	@echo "make run [SECONDS=n] [PROFILE=FILE] [OPTIONS='stack.debug ...']   boot the board in namespaces"
@@ -26,6 +26,7 @@ help:
 	@echo "make test | lint | bench              tests, ruff and mypy, figures beside the peers"
 	@echo "make bench-boot [ROUNDS=n] [MACHINE=...]   boots beside busybox init and systemd, in QEMU"
 	@echo "make install DESTDIR= PREFIX=         what an image needs"
+	@echo "make install-board | uninstall-board  on this Raspberry Pi OS or Debian, beside its systemd"
 
 run: setup
 	@$(PYTHON) laptop.py $(if $(SECONDS),--seconds $(SECONDS)) $(if $(PROFILE),--profile $(PROFILE)) -- $(OPTIONS)
@@ -75,6 +76,12 @@ bench-boot: NEEDS = requirements-dev.txt
 bench-boot: export PROGRAMS = $(LAB) qemu-system-x86_64:qemu-system-x86 $(ARM)
 bench-boot: setup
 	@$(PYTHON) lab/bench_boot.py $(if $(filter command line,$(origin MACHINE)),$(MACHINE)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(BENCH)
+
+install-board:
+	@./install_board.sh install
+
+uninstall-board:
+	@./install_board.sh uninstall
 
 clean:
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -23,6 +23,7 @@ ALLOWED = {
     "rows": {"lean"},
     "settings": {"rows"},
     "settings_laptop": {"rows", "settings"},
+    "settings_debian": {"rows", "settings"},
     "syscalls": {"lean"},
     "durable": set(),
     "clock": {"durable", "syscalls"},
