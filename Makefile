@@ -55,7 +55,7 @@ boot: setup
 	@$(AS_ROOT) $(PYTHON) lab/boot.py $(MACHINE) $(if $(PROFILE),--profile $(PROFILE)) -- $(OPTIONS)
 
 # The longest first: a worker takes a file.
-QEMU_TESTS = $(patsubst %,tests/qemu_%.py,wifi powercuts watchdog exits cgroup storage bootfiles board hotplug raspi clock)
+QEMU_TESTS = $(patsubst %,tests/qemu_%.py,wifi powercuts watchdog exits cgroup storage install bootfiles board hotplug raspi clock)
 test-qemu: export PROGRAMS = $(LAB) qemu-system-x86_64:qemu-system-x86 $(ARM)
 test-qemu: setup
 	@$(AS_ROOT) $(PYTHON) lab/image.py $(MACHINES)

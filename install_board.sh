@@ -6,6 +6,7 @@ set -eu
 cd "$(dirname "$0")"
 LIB=/usr/lib/stack
 MARK=$LIB/installed_by_make # names of the packages that came with us, one a line
+LOG=$LIB/apt.log
 OWN=$LIB/settings_prod.py
 
 say() { echo "install-board: $*"; }
@@ -21,6 +22,8 @@ command_lines() { # where the kernel's command line is written down
         [ ! -f $file ] || echo $file
     done
 }
+
+apt() { DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >$LOG 2>&1; }
 
 have() { dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q ' installed$'; }
 
@@ -39,9 +42,7 @@ packages() { # the daemons, in Debian's own packages; a clock's keeper only wher
     done
     say "installing$wanted"
     # shellcheck disable=SC2086
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $wanted >/dev/null ||
-        { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $wanted >/dev/null; } ||
-        fail "apt-get could not install$wanted"
+    apt $wanted || { apt-get update -qq && apt $wanted; } || { cat $LOG >&2; fail "apt-get could not install$wanted"; }
 }
 
 mask() {
