@@ -16,13 +16,14 @@ PROFILE ?=
 MACHINE ?= x86_64
 MACHINES = x86_64 virt-arm64 raspi3b
 
-.PHONY: help run boot test test-qemu test-arm lint bench bench-boot install install-board uninstall-board setup clean
+.PHONY: help run boot test test-qemu test-arm lint bench bench-boot test-pythons install install-board uninstall-board setup clean
 
 help:
 	@echo "make run [SECONDS=n] [PROFILE=FILE] [OPTIONS='stack.debug ...']   boot the board in namespaces"
 	@echo "make boot [MACHINE=x86_64|virt-arm64|raspi3b] [PROFILE=FILE] [OPTIONS=...]   a real kernel, in QEMU"
 	@echo "make test-qemu                        the tests on real kernels"
 	@echo "make test-arm [ARCH=arm64|armhf]      the tests on ARM's Debian, under qemu-user"
+	@echo "make test-pythons [PYTHONS='3.12 3.13']   the tests without real kernels, under each Python that is here"
 	@echo "make test | lint | bench              tests, ruff and mypy, figures beside the peers"
 	@echo "make bench-boot [ROUNDS=n] [MACHINE=...]   boots beside busybox init and systemd, in QEMU"
 	@echo "make install DESTDIR= PREFIX=         what an image needs"
@@ -40,6 +41,11 @@ test: NEEDS = requirements-dev.txt
 test: export PROGRAMS = busybox:busybox ip:iproute2 fusermount3:fuse3 wpa_supplicant:wpasupplicant
 test: setup
 	@./test.sh $(TESTS)
+
+PYTHONS ?= 3.11 3.12 3.13 3.14
+test-pythons: export PROGRAMS = cpio:cpio
+test-pythons: setup
+	@./test_pythons.sh $(PYTHONS) -- $(TESTS)
 
 lint: NEEDS = requirements-dev.txt
 lint: setup
