@@ -18,7 +18,7 @@ import diagnostic
 import storage
 import tables
 
-KEY, OTHER = key().encode() + b"\n", key().encode() + b"\n"
+KEY, OTHER = key().encode() + b"\n", key("ssh-ed25519", bytes(32)).encode() + b"\n"
 WIFI = b'network={\n    ssid="harbour"\n    psk="long enough"\n}\n'
 
 
