@@ -23,7 +23,6 @@ import wellformed
 from control import SOCKET, SVError, ask
 from durable import write_atomically
 from lean import TYPE_CHECKING, json
-from supplicant import RESERVED
 from syscalls import MNT_DETACH, mount, mount_options, umount
 
 if TYPE_CHECKING:
@@ -247,6 +246,8 @@ class BootFiles:
         """Our own look, and wpa_supplicant's: it reads its file before it finds that there is no such interface."""
         if fault := wellformed.wpa_supplicant(data):
             return fault
+        from supplicant import RESERVED  # its libraries are for boards that have such a file
+
         lines = data.decode("utf-8", "surrogateescape").split("\n")
         text = "\n".join("" if RESERVED.match(line) else line for line in lines)  # as supplicant.py, and no line moves
         file = os.memfd_create("wpa")
