@@ -218,7 +218,7 @@ def test_no_passphrase_is_quoted() -> None:
     ("raise SystemExit", "line 1: SystemExit"),
     ("import os\nos._exit(0)", "it ends the process that reads it (status 0)"),
     ("import os\nos._exit(3)", "it ends the process that reads it (status 3)"),
-    ("import os\nos.kill(os.getpid(), 1)", "it ends the process that reads it (status -1)"),
+    ("import os\nos.kill(os.getpid(), 10)", "it ends the process that reads it (status -10)"),
     ("x = bytearray(1 << 40)", "line 1: MemoryError"),
     ("x = []\nwhile True: x.append(' ' * (1 << 20))", "line 2: MemoryError"),
     ("BOOT_FILES = ('/dev/other1',)", "it changes bootfiles, without which it would not be read"),
