@@ -16,19 +16,22 @@ PROFILE ?=
 MACHINE ?= x86_64
 MACHINES = x86_64 virt-arm64 raspi3b
 
-.PHONY: help run boot test test-qemu test-arm chaos fleet lint bench bench-boot image install setup clean
+.PHONY: help run boot test test-qemu test-arm test-pythons chaos fleet lint bench bench-boot image install install-board uninstall-board
+.PHONY: setup clean
 
 help:
 	@echo "make run [SECONDS=n] [PROFILE=FILE] [OPTIONS='stack.debug ...']   boot the board in namespaces"
 	@echo "make boot [MACHINE=x86_64|virt-arm64|raspi3b] [PROFILE=FILE] [OPTIONS=...]   a real kernel, in QEMU"
 	@echo "make test-qemu                        the tests on real kernels"
 	@echo "make test-arm [ARCH=arm64|armhf]      the tests on ARM's Debian, under qemu-user"
+	@echo "make test-pythons [PYTHONS='3.12 3.13']   the tests without real kernels, under each Python that is here"
 	@echo "make test | lint | bench              tests, ruff and mypy, figures beside the peers"
 	@echo "make chaos [HOURS=n] [SEED=n]         board, broker and receiver killed, cut, slowed, filled up: nothing is lost"
 	@echo "make bench-boot [ROUNDS=n] [MACHINE=...]   boots beside busybox init and systemd, in QEMU"
 	@echo "make fleet [BOARDS='200 2000'] [SECONDS=n] [RATE=n] [PERIOD=n] [BROKER=mosquitto|nats|both]   many boards, one mothership"
 	@echo "make image BOARD=name BUILDROOT=path   a card for a board, by a checkout of Buildroot 2026.05.1"
 	@echo "make install DESTDIR= PREFIX=         what an image needs"
+	@echo "make install-board | uninstall-board  on this Raspberry Pi OS or Debian, beside its systemd"
 
 run: setup
 	@$(PYTHON) laptop.py $(if $(SECONDS),--seconds $(SECONDS)) $(if $(PROFILE),--profile $(PROFILE)) -- $(OPTIONS)
@@ -46,13 +49,18 @@ test: export PROGRAMS = $(CHAOS) $(MOTHERSHIP) $(CARD) busybox:busybox ip:iprout
 test: setup
 	@./test.sh $(TESTS)
 
+PYTHONS ?= 3.11 3.12 3.13 3.14
+test-pythons: export PROGRAMS = cpio:cpio
+test-pythons: setup
+	@./test_pythons.sh $(PYTHONS) -- $(TESTS)
+
 lint: NEEDS = requirements-dev.txt
 lint: setup
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy *.py bench buildroot lab mothership tests
 
 # An ordinary user unpacks roots in a user namespace; its files belong to the ids of /etc/subuid.
 AS_ROOT = $(if $(filter-out 0,$(shell id -u)),unshare --map-root-user --map-auto)
-LAB = mmdebstrap:mmdebstrap cpio:cpio ssh:openssh-client modprobe:kmod mke2fs:e2fsprogs gzip:gzip newuidmap:uidmap sfdisk:fdisk mksquashfs:squashfs-tools
+LAB = mmdebstrap:mmdebstrap cpio:cpio ssh:openssh-client modprobe:kmod mke2fs:e2fsprogs gzip:gzip newuidmap:uidmap sfdisk:fdisk mksquashfs:squashfs-tools mkfs.vfat:dosfstools mcopy:mtools
 boot test-qemu: NEEDS = requirements-dev.txt
 ARM = qemu-system-aarch64:qemu-system-arm qemu-aarch64-static:qemu-user-static
 boot: export PROGRAMS = $(LAB) $(if $(filter x86_64,$(MACHINE)),qemu-system-x86_64:qemu-system-x86,$(ARM))
@@ -60,7 +68,7 @@ boot: setup
 	@$(AS_ROOT) $(PYTHON) lab/boot.py $(MACHINE) $(if $(PROFILE),--profile $(PROFILE)) -- $(OPTIONS)
 
 # The longest first: a worker takes a file.
-QEMU_TESTS = $(patsubst %,tests/qemu_%.py,wifi powercuts watchdog exits cgroup outbox storage board hotplug raspi clock card)
+QEMU_TESTS = $(patsubst %,tests/qemu_%.py,wifi powercuts watchdog exits cgroup storage install bootfiles board hotplug outbox raspi clock card)
 test-qemu: export PROGRAMS = $(LAB) $(CARD) qemu-system-x86_64:qemu-system-x86 $(ARM)
 test-qemu: setup
 	@$(AS_ROOT) $(PYTHON) lab/image.py $(MACHINES)
@@ -105,6 +113,12 @@ image:
 	@$(BUILD) O=$(CARDS) BR2_EXTERNAL=$(CURDIR)/buildroot stack_$(BOARD)_defconfig
 	@$(BUILD) O=$(CARDS)
 	@echo "image: $(CARDS)/images/sdcard.img is the card"
+
+install-board:
+	@./install_board.sh install
+
+uninstall-board:
+	@./install_board.sh uninstall
 
 clean:
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -22,6 +22,7 @@ PATIENCE = 2.0  # s, for drivers to answer
 HOT = 80.0  # degrees Celsius; a Raspberry Pi slows down from here on
 SYS = "/sys"
 STORAGE = "/run/stack/storage.json"  # storage.py's record
+BOOT_FILES = "/run/stack/bootfiles.json"  # bootfiles.py's: what its owner should know of the files on the boot partition
 # Raspberry Pi's firmware, `vcgencmd get_throttled`: what is so now; 16 bits higher, what has been so since the boot.
 THROTTLED = {0: "under_voltage", 1: "frequency_capped", 2: "throttled", 3: "soft_temperature_limit"}
 
@@ -46,6 +47,7 @@ class Diagnostic:
         data = data_partition()
         self.warnings = complaints(state) if found else ["the hardware's drivers do not answer"]
         self.warnings += data_complaints(data)
+        self.warnings += ending.read(BOOT_FILES).get("notes", [])
         return {
             "memory_total": meminfo("MemTotal"), "memory_available": meminfo("MemAvailable"),
             "load": os.getloadavg(), "disk_total": disk.f_blocks * disk.f_frsize, "disk_free": disk.f_bavail * disk.f_frsize,

@@ -104,6 +104,12 @@ DATA_GROW = True  # to the end of its card
 DATA_WAIT = 10.0  # for the device to appear
 DATA_TIMEOUT = 600.0  # for check and repair; services go on after 50 s of it, and find /var on the disk as soon as it is done
 
+# --- the boot partition -------------------------------------------------------------------------------------------
+# Where the owner's files are (bootfiles.py), on any FAT that another computer can write: as DATA names it. A label would also
+# take a stick that somebody plugs in, and what is on it makes root: name a device, where the board has one alone. (): none.
+BOOT_FILES: tuple[str, ...] = ("/dev/mmcblk0p1",)
+BOOT_WAIT = 2.0  # for the device to appear, where storage.py has not waited for it already
+
 # --- kernel -------------------------------------------------------------------------------------------------------
 MODULES: tuple[str, ...] = ("brcmfmac", "bcm2835_wdt", "i2c_dev")  # loaded by the one-shot service "modules"
 SYSCTLS = (  # name and value, as sysctl(8) writes them
@@ -181,6 +187,7 @@ LOGD = Service(
     module="logd", logger=True, log="none", oom_score=-900, nice=5,
 )  # fmt: skip
 STORAGE = Service("storage", ("storage", "{DATA}"), module="storage", ready="exit", ready_timeout=50.0, restart="never")
+BOOT = Service("bootfiles", ("bootfiles", "{BOOT_FILES}"), ("storage",), module="bootfiles", ready="exit", restart="never")
 KEEPER = Service(
     "keeper", ("keeper", "{KEEP}"), ("storage", "modules"), module="keeper", ready="notify", stop_timeout=10.0, oom_score=-900
 )
@@ -207,17 +214,18 @@ SERVICES: tuple[Service, ...] = (
     Service("modules", ("modprobe", "-a", "{MODULES}"), ready="exit", restart="never"),
     LOGD,
     STORAGE,
+    BOOT,
     KEEPER,
     Service("klogd", ("klogd", "-n")),
     Service("syslogd", ("syslogd", "-n", "-C64")),
     DROPBEAR,
     # Where chronyd takes its place: with `rtcsync`, without which it does not tell the kernel that the clock is synchronised.
     Service("ntpd", ("ntpd", "-n", "-p", "pool.ntp.org"), after=("network",), nice=-5),
-    Service("wpa_supplicant", ("{PYTHON}", "{LIB}/supplicant.py", "{WIFI_INTERFACE}"), after=("modules",)),
+    Service("wpa_supplicant", ("{PYTHON}", "{LIB}/supplicant.py", "{WIFI_INTERFACE}"), after=("modules", "bootfiles")),
     Service("hotplug", ("{PYTHON}", "{LIB}/hotplug.py"), oom_score=-900, nice=-5),
     Service(
-        "network", ("{PYTHON}", "{LIB}/network.py"), after=("modules", "storage"), oom_score=-900, nice=-5, log="disk",
-        cpu_weight=400,
+        "network", ("{PYTHON}", "{LIB}/network.py"), after=("modules", "storage", "bootfiles"), oom_score=-900, nice=-5,
+        log="disk", cpu_weight=400,
     ),
     Service("console", ("{PYTHON}", "{LIB}/prompt.py", "login", "{CONSOLE_LOGIN}"), after=("dropbear",), tty="{CONSOLE}"),
     BROKER,

@@ -42,7 +42,7 @@ ON_SIGNAL: dict[int, int] = {
     signal.SIGUSR2: Reboot.POWER_OFF,
 }
 
-FACTS = ("storage",)  # what services have found out about the board: /run/stack/NAME.json is NAME of board()
+FACTS = ("storage", "bootfiles")  # what services have found out about the board: /run/stack/NAME.json is NAME of board()
 
 
 class Init:
@@ -263,7 +263,10 @@ class Init:
         self.sv.shut_down(now)
 
     def reload(self, now: float) -> dict[str, list[str]]:
-        """Take new tables. A file that cannot be read as a whole changes nothing: a typo must not stop the board."""
+        """Take new tables. A file that cannot be read as a whole changes nothing: a typo must not stop the board.
+
+        Mounts, the watchdog and the console are as they were at boot.
+        """
         if self.command is not None:
             raise SVError("the board is shutting down")
         tables = tables_module.load(self.options)
@@ -271,7 +274,12 @@ class Init:
             raise SVError(f"nothing was changed: {'; '.join(tables.rejected)}")
         for text in tables.rejected:
             _log.error(text)
-        self.tables = tables
+        old, self.tables = self.tables, tables
+        again = {"HOSTNAME": self.set_hostname, "SYSCTLS": self.write_sysctls, "DEVICES": self.make_devices,
+                 "DIRECTORIES": self.make_directories}  # fmt: skip
+        for name, step in again.items():
+            if getattr(tables, name) != getattr(old, name):
+                self.best_effort(name, step)
         before = self.sv.spawner.environment
         self.set_environment()
         changes = self.sv.reload(tables, now, everything=self.sv.spawner.environment != before)

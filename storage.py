@@ -50,7 +50,7 @@ class Storage:
     # --- the way ----------------------------------------------------------------------------------------------------
     def bring_up(self) -> None:
         """Everything, in order. Returns in any case; `mounted` says with what success."""
-        self.device, self.source = self.find()
+        self.device, self.source = find(self.sources, self.chosen.DATA_WAIT)
         if not self.device:
             self.note(f"no data partition: none of {', '.join(self.sources)} in {self.chosen.DATA_WAIT:g} s")
             return
@@ -70,25 +70,6 @@ class Storage:
         self.furnish()
         if self.chosen.DATA_GROW:
             self.grow()
-
-    def find(self) -> tuple[str, str]:
-        """The device and the source that named it. Labels come first: a path may name another card than meant."""
-        deadline = self.began + self.chosen.DATA_WAIT
-        tags = [source for source in self.sources if "=" in source]
-        while True:
-            late = time.monotonic() >= deadline
-            for source in self.sources:
-                if source in tags:
-                    name, _, value = source.partition("=")
-                    # sfdisk(8) prints PARTUUIDs in capitals, blkid(8) knows them in small letters alone
-                    status, text = run("findfs", f"{name}={value.lower() if name.endswith('UUID') else value}")
-                    if status == 0:
-                        return text.strip(), source
-                elif (late or not tags) and is_block(source):
-                    return source, source
-            if late:
-                return "", ""
-            time.sleep(PAUSE)
 
     def check(self) -> None:
         """Let e2fsck(8) repair what it may without asking, and then everything else. The mount shows what it was worth."""
@@ -205,6 +186,26 @@ class Storage:
             "what": self.what if self.mounted else [*self.what, "tmpfs"], "notes": self.notes,
             "seconds": round(time.monotonic() - self.began, 3),
         }  # fmt: skip
+
+
+def find(sources: list[str], seconds: float) -> tuple[str, str]:
+    """The device and the source that named it. Labels come first: a path may name another card than meant."""
+    deadline = time.monotonic() + seconds
+    tags = [source for source in sources if "=" in source]
+    while True:
+        late = time.monotonic() >= deadline
+        for source in sources:
+            if source in tags:
+                name, _, value = source.partition("=")
+                # sfdisk(8) prints PARTUUIDs in capitals, blkid(8) knows them in small letters alone
+                status, text = run("findfs", f"{name}={value.lower() if name.endswith('UUID') else value}")
+                if status == 0:
+                    return text.strip(), source
+            elif (late or not tags) and is_block(source):
+                return source, source
+        if late:
+            return "", ""
+        time.sleep(PAUSE)
 
 
 def run(*argv: str, seconds: float = QUICK, text: str = "") -> tuple[int, str]:

@@ -26,6 +26,7 @@ else:
     from _frozen_importlib_external import SourceFileLoader  # importlib.machinery, without the rest of importlib
 
 PROFILE_SECONDS = 5.0  # a profile that takes longer to evaluate is a fault of the profile
+OWNERS = "/run/stack/boot/settings_prod.py"  # of the board's owner, from the boot partition: bootfiles.py puts it there
 OPTIONS = ("stack.debug", "stack.profile", "stack.rescue", "stack.skip")
 LEAST = {
     "BACKOFF_FIRST": 0.01,
@@ -50,7 +51,7 @@ FALLBACK: dict[str, Any] = {
     "KEEP": "/var/lib/stack", "WATCHDOG": "", "WATCHDOG_TIMEOUT": 30.0, "WATCHDOG_SNOOZE_MAX": 60.0,
     "INTERFACES": (), "WIFI_NETWORKS": (), "RULES": (), "COMMANDS": (),
     "DATA": (), "DATA_OPTIONS": "noexec,noatime", "DATA_REMAKE": False, "DATA_GROW": False, "DATA_WAIT": 10.0,
-    "DATA_TIMEOUT": 600.0,
+    "DATA_TIMEOUT": 600.0, "BOOT_FILES": (), "BOOT_WAIT": 2.0,
     "RESCUE": Service("rescue", ("{PYTHON}", "{LIB}/prompt.py", "rescue"), ready="notify", tty="{CONSOLE}"),
     "LIB": os.path.dirname(os.path.abspath(__file__)),
 }  # fmt: skip
@@ -112,8 +113,8 @@ class Tables:
         return text
 
 
-def load(options: dict[str, str] | None = None) -> Tables:
-    """Settings and profiles, read anew, as the kernel command line's `stack.` options choose them."""
+def load(options: dict[str, str] | None = None, owners: str = OWNERS) -> Tables:
+    """Settings and profiles, read anew, as the kernel command line's `stack.` options choose them; the owner's comes last."""
     tables = Tables(options)
     folder = os.path.dirname(os.path.abspath(__file__))
     for name in [name for name in sys.modules if name.startswith("settings")]:
@@ -122,7 +123,7 @@ def load(options: dict[str, str] | None = None) -> Tables:
     names = (options or {}).get("stack.profile", "")
     if not names and os.path.exists(f"{folder}/settings_prod.py"):
         names = "prod"
-    for name in filter(None, names.split(",")):
+    for name in filter(None, [*names.split(","), owners if os.path.exists(owners) else ""]):
         path = name if "/" in name else f"{folder}/settings_{name}.py"
         _guarded(tables, f"profile {name}", _overlay, tables, path)
         tables.profiles.append(name)
@@ -131,11 +132,17 @@ def load(options: dict[str, str] | None = None) -> Tables:
 
 
 def of_this_board() -> Tables:
-    """The tables with the profile that PID 1 was booted with, for its services; it need not answer."""
+    """The tables with the profile that PID 1 was booted with, for its services."""
+    return load(options_of_this_board())
+
+
+def options_of_this_board() -> dict[str, str]:
+    """What PID 1 was booted with; it need not answer."""
     try:
-        return load(ask(os.environ.get("STACK_CONTROL", SOCKET), {"op": "board"})["options"])
+        options: dict[str, str] = ask(os.environ.get("STACK_CONTROL", SOCKET), {"op": "board"})["options"]
     except (SVError, KeyError):
-        return load()
+        return {}
+    return options
 
 
 def _base(tables: Tables) -> None:
@@ -245,8 +252,8 @@ def _check_tables(tables: Tables) -> None:
     _check_health(tables)
     for name, check in (
         ("MOUNTS", _mount_fault), ("DIRECTORIES", _directory_fault), ("DEVICES", _device_fault),
-        ("SYSCTLS", _sysctl_fault), ("MODULES", _module_fault), ("DATA", _source_fault), ("WIFI_NETWORKS", wifi_fault),
-        ("RULES", rule_fault), ("COMMANDS", command_fault),
+        ("SYSCTLS", _sysctl_fault), ("MODULES", _module_fault), ("DATA", _source_fault), ("BOOT_FILES", _source_fault),
+        ("WIFI_NETWORKS", wifi_fault), ("RULES", rule_fault), ("COMMANDS", command_fault),
     ):  # fmt: skip
         tables.values[name] = tuple(_good_rows(tables, name, check))
     tables.values["INTERFACES"] = [_expanded(tables, row) for row in tables.values["INTERFACES"]]

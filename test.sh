@@ -8,7 +8,7 @@ python=$PWD/.venv/bin/python
 "$python" -m pytest -q -rs -p no:cacheprovider "$@"
 
 [ "$(id -u)" = 0 ] || exit 0
-if ! setpriv --reuid=65533 --regid=65533 --clear-groups "$python" -c "import os; os.listdir('$PWD/build/root/stack')" 2>/dev/null; then
+if ! setpriv --reuid=65533 --regid=65533 --clear-groups "$python" -c "import os; os.listdir('$PWD/build/root/stack'); os.stat('$python')" 2>/dev/null; then
     echo "skipped: the namespace ring as an ordinary user, who may not read $PWD or run $python"
     exit 0
 fi

@@ -242,7 +242,7 @@ def initrd(source: Path, kind: Kind, target: Path) -> None:
 def image(name: str, target: Path, files: dict[str, str] | None = None) -> Path:
     """An ext4 image of the whole board in `target`, with files (path to content) of the caller's own in it.
 
-    A content that begins with "-> " makes a symbolic link.
+    A content that begins with "-> " makes a symbolic link; one in the place of root's .ssh leaves the lab's key out.
     """
     with board(KINDS[name], files or {}) as folder:
         target.unlink(missing_ok=True)
@@ -277,7 +277,10 @@ def board(kind: Kind, files: dict[str, str]) -> Iterator[Path]:
         "root/.ssh/authorized_keys": ssh_key().with_suffix(".pub").read_text(),
         **files,
     }
+    if "root/.ssh" in files:
+        del own["root/.ssh/authorized_keys"]
     with locked(folder):
+        shutil.rmtree(folder / "root/.ssh", ignore_errors=True)
         run("make", "-s", "-C", ROOT, "install", f"DESTDIR={folder}", "PREFIX=/usr", f"TARGET_PYTHON={PYTHON}",
             "SITEDIR=/usr/lib/python3/dist-packages")  # fmt: skip
         for path, content in own.items():
@@ -288,7 +291,8 @@ def board(kind: Kind, files: dict[str, str]) -> Iterator[Path]:
             else:
                 (folder / path).write_text(content)
                 (folder / path).chmod(0o755 if content.startswith("#!") else 0o644)
-        (folder / "root/.ssh").chmod(0o700)
+        if "root/.ssh" not in files:
+            (folder / "root/.ssh").chmod(0o700)
         profiles = sorted(folder.glob("usr/lib/stack/settings_*.py"))  # they have come after `make install`
         subprocess.run(
             [PYTHON, "-m", "compileall", "-q", "-s", folder, "--invalidation-mode", "checked-hash", *profiles],

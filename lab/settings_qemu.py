@@ -10,6 +10,7 @@ CONSOLE_LOGIN = "prompt"
 MODULES = ("virtio_net", "mac80211_hwsim", "softdog")
 WIFI_NETWORKS = (WifiNetwork("stack-lab", "stack-lab-psk", frequencies=(2412,)),)
 DATA: tuple[str, ...] = ()  # no second disk, unless a test adds one
+BOOT_FILES: tuple[str, ...] = ()
 _OURS = {
     "ntpd": Service("chronyd", ("chronyd", "-d", "-u", "_chrony", "server 10.0.2.2 iburst", "rtcsync"), after=("network",)),
 }

@@ -13,8 +13,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import hypothesis
 import pytest
 
+hypothesis.settings.register_profile("stack", deadline=None)  # on a busy machine an example may take longer than most
+hypothesis.settings.load_profile("stack")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 

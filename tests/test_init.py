@@ -501,6 +501,27 @@ def test_sighup_starts_what_is_new_stops_what_vanished_restarts_what_changed(boo
     assert {name: row["pid"] for name, row in board.all_stats().items()} == before, "a typo stops nothing"
 
 
+def test_a_reload_takes_what_can_be_taken_while_the_board_runs(boot: Boot) -> None:
+    """The host name, folders, device nodes. Not the mounts; and what the kernel refuses stops nothing."""
+    board = boot("Service('s', ('sleep', '1000')),").up()
+    pid = board.wait_state("s", "running")["pid"]
+    profile, rows = board.root / "profile.py", board.root / "run/rows"
+    more = "from rows import *\nDIRECTORIES += (Directory('/run/rows/new', 0o700),)\nMOUNTS += (Mount('none', '/run/rows/m', 'tmpfs'),)\n"
+    more += "DEVICES += (Device('/run/rows/link', 'link', target='new'),)\n"
+    before = profile.read_text()
+    profile.write_text(f"{before}{more}HOSTNAME = 'renamed'\n")
+    board.ask("reload")
+    assert board.ask("board")["hostname"] == "renamed"
+    assert (rows / "new").stat().st_mode & 0o7777 == 0o700
+    assert os.readlink(rows / "link") == "new"
+    assert not (rows / "m").exists()
+    profile.write_text(f"{before}{more}HOSTNAME = 'x' * 100\n")
+    board.ask("reload")
+    assert board.ask("board")["hostname"] == "renamed"
+    assert eventually(lambda: "HOSTNAME: Invalid argument" in board.log())
+    assert board.stats("s")["pid"] == pid
+
+
 def test_a_changed_environment_restarts_what_has_it(boot: Boot) -> None:
     board = boot(sh("s", "echo the zone is $TZ; sleep 1000"), settings="ENVIRONMENT += (('TZ', 'UTC'),)").up()
     eventually(lambda: "the zone is UTC" in board.log("s"))
