@@ -127,6 +127,7 @@ install:
 	install -d $(DESTDIR)$(LIB) $(DESTDIR)$(SBINDIR) $(DESTDIR)$(PREFIX)/bin
 	install -m 644 $(MODULES) $(DATA) $(DESTDIR)$(LIB)
 	echo $${SOURCE_DATE_EPOCH:-$$(date +%s)} > $(DESTDIR)$(LIB)/build_date
+	rm -f $(DESTDIR)$(SBINDIR)/stack.py $(DESTDIR)$(PREFIX)/bin/sv # a link to busybox would have busybox written over
 	printf '#!%s -ESB\n%s\n' "$(INIT_PYTHON)" 'import gc, sys, time; began = time.monotonic(); gc.disable(); sys.path.insert(0, "$(LIB)"); import stack; sys.exit(stack.main(sys.argv[1:], began))' > $(DESTDIR)$(SBINDIR)/stack.py
 	printf '#!/bin/sh\nexec $(INIT_PYTHON) $(LIB)/prompt.py "$$@"\n' > $(DESTDIR)$(PREFIX)/bin/sv
 	chmod 755 $(DESTDIR)$(SBINDIR)/stack.py $(DESTDIR)$(PREFIX)/bin/sv

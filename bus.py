@@ -39,7 +39,7 @@ CLOCK_PERIOD = 1.0  # seconds between two looks at the clock's state
 KEEPALIVE = 60  # seconds: silent for 1.5 times as long, the broker takes us for dead (MQTT 3.1.1, 3.1.2.10)
 RECONNECT_FIRST, RECONNECT_MAX = 0.1, 5.0  # seconds; doubled, jittered
 PROTOCOLS = {"3.1.1": mqtt.MQTTv311, "5": mqtt.MQTTv5}
-REMOTE_FIRST, REMOTE_MAX = 1.0, 120.0  # the same, for a broker that a fleet shares
+REMOTE_FIRST, REMOTE_MAX = 5.0, 120.0  # the same, for a broker that a fleet shares
 
 Message = dict[str, Any]
 Handler = Callable[[str, Message], object]
@@ -286,6 +286,7 @@ class Remote(threading.Thread):
         self.will = will
         self.tls = tls
         self.protocol = PROTOCOLS[protocol]
+        self.longest = REMOTE_MAX  # pause between two tries; for whoever is no part of a fleet it may be shorter
         self.inbox: deque[tuple[str, bytes]] = deque()
         self.fd, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.log = get_logger(name)
@@ -296,7 +297,7 @@ class Remote(threading.Thread):
 
     def run(self) -> None:
         """Connect, serve, and after each end wait, longer each time and by a drawn part: a fleet must not return as one."""
-        waits, addresses = pauses(REMOTE_FIRST, REMOTE_MAX), cycle(self.addresses)
+        waits, addresses = self._pauses(), cycle(self.addresses)
         while not self._ending.is_set():
             self.address = next(addresses)
             try:
@@ -305,11 +306,14 @@ class Remote(threading.Thread):
                 client.connect(host, int(port), keepalive=KEEPALIVE)
                 # At the end until our DISCONNECT has gone out: without it the broker would publish our last will.
                 while client.loop(timeout=1.0) == mqtt.MQTT_ERR_SUCCESS and (self.connected or not self._ending.is_set()):
-                    waits = pauses(REMOTE_FIRST, REMOTE_MAX) if self.connected else waits
+                    waits = self._pauses() if self.connected else waits
             except (OSError, ValueError) as error:
                 self._say_lost(str(error))
             self.connected = False
             self._ending.wait(next(waits))
+
+    def _pauses(self) -> Iterator[float]:
+        return pauses(min(REMOTE_FIRST, self.longest), min(REMOTE_MAX, self.longest))
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 0, retain: bool = False) -> bool:
         """Whether it was given to the connection; that is all it says."""
@@ -396,9 +400,9 @@ class Remote(threading.Thread):
 
 
 def pauses(first: float, most: float) -> Iterator[float]:
-    """Seconds to wait before each further try: twice as long each time, and a part of it drawn."""
+    """Seconds to wait before each further try: drawn from twice as long a time each time, so that a fleet is spread over it."""
     while True:
-        yield first * random.uniform(0.5, 1.0)
+        yield first * random.uniform(0.1, 1.0)
         first = min(2 * first, most)
 
 

@@ -32,7 +32,7 @@ WIFI_INTERFACE = "wlan0"
 WIFI_COUNTRY = ""  # "DE": the regulatory domain (ISO 3166)
 WIFI_CONFIG = "/etc/wpa_supplicant.conf"  # networks of the board's owner, beside WIFI_NETWORKS; need not be there
 WIFI_CONTROL = "/run/wpa_supplicant"  # wpa_supplicant's control sockets
-WIFI_GROUP = "nogroup"  # may use them; APP_USER's own, which every system has
+WIFI_GROUP = "nogroup"  # may use them; APP_USER's own, which Buildroot calls nobody
 WIFI_RECORDING = ""  # recorded answers of wpa_supplicant, where there is no radio
 
 RESOLV_CONF = "/run/resolv.conf"  # the image links /etc/resolv.conf to it

@@ -29,6 +29,8 @@ from typing import Any, NamedTuple
 
 VERSION = 1
 MOST = 4 * 1024 * 1024  # bytes of a batch's JSON: more is no batch of ours
+TOPICS = ("up", "hello", "ack", "state", "info", "diag", "cmd")  # below a board's name...
+OF_NAMES = ("sv", "res")  # ...and these with one more name below them
 SMALL = 4096  # bytes of a question, an answer, a command
 LONGEST = 64  # characters of a board's name
 # Operations, and what each needs beside the id and the time of its end.
@@ -56,16 +58,17 @@ def topic(board: str, what: str) -> str:
 
 def parse_topic(text: str) -> tuple[str, str]:
     """Board and what; Malformed for anything that no board of ours would say."""
-    version, _, rest = text.partition("/")
-    board, _, what = rest.partition("/")
-    if version != f"v{VERSION}" or not is_name(board) or not what:
-        raise Malformed(f"topic {text[:100]!r} is not v{VERSION}/BOARD/...")
+    version, board, what = (*text.split("/", 2), "", "")[:3]
+    kind, below, name = what.partition("/")
+    known = kind in OF_NAMES and is_name(name.replace("@", "-")) if below else kind in TOPICS
+    if version != f"v{VERSION}" or not is_name(board) or not known:
+        raise Malformed(f"topic {text[:100]!r} is not v{VERSION}/BOARD/WHAT")
     return board, what
 
 
 def is_name(text: object) -> bool:
-    """Whether it is a name for a board: letters, digits, - _ . and at most 64 of them."""
-    return isinstance(text, str) and 0 < len(text) <= LONGEST and text.isascii() and not set(text) - NAME
+    """Whether it can name a board: letters, digits, - _ . and at most 64 of them; "." and ".." are folders."""
+    return isinstance(text, str) and 0 < len(text) <= LONGEST and not set(text) - NAME and text.strip(".") != ""
 
 
 NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")

@@ -37,11 +37,11 @@ BOUND = 120.0  # seconds for what must happen at last
 # mosquitto keeps 1,000 messages for a slow subscriber and drops what is more, which is sent again, later: a backlog of
 # 2,000 boards took five times as long.
 MOSQUITTO = "listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\nmax_queued_messages 100000\nlog_type error\n"
-# As measured with nats-server 2.15.1: MQTT 3.1.1 alone; `+`, QoS 1, wills, topics with dots and retained messages work, these
-# after kill -9 too; a client id with a dot (a board named so) is refused, and a topic with a space; `$share/...` is accepted
-# and hears nothing; a message may have 1 MB (max_payload). A subscription with QoS 1 is a consumer of one stream, of which a
-# stream has 1,000 since 2.15 unless told otherwise; these are kept in memory: boards begin a new session with each
-# connection.
+# As measured with nats-server 2.15.1: MQTT 3.1.1 alone; `+`, QoS 1, wills, topics with dots and retained messages work,
+# these after kill -9 too; a client id with a dot (a board named so) is refused, and a topic with a space; `$share/...` is
+# accepted and heard nothing here; a message may have 1 MB (max_payload). A subscription with QoS 1 is a consumer of one
+# stream, of which a stream has 1,000 since 2.15 unless told otherwise; these are kept in memory: boards begin a new session
+# with each connection.
 NATS = """
 server_name: mothership
 listen: 127.0.0.1:-1

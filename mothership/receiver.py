@@ -38,6 +38,7 @@ MOST = wire.MOST  # bytes of a message: a batch is compressed, so that more is n
 MOST_TOLD = 16 * 1024  # bytes of a state, an info or a question
 HEARD = ("up", "hello", "state", "info")  # what we subscribe to, of every board
 STATES = ("init", "ready", "stopping", "disconnected", "lost")
+LONGEST = 2.0  # seconds between two tries to reach the broker: we are no fleet
 RETRY, RETRY_MAX = 0.5, 30.0  # seconds between two tries at a database that is away; doubled
 SAY_EVERY = 10.0  # seconds between two lines about what was refused
 COUNTS_EVERY = 60.0  # seconds between two lines of counts, where something has happened
@@ -197,7 +198,9 @@ def remote_of(options: argparse.Namespace, name: str, patterns: tuple[str, ...])
     host, _, port = options.broker.rpartition(":")
     if not host or not port.isdecimal():
         raise SystemExit(f"{options.broker!r} is not HOST:PORT, such as localhost:1883")
-    return Remote(f"{name}-{os.uname().nodename}-{os.getpid()}", (options.broker,), patterns, tls=tls_of(options.tls))
+    remote = Remote(f"{name}-{os.uname().nodename}-{os.getpid()}", (options.broker,), patterns, tls=tls_of(options.tls))
+    remote.longest = LONGEST
+    return remote
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,3 +2,4 @@
 
 CONSOLE_LOGIN = "prompt"
 MODULES = ()
+BOOT_FILES = ("LABEL=BOOT", "/dev/vda1")
