@@ -68,7 +68,7 @@ boot: setup
 	@$(AS_ROOT) $(PYTHON) lab/boot.py $(MACHINE) $(if $(PROFILE),--profile $(PROFILE)) -- $(OPTIONS)
 
 # The longest first: a worker takes a file.
-QEMU_TESTS = $(patsubst %,tests/qemu_%.py,wifi powercuts watchdog exits cgroup storage install bootfiles board hotplug outbox raspi clock card)
+QEMU_TESTS = $(patsubst %,tests/qemu_%.py,wifi powercuts watchdog exits cgroup storage install bootfiles board hotplug uplink outbox raspi clock card)
 test-qemu: export PROGRAMS = $(LAB) $(CARD) qemu-system-x86_64:qemu-system-x86 $(ARM)
 test-qemu: setup
 	@$(AS_ROOT) $(PYTHON) lab/image.py $(MACHINES)

@@ -73,7 +73,7 @@ class Bus:
         self._sequence = 0
         self._clock, self._clock_due = "", 0.0  # its state, and when to ask again
         self._told: dict[str, int] = {}
-        self._ending = False
+        self._ending = self._busy = False
         signal.signal(signal.SIGTERM, self._end)
         self.boot_id = _read("/proc/sys/kernel/random/boot_id")
 
@@ -150,7 +150,19 @@ class Bus:
     def _end(self, *_: object) -> None:
         """Out of whatever wait we are in; and where the exception is swallowed (a destructor, a callback), at the next turn."""
         self._ending = True
-        sys.exit(0)
+        if not self._busy:
+            sys.exit(0)
+
+    @contextlib.contextmanager
+    def uninterrupted(self) -> Iterator[None]:
+        """What is done in here comes to its end; SIGTERM waits for it."""
+        self._busy = True
+        try:
+            yield
+        finally:
+            self._busy = False
+            if self._ending:
+                sys.exit(0)
 
     def envelope(self, topic: str, data: Any) -> Message:
         """Data as it is published."""

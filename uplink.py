@@ -259,14 +259,15 @@ class Uplink:
                     self.bus.log.warning("uplink: %s: %s", topic, error)
 
     def on_command(self, payload: bytes, now: float) -> None:
-        """Carry out a command, and answer."""
+        """Carry out a command, and answer: also where the command is a reboot, and PID 1 has us stopped at once."""
         ahead = self.sender.ahead
-        result = self.commands.take(payload, None if ahead is None else now + ahead)
-        if result is None:
-            self.bus.log.warning("uplink: a command without an id: %r", payload[:100])
-            return
-        topic = wire.topic(self.sender.board, f"res/{result['id']}")
-        self.remote.publish(topic, json.dumps(result).encode(), qos=1)
+        with self.bus.uninterrupted():
+            result = self.commands.take(payload, None if ahead is None else now + ahead)
+            if result is None:
+                self.bus.log.warning("uplink: a command without an id: %r", payload[:100])
+                return
+            topic = wire.topic(self.sender.board, f"res/{result['id']}")
+            self.remote.publish(topic, json.dumps(result).encode(), qos=1)
 
     # --- time -------------------------------------------------------------------------------------------------------
     def due(self) -> float | None:
