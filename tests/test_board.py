@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -74,7 +75,12 @@ def test_observations_flow_over_the_embedded_broker(boot: Boot) -> None:
         "SERVICES = tuple(row._replace(**AMQTT) if row.name == 'broker' else row for row in SERVICES)"
     )
     board = boot("", base="SERVICES", settings=settings).up()
-    eventually(lambda: next(o for o in observations(board) if o["latitude"] is not None), 30)
+    for _ in range(3):
+        with contextlib.suppress(StopIteration):
+            eventually(lambda: next(o for o in observations(board) if o["latitude"] is not None), 12)
+            return
+        board.kill("broker")  # amqtt 0.12 loses a subscription now and then that it has acknowledged: our apps subscribe anew
+    raise AssertionError("three brokers, and no observation")
 
 
 def test_diagnostic_reports_at_the_start(board: Board) -> None:
