@@ -259,6 +259,18 @@ class Outbox:
                 numbers.append((number,))
                 over -= length
                 gone[kind] = gone.get(kind, 0) + 1
+        self._give_up("no room", numbers, gone)
+
+    def give_up_damaged(self, most: int) -> None:
+        """Of the oldest records, those that the disk has damaged: no mothership takes a batch with one of them."""
+        damaged = [record for record in self.waiting(0, most, 1 << 30) if not is_json(record.body)]
+        if damaged:
+            kinds = [record.kind for record in damaged]
+            gone = {kind: kinds.count(kind) for kind in kinds}
+            self._give_up("damaged on the disk", [(record.number,) for record in damaged], gone)
+
+    def _give_up(self, why: str, numbers: list[tuple[int]], gone: dict[str, int]) -> None:
+        """Delete records, and commit together with that how many of which kind somebody has to be told of."""
         for kind, count in gone.items():
             self.lost[kind] = self.lost.get(kind, 0) + count
 
@@ -268,7 +280,7 @@ class Outbox:
 
         self._write(give_up)
         self.size = self._size()
-        self.say(f"outbox: no room: {', '.join(f'{count} of {kind}' for kind, count in gone.items())} given up")
+        self.say(f"outbox: {why}: {', '.join(f'{count} of {kind}' for kind, count in gone.items())} given up")
 
     def _free(self) -> int:
         """Bytes that the disk could still take; what memory could, where the records are there."""
@@ -356,6 +368,14 @@ class Outbox:
         if self.durable:
             self._write(lambda database: database.execute("REPLACE INTO meta VALUES ('reserved', ?)", (self.next,)))
         self.database.close()
+
+
+def is_json(body: bytes) -> bool:
+    try:
+        json.loads(body)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def copy(source: sqlite3.Connection, target: sqlite3.Connection) -> None:

@@ -124,6 +124,7 @@ class Sender:
         else:
             self.resent += self.outbox.under_way(self.sent)
             self.sent = 0
+            self.outbox.give_up_damaged(BATCH)
             self.pump(now)
 
 

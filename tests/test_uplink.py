@@ -20,6 +20,7 @@ import pytest
 from conftest import MOSQUITTO, PYTHON, ROOT, Board, eventually
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from servers import plain
 
 sys.path.insert(0, str(ROOT / "mothership"))
 
@@ -475,3 +476,47 @@ def test_files_that_are_not_there_yet_are_tried_again(tmp_path: Path) -> None:
     eventually(lambda: remote._lost)
     assert remote.is_alive()
     remote.end()
+
+
+@pytest.mark.parametrize("protocol", ["3.1.1", "5"])
+@pytest.mark.skipif(MOSQUITTO is None, reason="no mosquitto here, and only root can install it")
+def test_either_version_of_mqtt(tmp_path: Path, protocol: str) -> None:
+    """Retained state, a last will, a command that the broker has retained is not delivered: with MQTT 3.1.1 and 5 alike."""
+    broker, address = plain(tmp_path)
+    will = ("v1/b1/state", b"lost")
+    one = Remote("b1", (address,), ("v1/b1/ack", "v1/b1/cmd"), will=will, protocol=protocol)
+    other = Remote("m", (address,), ("v1/+/state",), protocol=protocol)
+    other.start()
+
+    def taken(remote: Remote) -> list[tuple[str, bytes]]:
+        return [(topic, payload) for topic, payload in remote.take() if topic]
+
+    eventually(lambda: other.connected)
+    assert other.publish("v1/b1/cmd", b"old", qos=1, retain=True)
+    assert other.publish("v1/b1/ack", b"known", qos=1, retain=True)
+    one.start()
+    assert eventually(lambda: taken(one)) == [("v1/b1/ack", b"known")]
+    assert one.publish("v1/b1/state", b"ready", qos=1, retain=True)
+    assert eventually(lambda: taken(other)) == [("v1/b1/state", b"ready")]
+    assert other.publish("v1/b1/cmd", b"new", qos=1)
+    assert eventually(lambda: taken(one)) == [("v1/b1/cmd", b"new")]
+    client = one._client
+    assert client
+    client.socket().shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]
+    assert eventually(lambda: taken(other)) == [("v1/b1/state", b"lost")]
+    one.end()
+    other.end()
+    broker.end()
+
+
+def test_a_record_that_the_disk_has_damaged_does_not_block_the_others(tmp_path: Path) -> None:
+    world = World(tmp_path, 1, 0.0)
+    world.record(30)
+    world.box.flush(0.0)
+    world.box.database.execute("UPDATE record SET body = ? WHERE number = 7", (b'{"n":7,"\xff',))
+    world.sender.up(0.0)
+    for _ in range(30):
+        world.turn()
+    world.until_empty()
+    assert world.arrived() == [number for number in range(1, 31) if number != 7]
+    assert world.box.lost == {"evt": 1}
