@@ -52,9 +52,9 @@ class Kind(NamedTuple):
 
 
 RADIO = ("mac80211_hwsim", "ccm", "ctr", "gcm", "cmac", "aes_generic", "michael_mic")
-VIRTUAL = ("virtio_net", "virtio_console", "i6300esb", "softdog", "sch_netem", "dummy", "veth", "tun", "fuse", "squashfs", "vfat",
+VIRTUAL = ("virtio_net", "virtio_console", "i6300esb", "softdog", "dummy", "veth", "tun", "fuse", "squashfs", "vfat",
            "usb-storage", "sd_mod", "xhci-pci", "ftdi_sio", "usbserial", "bridge", "loop", "nls_ascii", "nls_cp437",
-           "ramoops", "overlay")  # fmt: skip
+           "ramoops", "overlay", "sch_netem")  # fmt: skip
 ARM_QEMU = ("qemu-system-aarch64", "-M", "virt", "-cpu", "cortex-a53", "-device", "virtio-keyboard-pci")
 VIRT_QEMU = ("-nodefaults", "-device", "virtio-rng-pci")
 RASPI = ("bcm2835_wdt", "softdog", "ftdi_sio", "usbserial", "phy-generic", "dwc2", "cdc_ether", "rndis_host", "bcm2835-rng")
