@@ -32,7 +32,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = sys.executable
 FAKETIME = next(iter(glob.glob("/usr/lib/*/faketime/libfaketimeMT.so.1")), "")
-FOLDER = Path("/tmp/chaos")  # a tmpfs of our own mount namespace
+# A tmpfs of our own mount namespace, over a folder in which nothing of ours is.
+FOLDER = next(path for path in map(Path, ("/mnt", "/media", "/srv")) if path.is_dir() and path not in ROOT.parents)
 FAR = "10.99.0.2"
 DISK = 12 * 1024 * 1024  # bytes of the outbox's disk
 RATE = 1500  # observations a second
@@ -290,10 +291,10 @@ def run(words: str, *, may_fail: bool = False) -> None:
 
 @contextlib.contextmanager
 def chaos(seed: int, how: str) -> Iterator[Chaos]:
-    """Our own /tmp, in it the disk of the outbox."""
-    run("mount -t tmpfs -o size=2g tmpfs /tmp")
+    """A file system of our own, in it the disk of the outbox."""
+    run(f"mount -t tmpfs -o size=2g tmpfs {FOLDER}")
     for name in ("disk", "events"):
-        (FOLDER / name).mkdir(parents=True)
+        (FOLDER / name).mkdir()
     run(f"mount -t tmpfs -o size={DISK} tmpfs {FOLDER}/disk")
     (FOLDER / "disk/ballast").touch()
     (FOLDER / "bus.conf").write_text(BUS)

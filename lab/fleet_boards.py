@@ -6,6 +6,7 @@ at descriptor 1024; here one epoll serves paho's external loop for all. `serve` 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import select
@@ -36,6 +37,8 @@ NEVER = float("inf")
 
 class LocalBus:
     """What an uplink asks of its bus."""
+
+    uninterrupted = staticmethod(contextlib.nullcontext)
 
     def __init__(self, name: str) -> None:
         self.log = get_logger(name)

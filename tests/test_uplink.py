@@ -485,7 +485,7 @@ def test_either_version_of_mqtt(tmp_path: Path, protocol: str) -> None:
     broker, address = plain(tmp_path)
     will = ("v1/b1/state", b"lost")
     one = Remote("b1", (address,), ("v1/b1/ack", "v1/b1/cmd"), will=will, protocol=protocol)
-    other = Remote("m", (address,), ("v1/+/state",), protocol=protocol)
+    other = Remote("m", (address,), ("v1/+/state", "v1/+/ack"), protocol=protocol)
     other.start()
 
     def taken(remote: Remote) -> list[tuple[str, bytes]]:
@@ -494,6 +494,7 @@ def test_either_version_of_mqtt(tmp_path: Path, protocol: str) -> None:
     eventually(lambda: other.connected)
     assert other.publish("v1/b1/cmd", b"old", qos=1, retain=True)
     assert other.publish("v1/b1/ack", b"known", qos=1, retain=True)
+    assert eventually(lambda: taken(other)) == [("v1/b1/ack", b"known")], "the broker has both"
     one.start()
     assert eventually(lambda: taken(one)) == [("v1/b1/ack", b"known")]
     assert one.publish("v1/b1/state", b"ready", qos=1, retain=True)
