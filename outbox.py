@@ -23,7 +23,14 @@ DELAY = 0.2  # ...or what has come in so many seconds
 ROOM = 0.9  # of what is allowed, after something was given up
 RETRY = 60.0  # seconds until a disk that failed is tried again
 RESERVED = 1_000_000  # numbers ahead of the next one that the disk knows as taken
-FOREIGN = 1_000_000  # numbers left free above the mothership's last: an earlier life may still have some under way
+# Numbers left free above the mothership's last, where it is of an earlier life: some of that may still be under way, and no
+# chain of lives that ended by power cuts, RESERVED each, comes so far.
+FOREIGN = 1_000_000_000_000
+# What the disk, not the file, is to blame for (sqlite.org/rescode.html); with anything else the file is set aside.
+FAULTS_OF_DISK = (
+    sqlite3.SQLITE_PERM, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN,
+)  # fmt: skip
 
 PAGE = 2048  # bytes: a commit writes each page that it has touched
 LOG_PAGES = (
@@ -63,7 +70,10 @@ class Outbox:
         self.due: float | None = None  # of their commit
         self.retry: float | None = None  # when to try the disk again; None: records are on it
         self.heard_of: int | None = None  # the mothership has all up to this one; None: nothing has been sent yet
+        self.first_heard: int | None = None  # what it had when we asked it first
         self.unread = False  # the disk may have records that we do not: it could not be read when we left it, or began
+        self.left = 0  # the last number that we gave before we left a disk that could not be read
+        self.file = (0, 0)  # device and inode of the database
         self.reserved = 0
         self.next = 1
         disk = self._open_disk()
@@ -88,13 +98,15 @@ class Outbox:
             try:
                 os.makedirs(self.folder, exist_ok=True)
                 database = self._open(self.path)
-                self.retry = None
+                self.retry, self.file = None, identity(self.path)
                 return database
             except sqlite3.DatabaseError as error:
                 why = str(error)
-                if isinstance(error, sqlite3.OperationalError):  # disk full, read-only: the file itself may be good
+                if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF in FAULTS_OF_DISK:
                     break
-                self._set_aside(why)
+                if fault := self._set_aside(why):
+                    why = f"{why}, and cannot be set aside: {fault}"
+                    break
             except OSError as error:
                 why = f"{error.strerror}: {self.folder}"
                 break
@@ -120,12 +132,16 @@ class Outbox:
             raise
         return database
 
-    def _set_aside(self, why: str) -> None:
-        """Keep a corrupt database for whoever can still read it, instead of the one before it."""
+    def _set_aside(self, why: str) -> str:
+        """Keep a corrupt database for whoever can still read it, instead of the one before it. Why not, where it cannot be."""
+        try:
+            for suffix in ("", "-wal", "-shm"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.replace(self.path + suffix, f"{self.folder}/outbox.bad{suffix}")
+        except OSError as error:
+            return error.strerror or str(error)
         self.say(f"outbox: {self.path} is corrupt ({why}): it is now outbox.bad, and a new one begins")
-        for suffix in ("", "-wal", "-shm"):
-            with contextlib.suppress(FileNotFoundError):
-                os.replace(self.path + suffix, f"{self.folder}/outbox.bad{suffix}")
+        return ""
 
     def mark(self, name: str) -> Any:
         """A mark that was committed with a record; None where there is none."""
@@ -152,7 +168,10 @@ class Outbox:
     def tick(self, now: float) -> None:
         """Whatever is due: a commit, or another try of a disk that failed."""
         self.now = now
-        if self.retry is not None and now >= self.retry:
+        if self.durable and identity(self.path) != self.file:  # the data partition has come over it, or it was removed
+            self.unread, self.heard_of = True, self.first_heard
+            self._return_to_disk()
+        elif self.retry is not None and now >= self.retry:
             self._return_to_disk()
         if self.due is not None and now >= self.due:
             self.flush(now)
@@ -196,7 +215,7 @@ class Outbox:
         try:
             copy(disk, self.database)
         except sqlite3.Error:
-            self.unread = True
+            self.unread, self.left = True, self.next - 1
         disk.close()
         self.size = self._size()
 
@@ -218,19 +237,20 @@ class Outbox:
         self.say("outbox: records are on the disk again")
 
     def _take_unread(self, disk: sqlite3.Connection) -> None:
-        """What the disk has of an earlier life: before what has gathered since; after it, where some of that has been sent."""
+        """What the disk has of an earlier life: under its own numbers, and before what has gathered since; where some of that
+        has been sent, after it, with new ones, as far as the mothership did not have it when it was asked."""
         rows = disk.execute("SELECT * FROM record WHERE number > ? ORDER BY number", (self.heard_of or 0,))
-        found = [Record(*row) for row in rows]
+        old, moved = [Record(*row) for row in rows], []
         reserved = disk.execute("SELECT value FROM meta WHERE name = 'reserved'").fetchone()
         start = reserved[0] if reserved else 1
         if self.heard_of is not None:
-            start = max(start, self.next)
+            start, old, moved = max(start, self.next), [], old
         with transaction(self.database):
             if self.heard_of is None:
-                found += [Record(*row) for row in self.database.execute("SELECT * FROM record ORDER BY number")]
+                moved = [Record(*row) for row in self.database.execute("SELECT * FROM record ORDER BY number")]
                 self.database.execute("DELETE FROM record")
-            numbered = [record._replace(number=start + index) for index, record in enumerate(found)]
-            self.database.executemany("INSERT INTO record VALUES (?, ?, ?)", numbered)
+            numbered = [record._replace(number=start + index) for index, record in enumerate(moved)]
+            self.database.executemany("INSERT INTO record VALUES (?, ?, ?)", old + numbered)
             self.next = self.reserved = start + len(numbered)
             self.database.execute("REPLACE INTO meta VALUES ('reserved', ?)", (self.next,))
             for table in ("meta", "command"):
@@ -290,33 +310,37 @@ class Outbox:
         return disk.f_bavail * disk.f_frsize
 
     # --- out -------------------------------------------------------------------------------------------------------
-    def heard(self, last: int) -> None:
+    def heard(self, last: int, who: str = "board") -> None:
         """The mothership's last number of this board. It is of an earlier life where it is above what we ever gave, or where
-        this database has never been answered before: nothing is sent until then, so nothing of ours can be there.
+        this database has never been answered before under this name: nothing is sent until then, so nothing of ours can be
+        there.
         """
+        self.first_heard = last if self.first_heard is None else self.first_heard
         self._hear(last)
-        met = self.mark("met")
-        if not met:
-            self._write(lambda database: database.execute("REPLACE INTO meta VALUES ('met', 1)"))
-        if last < self.next and (met or not last):
+        met = self.mark("met") == who
+        if met and last < self.next:
             return
-        shift = last + FOREIGN
-        self.next += shift
-        self.reserved = self.next + RESERVED
+        shift = last + FOREIGN if last else 0
+        after = self.next + shift
 
         def renumber(database: sqlite3.Connection) -> None:
-            records = [Record(*row) for row in database.execute("SELECT * FROM record")]
-            database.execute("DELETE FROM record")
-            moved = [record._replace(number=record.number + shift) for record in records]
-            database.executemany("INSERT INTO record VALUES (?, ?, ?)", moved)
-            database.execute("REPLACE INTO meta VALUES ('reserved', ?)", (self.reserved,))
+            database.execute("REPLACE INTO meta VALUES ('met', ?)", (who,))
+            if shift:
+                records = [Record(*row) for row in database.execute("SELECT * FROM record")]
+                database.execute("DELETE FROM record")
+                moved = [record._replace(number=record.number + shift) for record in records]
+                database.executemany("INSERT INTO record VALUES (?, ?, ?)", moved)
+                database.execute("REPLACE INTO meta VALUES ('reserved', ?)", (after + RESERVED,))
 
         self._write(renumber)
+        self.next, self.reserved = after, after + RESERVED if shift else self.reserved
 
     def _hear(self, number: int) -> None:
-        """What is unread may have this number or a higher one; what has gathered since has others."""
-        if not self.unread or self.heard_of is None:
+        """The mothership has all up to this one; of what is unread, only as far as its numbers are not those of others too."""
+        if self.heard_of is None or not self.unread:
             self.heard_of = max(number, self.heard_of or 0)
+        else:
+            self.heard_of = max(self.heard_of, min(number, self.left))
 
     def waiting(self, above: int, most: int, size: int) -> list[Record]:
         """The oldest committed records with a number above this one: at most so many, and of about so many bytes."""
@@ -368,6 +392,15 @@ class Outbox:
         if self.durable:
             self._write(lambda database: database.execute("REPLACE INTO meta VALUES ('reserved', ?)", (self.next,)))
         self.database.close()
+
+
+def identity(path: str) -> tuple[int, int]:
+    """Device and inode; zeroes where there is no such file."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return 0, 0
+    return found.st_dev, found.st_ino
 
 
 def is_json(body: bytes) -> bool:

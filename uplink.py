@@ -22,7 +22,7 @@ import wire
 from bus import Bus, Message, Remote, Tls, pauses
 from commands import Commands
 from outbox import Outbox
-from syscalls import IN_CLOSE_WRITE, IN_MOVED_TO, inotify_add_watch, inotify_init
+from syscalls import IN_CLOSE_WRITE, IN_MOVED_TO, PR_SET_DUMPABLE, inotify_add_watch, inotify_init, prctl
 from tables import of_this_board
 
 WINDOW = 400  # records under way
@@ -86,7 +86,7 @@ class Sender:
         if answered := bool(self.nonce and nonce == self.nonce):
             self.nonce = ""
             self.outbox.flush(now)
-            self.outbox.heard(seq)
+            self.outbox.heard(seq, self.board)
             self.sent = 0
             self.highest = max(self.highest, seq)
             self.ahead = answer["time"] - now if wire.is_seconds(answer.get("time")) else self.ahead
@@ -94,7 +94,7 @@ class Sender:
             return False  # an answer to an earlier question, or about what we have not sent
         if answered or seq > self.acked:  # what is no news does not put off sending again
             self.due = None
-        fresh, self.acked = nonce is not None or seq > self.acked, seq
+        fresh, self.acked = nonce is not None or seq > self.acked, max(seq, self.acked)
         self.outbox.acknowledged(seq)
         self.pump(now)
         return fresh
@@ -137,7 +137,7 @@ class Uplink:
         self.outbox = outbox
         self.remote = remote
         self.sender = Sender(outbox, board, partial(remote.publish, qos=1), bus.boot_id)
-        self.commands = Commands(outbox, ask, lambda data: self.take("cmd", "cmd", bus.envelope("cmd", data)))
+        self.commands = Commands(outbox, bus.boot_id, ask, lambda data: self.take("cmd", "cmd", bus.envelope("cmd", data)))
         self.event = outbox.mark("event") if outbox.mark("events of") == bus.boot_id else 0  # PID 1's last one
         self.state = ""
         self.services: dict[str, tuple[Any, float]] = {}  # the last that we know of each, and since when
@@ -189,8 +189,8 @@ class Uplink:
         for event in events.since(self.event):
             if missed := event["seq"] - self.event - 1:
                 self.outbox.lost["event"] = self.outbox.lost.get("event", 0) + missed
+            self.take(event["kind"], event["kind"], event, {"events of": boot_id, "event": event["seq"]})
             self.event = event["seq"]
-            self.take(event["kind"], event["kind"], event, {"events of": boot_id, "event": self.event})
             if event["kind"] == "crash":
                 data = event["data"]
                 row = {"state": "failed", "exit": data["exit"], "restart": data["restart"]}
@@ -254,10 +254,13 @@ class Uplink:
                 self.on_command(payload, now)
             else:
                 try:
-                    if self.sender.on_ack(payload, now):
-                        self.bus.publish("ack", {"seq": self.sender.acked})
+                    with self.bus.uninterrupted():  # numbers on the disk and ours must not part
+                        fresh = self.sender.on_ack(payload, now)
                 except wire.Malformed as error:
                     self.bus.log.warning("uplink: %s: %s", topic, error)
+                    continue
+                if fresh:
+                    self.bus.publish("ack", {"seq": self.sender.acked})
 
     def on_command(self, payload: bytes, now: float) -> None:
         """Carry out a command, and answer: also where the command is a reboot, and PID 1 has us stopped at once."""
@@ -350,6 +353,7 @@ def run(chosen: Any, addresses: tuple[str, ...]) -> None:
 
 def main(arguments: list[str]) -> None:
     """`uplink.py HOST:PORT...`"""
+    prctl(PR_SET_DUMPABLE, 0)  # other apps are the same user: none may look into us (`man 2 ptrace`), or ask PID 1 in our name
     run(of_this_board(), tuple(arguments))
 
 
