@@ -15,7 +15,6 @@ from control import SVError
 from outbox import Outbox
 
 LONGEST = 7 * 86400.0  # seconds ahead that a command may expire at most: so long its id has to be remembered
-ENDS = ("reboot", "halt", "poweroff")
 SHOWN = ("name", "state", "exit", "restart")  # of a service, in a result
 UNKNOWN = "was begun before uplink.py was started anew; how it ended is not known"
 
@@ -23,8 +22,11 @@ UNKNOWN = "was begun before uplink.py was started anew; how it ended is not know
 class Commands:
     """The board's end. `ask(request)` speaks to PID 1; `tell(data)` makes a record of what was asked and answered."""
 
-    def __init__(self, outbox: Outbox, ask: Callable[[dict[str, Any]], Any], tell: Callable[[dict[str, Any]], object]) -> None:
+    def __init__(
+        self, outbox: Outbox, boot_id: str, ask: Callable[[dict[str, Any]], Any], tell: Callable[[dict[str, Any]], object]
+    ) -> None:
         self.outbox = outbox
+        self.boot_id = boot_id
         self.ask = ask
         self.tell = tell
         self.refused = 0  # that had no id, and so no answer
@@ -70,10 +72,12 @@ class Commands:
             return f"it expired {clock - expires:.0f} s ago"
         if expires > clock + LONGEST:
             return f"it expires more than {LONGEST / 86400:.0f} days from now: its id cannot be remembered for so long"
+        if operation in wire.ENDS and command.get("boot") != self.boot_id:
+            return f"{operation} must name the boot that it is to end, and this is boot {self.boot_id}"
         return ""
 
     def _carry_out(self, command: dict[str, Any], *, durable: bool) -> dict[str, Any]:
-        if command["op"] in ENDS and not durable:
+        if command["op"] in wire.ENDS and not durable:
             return failure("its id is not on the disk, which takes nothing now: after a reboot it would be carried out again")
         request = {field: command[field] for field in ("op", *wire.COMMANDS[command["op"]])}
         try:

@@ -52,10 +52,10 @@ OUTBOX_SPARE = 32 * 1024 * 1024  # bytes of the disk that stay free
 OUTBOX_GIVE_UP = ("diag", "wifi", "evt")  # what goes first where there is no room
 
 # What the mothership may command: an operation, and which services, by name or by its beginning and "*". A board that has been
-# switched off needs somebody to climb up, and one without network or uplink can no longer be asked: ("poweroff", "") and
-# ("stop", "*") are for boards that are near.
+# switched off needs somebody to climb up, and one without network or uplink can no longer be asked: ("poweroff", ""),
+# ("stop", "*") and ("signal", "*"), which stops as well, are for boards that are near.
 COMMANDS = (
-    ("start", "*"), ("restart", "*"), ("signal", "*"), ("stop", "gps@*"), ("stop", "fakegps"), ("stop", "wifi_scan"),
+    ("start", "*"), ("restart", "*"), ("stop", "gps@*"), ("stop", "fakegps"), ("stop", "wifi_scan"),
     ("stop", "wifi_analyzer"), ("stop", "diagnostic"), ("snooze", ""), ("reload", ""), ("reboot", ""),
 )  # fmt: skip
 

@@ -17,7 +17,8 @@ A question is {"nonce": TEXT, "boot": BOOT_ID, "mono": seconds}: when it was ask
 An answer is {"seq": N, "nonce": TEXT or null, "time": seconds}: the last one by the mothership's clock.
 A command is {"id": TEXT, "op": TEXT, "expires": seconds, ...} by that clock too, so that it can be judged on a board whose own
 clock is not set; its result {"id": TEXT, "ok": true or false, "result": ..., "error": TEXT or null}, with "again": true where
-it was not considered yet. The same id is carried out once, however often it comes, and answered each time.
+it was not considered yet. The same id is carried out once, however often it comes, and answered each time. A command that ends
+a boot names it ("boot": BOOT_ID, as in state and info): also a board that has forgotten the id does not end the next one too.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "start": ("name",), "stop": ("name",), "restart": ("name",), "signal": ("name", "signal"), "snooze": ("minutes",),
     "reload": (), "reboot": (), "halt": (), "poweroff": (),
 }  # fmt: skip
+ENDS = ("reboot", "halt", "poweroff")
 
 
 class Malformed(ValueError):

@@ -35,10 +35,13 @@ def command(operation: str, words: list[str], seconds: float, name: str = "") ->
 
 
 def send(remote: Remote, board: str, order: dict[str, Any], say: Callable[[str], object] = print) -> dict[str, Any] | None:
-    """The board's result; None where it did not answer before the command expired."""
-    due = 0.0
+    """The board's result; None where it did not answer before the command expired.
+
+    What ends a boot ends the one that the board is in, as the broker's retained state of it says.
+    """
+    due, ready = 0.0, order["op"] not in wire.ENDS
     while (now := time.time()) < order["expires"]:
-        if now >= due and remote.connected:
+        if now >= due and remote.connected and ready:
             remote.publish(wire.topic(board, "cmd"), json.dumps(order).encode(), qos=1)
             due = now + REPEAT
         select.select([remote.fd], [], [], min(REPEAT / 4, order["expires"] - now))
@@ -50,6 +53,10 @@ def send(remote: Remote, board: str, order: dict[str, Any], say: Callable[[str],
                 result = parse(payload)
             except wire.Malformed as error:
                 say(f"{board} answers what cannot be read: {error}")
+                continue
+            if topic.endswith("/state"):
+                if not ready:
+                    order["boot"], ready = result.get("boot"), True
                 continue
             if not result.get("again"):
                 return result
@@ -77,7 +84,7 @@ def run(options: argparse.Namespace) -> None:
         order = command(options.operation, options.words, options.expires, options.id)
     except ValueError as error:
         raise SystemExit(str(error)) from None
-    remote = remote_of(options, "send", (wire.topic(options.board, f"res/{order['id']}"),))
+    remote = remote_of(options, "send", tuple(wire.topic(options.board, what) for what in (f"res/{order['id']}", "state")))
     remote.start()
     result = send(remote, options.board, order, lambda text: print(printable(text), file=sys.stderr))
     remote.end()

@@ -27,11 +27,12 @@ class Lab:
         self.asked: list[dict[str, Any]] = []
         self.told: list[dict[str, Any]] = []
         self.answer: Any = "reboot has begun"
+        self.boot_id = "boot 1"
         self.boot()
 
     def boot(self) -> None:
         self.outbox = Outbox(str(self.folder), 1 << 20, 0, (), print)
-        self.commands = Commands(self.outbox, self.ask, self.told.append)
+        self.commands = Commands(self.outbox, self.boot_id, self.ask, self.told.append)
 
     def ask(self, request: dict[str, Any]) -> Any:
         self.asked.append(request)
@@ -40,7 +41,9 @@ class Lab:
         return self.answer
 
     def take(self, clock: float | None = CLOCK, **command: Any) -> dict[str, Any]:
-        result = self.commands.take(json.dumps({"id": "c1", "op": "reboot", "expires": CLOCK + 60, **command}).encode(), clock)
+        result = self.commands.take(
+            json.dumps({"id": "c1", "op": "reboot", "boot": "boot 1", "expires": CLOCK + 60, **command}).encode(), clock
+        )
         assert result is not None
         return result
 
@@ -57,6 +60,7 @@ def test_it_is_carried_out_once_and_answered_each_time(lab: Lab) -> None:
     assert first == {"id": "c1", "ok": True, "result": "reboot has begun", "error": None}
     assert lab.take() == first
     lab.outbox.close(0.0)
+    lab.boot_id = "boot 2"
     lab.boot()
     assert lab.take() == first, "after the reboot, too"
     assert lab.asked == [{"op": "reboot"}]
@@ -117,6 +121,16 @@ def test_where_an_id_cannot_be_stored_the_board_is_not_rebooted(lab: Lab) -> Non
     assert lab.asked == []
     lab.answer = {"state": "running"}
     assert lab.take(id="c2", op="restart", name="gps")["ok"] is True, "twice does no harm"
+
+
+def test_a_board_that_has_forgotten_the_id_does_not_reboot_again(lab: Lab, tmp_path: Path) -> None:
+    """Its disk was lost, or was memory: the command names the boot that it is to end."""
+    assert lab.take()["ok"] is True
+    lab.folder, lab.boot_id = tmp_path / "another", "boot 2"
+    lab.boot()
+    assert "must name the boot that it is to end" in lab.take()["error"]
+    assert "must name the boot" in lab.take(id="c2", boot=None)["error"]
+    assert len(lab.asked) == 1
 
 
 def test_ids_are_forgotten_after_they_have_expired(lab: Lab) -> None:

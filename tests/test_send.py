@@ -37,7 +37,7 @@ def ask(request):
         raise SVError("only root may poweroff the board; you are uid 65534")
     return {"name": request.get("name"), "state": "running", "pid": 7} if "name" in request else "done"
 
-commands = Commands(Outbox(sys.argv[2], 1 << 20, 0, (), print), ask, lambda data: None)
+commands = Commands(Outbox(sys.argv[2], 1 << 20, 0, (), print), "boot 1", ask, lambda data: None)
 remote = Remote("b1", (sys.argv[3],), (wire.topic("b1", "cmd"),))
 remote.start()
 count = 0
@@ -46,6 +46,7 @@ while True:
     for topic, payload in remote.take():
         if not topic:
             print("CONNECTED", flush=True)
+            remote.publish(wire.topic("b1", "state"), b'{"state": "ready", "boot": "boot 1"}', qos=1, retain=True)
             continue
         count += 1
         result = commands.take(payload, time.time() if count > 3 else None)
