@@ -28,6 +28,7 @@ class Events:
         self.path = FILE
         self.number = 0
         self.boot_id = ""
+        self.early: list[str] | None = None  # lines that wait until /run is what it will be
 
     def tell(self, kind: str, data: dict[str, Any], now: float) -> None:
         """Append one; OSError where /run takes nothing."""
@@ -40,11 +41,28 @@ class Events:
             "v": VERSION, "boot": self.boot_id, "from": "stack", "seq": self.number, "kind": kind,
             "time": None if how == "unset" else round(time.time(), 3), "mono": round(now, 3), "clock": how, "data": data,
         })  # fmt: skip
+        if self.early is not None:
+            self.early.append(line)
+        else:
+            self.write(line)
+
+    def hold(self) -> None:
+        """Nothing is mounted yet: keep what comes."""
+        self.early = []
+
+    def release(self) -> None:
+        """Write what was kept."""
+        early, self.early = self.early or [], None
+        for line in early:
+            self.write(line)
+
+    def write(self, line: str) -> None:
+        """One line. It begins with an end of line too, for one before it that /run had no room for."""
         if not os.path.isdir(folder := os.path.dirname(self.path)):
             os.makedirs(folder)
         fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         try:
-            os.write(fd, line.encode() + b"\n")
+            os.write(fd, b"\n" + line.encode() + b"\n")
             full = os.fstat(fd).st_size >= MOST
         finally:
             os.close(fd)
@@ -55,8 +73,11 @@ class Events:
 def since(number: int) -> Iterator[dict[str, Any]]:
     """The reader's end: what came after this number, in order."""
     new = _lines(FILE)  # first: if it becomes the old one meanwhile, we read it twice, and miss nothing
-    for line in _lines(f"{FILE}.1") + new:
-        event: dict[str, Any] = json.loads(line)
+    for line in filter(None, _lines(f"{FILE}.1") + new):
+        try:
+            event: dict[str, Any] = json.loads(line)
+        except ValueError:
+            continue  # cut off for want of room: the numbers tell that it is missing
         if event["seq"] > number:
             number = event["seq"]
             yield event

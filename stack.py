@@ -63,6 +63,7 @@ class Init:
         self.sv = SV(self.tables, self.loop, Spawner({}))  # of an empty table: boot is a reload from nothing
         self.sv.tell = self.tell
         self.events = events.Events()
+        self.events.hold()
         self.incomplete = False
         self.loop.timers += [(self.next_reap, self.reap), (self.sv.next_deadline, self.sv.tick)]
         self.rescue = Rescue(self)
@@ -74,9 +75,10 @@ class Init:
         prompt opens beside what does start."""
         for step in (
             self.set_defaults, self.open_log, self.catch_signals, self.read_options, self.load_tables,
-            self.disable_ctrl_alt_del, self.mount_all, self.open_kmsg, self.open_watchdog, self.open_cgroups, self.set_clock,
-            self.make_devices, self.make_directories, self.write_sysctls, self.set_hostname, self.raise_loopback,
-            self.raise_limits, self.set_environment, self.open_control, self.start_services, self.check_boot,
+            self.disable_ctrl_alt_del, self.mount_all, self.release_events, self.open_kmsg, self.open_watchdog,
+            self.open_cgroups, self.set_clock, self.make_devices, self.make_directories, self.write_sysctls,
+            self.set_hostname, self.raise_loopback, self.raise_limits, self.set_environment, self.open_control,
+            self.start_services, self.check_boot,
         ):  # fmt: skip
             started = time.monotonic()
             try:
@@ -153,6 +155,10 @@ class Init:
                 else:
                     _log.warning(text)
 
+    def release_events(self) -> None:
+        """What went wrong until here was told before there was a /run."""
+        self.best_effort(events.FILE, self.events.release)
+
     def open_kmsg(self) -> None:
         """/dev is there now. What was logged before went to stderr."""
         _log.setup(console=self.tables.CONSOLE)
@@ -191,6 +197,8 @@ class Init:
             step(*arguments)
         except OSError as error:
             _log.warning(f"{what}: {error.strerror}")
+        except ValueError as error:  # such as a NUL in a name: no reload may end half-way for it
+            _log.warning(f"{what}: {error}")
 
     def set_hostname(self) -> None:
         socket.sethostname(self.tables.HOSTNAME)

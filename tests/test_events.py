@@ -52,6 +52,27 @@ def test_a_line_that_is_being_written_waits() -> None:
     assert numbers() == [1]
 
 
+def test_a_line_that_was_cut_off_costs_itself_alone() -> None:
+    """/run was full, and has room again."""
+    one = events.Events()
+    one.tell("crash", {}, 1.0)
+    with open(events.FILE, "a") as file:
+        file.write('{"seq": 2, "ki')
+    one.number = 2
+    one.tell("crash", {}, 2.0)
+    assert numbers() == [1, 3]
+
+
+def test_what_is_told_before_there_is_a_run_is_written_later() -> None:
+    one = events.Events()
+    one.hold()
+    one.tell("fault", {}, 1.0)
+    assert not os.path.exists(events.FILE)
+    one.release()
+    one.tell("fault", {}, 2.0)
+    assert numbers() == [1, 2]
+
+
 def test_a_run_that_takes_nothing_costs_the_event_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import stack
 
@@ -69,7 +90,7 @@ Service("stays", ("sleep", "1000")), Service("enough", ("sh", "-c", "exit 125"))
 
     def told() -> list[dict[str, Any]]:
         path = board.root / "run/stack/events"
-        return [json.loads(line) for line in path.read_text().splitlines()]
+        return [json.loads(line) for line in path.read_text().splitlines() if line]
 
     eventually(lambda: {"dies", "missing"} <= {event["data"].get("name") for event in told()})
     board.ask("stop", name="stays")
