@@ -2,7 +2,7 @@
 
 A request is an object with "op" and what the operation needs; the reply is {"ok": ...} or {"error": "a sentence"}.
 The kernel frames messages and vouches for the peer (SO_PEERCRED, `man 7 unix`): anyone reads, root acts, and so may a
-service as far as its row says: a pid that we have not reaped is nobody else's.
+service as far as its row says: a pid that we have not reaped is nobody else's, and who connected before it began is not it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from loop import Loop
 
     Handler = Callable[[dict[str, Any], int, float], Any]
-    Permits = Callable[[int, dict[str, Any]], bool]
+    Permits = Callable[[int, dict[str, Any], float], bool]
 
 SOCKET = "/run/stack/control"
 MAX_REQUEST = 64 * 1024
@@ -43,8 +43,9 @@ class Unreachable(SVError):
 class Control:
     """PID 1's end. It never waits for a client: what cannot be read or sent at once is dropped with its connection."""
 
-    def __init__(self, loop: Loop, path: str, handler: Handler, permits: Permits = lambda pid, request: False) -> None:
-        """`handler(request, uid, now)`; uid is 0 too where `permits(pid, request)` says that this process may ask this."""
+    def __init__(self, loop: Loop, path: str, handler: Handler, permits: Permits = lambda *_: False) -> None:
+        """`handler(request, uid, now)`; uid is 0 too where `permits(pid, request, since)` says that this process may ask this,
+        which connected at that time."""
         self._loop = loop
         self._handler = handler
         self._permits = permits
@@ -103,7 +104,7 @@ class Control:
     def _serve(self, fd: int, now: float) -> bool:
         """Answer a client and end its connection; whether it has not said anything yet."""
         try:
-            self._readable(self._clients[fd][0], now)
+            self._readable(*self._clients[fd], now)
         except BlockingIOError:
             return True
         except Exception as error:  # it has vanished, or does not take its reply: its own loss
@@ -111,14 +112,14 @@ class Control:
         self._drop(fd)
         return False
 
-    def _readable(self, client: socket.socket, now: float) -> None:
+    def _readable(self, client: socket.socket, deadline: float, now: float) -> None:
         message, flags = receive(client, MAX_REQUEST)
-        if message:
-            _send(client, self._answer(client, message, flags, now))
-
-    def _answer(self, client: socket.socket, message: bytes, flags: int, now: float) -> dict[str, Any]:
         if flags & socket.MSG_TRUNC:
-            return {"error": f"the request is longer than {MAX_REQUEST} bytes"}
+            _send(client, {"error": f"the request is longer than {MAX_REQUEST} bytes"})
+        elif message:
+            _send(client, self._answer(client, message, deadline - PATIENCE, now))
+
+    def _answer(self, client: socket.socket, message: bytes, since: float, now: float) -> dict[str, Any]:
         try:
             request = json.loads(message)
         except (ValueError, RecursionError) as error:
@@ -127,7 +128,7 @@ class Control:
             return {"error": 'the request is not an object with an "op", such as {"op": "stats"}'}
         try:
             pid, uid = peer(client)
-            return {"ok": self._handler(request, 0 if uid and self._permits(pid, request) else uid, now)}
+            return {"ok": self._handler(request, 0 if uid and self._permits(pid, request, since) else uid, now)}
         except SVError as error:
             return {"error": str(error)}
         except Exception as error:  # one request must not touch the others

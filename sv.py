@@ -415,9 +415,10 @@ class SV(Actions):
         self._settle(now)
         return self.stats(process, now)
 
-    def permits(self, pid: int, request: dict[str, Any]) -> bool:
+    def permits(self, pid: int, request: dict[str, Any], since: float) -> bool:
         """Whether this is a service's main process whose row lets it ask that, though it is not root."""
-        row = next((process.row for process in self.processes.values() if process.pid == pid), None)
+        alive = (process for process in self.processes.values() if process.pid == pid and process.started <= since)
+        row = next((process.row for process in alive), None)
         rules = getattr(self.tables, row.may) if row and row.may else ()
         return any(op == request["op"] and fits(pattern, request.get("name", "")) for op, pattern in rules)
 
