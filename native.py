@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 TYPE_CHECKING = False
 
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
     import ctypes
 else:
     hold_stdio()
+    # Python 3.14's ctypes imports sysconfig, and that threading, for what it needs on Android and Cygwin alone: one of the
+    # 14 milliseconds until PID 1 is loaded on a PC, and 256 KiB. This module stands in for it meanwhile.
+    sys.modules.setdefault("sysconfig", sys.modules[__name__])
     import ctypes
+
+    if sys.modules["sysconfig"] is sys.modules[__name__]:
+        del sys.modules["sysconfig"]
 
 __all__ = ["ctypes"]

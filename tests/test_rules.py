@@ -159,6 +159,13 @@ def test_what_pid_1_really_loads() -> None:
     assert {name for name in loaded if name in OURS} == PID1 - {"settings"}
     dear = "json re enum typing collections logging socket signal subprocess asyncio dataclasses threading argparse"
     assert not set(dear.split()) & loaded
+    assert "sysconfig" not in loaded
+
+
+def test_who_needs_sysconfig_finds_the_real_one() -> None:
+    code = f"import sys; sys.path[0] = {str(ROOT)!r}; import native, sysconfig; print(sysconfig.get_path('purelib'))"
+    for before in ("", "import sysconfig; "):
+        assert subprocess.run([PYTHON, "-ESB", "-c", before + code], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def test_only_one_module_loads_ctypes() -> None:
