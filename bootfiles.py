@@ -291,6 +291,7 @@ def try_profile(options: dict[str, str], path: str, result: int) -> None:
     try:
         import resource
 
+        sys.dont_write_bytecode = True  # the next candidate may have this one's size and second, and be taken for it
         resource.setrlimit(resource.RLIMIT_AS, (PROFILE_MEMORY, PROFILE_MEMORY))
         chosen = tables.load(options, path)
         rows = {name: repr(chosen.services.get(name)) for name in BEFORE_US}

@@ -6,11 +6,11 @@ the data partition, gps.py to what the satellites say; NTP alone may set it back
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 import time
 
+from native import ctypes
 from syscalls import libc
 
 STARTED = "/run/stack/clock"  # while nothing but a floor has set the clock: when, by that clock, the kernel started

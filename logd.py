@@ -7,13 +7,13 @@ loses nothing (in the worst case its successor writes the last batch again).
 
 from __future__ import annotations
 
-import ctypes
 import os
 import select
 import sys
 import time
 
 from lean import signal, socket
+from native import ctypes
 from syscalls import check, libc
 
 SPLICE_F_NONBLOCK = 2

@@ -378,18 +378,6 @@ def reap() -> Any:
 
 
 # --- the beginning --------------------------------------------------------------------------------------------------
-def hold_stdio() -> None:
-    """The kernel opens the console for init, if there is one. Descriptors 0 to 2 must not become files of ours."""
-    for fd in (0, 1, 2):
-        try:
-            os.fstat(fd)
-        except OSError:
-            try:
-                os.open("/dev/null", os.O_RDWR)  # the lowest free descriptor: this one
-            except OSError:
-                os.pipe2(os.O_NONBLOCK)  # no /dev yet: something that takes a few lines and never blocks
-
-
 def main(arguments: list[str], began: float = 0.0) -> int:
     """The life of a board."""
     if "--plan" in arguments:
@@ -400,7 +388,6 @@ def main(arguments: list[str], began: float = 0.0) -> int:
         print("stack.py is the init of a board and runs only as PID 1; `make run` boots it in namespaces.", file=sys.stderr)
         return 2
     init, command = None, Reboot.RESTART
-    hold_stdio()
     try:
         init = Init(arguments, began)
         command = init.run()

@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 from fcntl import ioctl
 
 from lean import socket
+from native import ctypes
 
 # linux/mount.h; a name that is not here is data for the file system's driver
 MOUNT_FLAGS = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -244,6 +245,18 @@ def test_a_profile_without_end(look: Callable[..., bootfiles.BootFiles], monkeyp
     one = look({"settings_prod.py": text.encode()})
     assert one.files == {}
     assert "took more than 0.3 s" in one.notes[0] or "does not end within 1 s" in one.notes[0], one.notes
+
+
+def test_a_profile_is_not_judged_by_the_byte_code_of_another(
+    tmp_path: Path, look: Callable[..., bootfiles.BootFiles], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are of one size and written within a second, which is all that tells whose byte code it is."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    good, bad = b"HOSTNAME = 'mast'\n", b"HOSTNAME = 'x'+ 1\n"
+    assert look({"settings_prod.py": good}).files == {"settings_prod.py": "taken"}
+    one = look({"settings_prod.py": bad})
+    assert (one.files, len(one.notes)) == ({"settings_prod.py": "kept"}, 1), one.notes
+    assert force(tmp_path) == {"settings_prod.py": good}
 
 
 def test_a_profile_with_one_bad_row_is_taken_and_the_row_named(look: Callable[..., bootfiles.BootFiles]) -> None:

@@ -14,19 +14,20 @@ from conftest import PYTHON, ROOT
 
 OURS = {path.stem for path in ROOT.glob("*.py")}
 PID1 = set(
-    "lean rows settings _log syscalls cgroup clock spawn process loop logpipe readiness control events netrows rulerows servicerows tables templates relatives sv mounts rescue ending teardown watchdog stack".split()
+    "lean native rows settings _log syscalls cgroup clock spawn process loop logpipe readiness control events netrows rulerows servicerows tables templates relatives sv mounts rescue ending teardown watchdog stack".split()
 )
 # Who may import what of ours: each line only what stands above it, and of that what it names.
 ALLOWED = {
     "lean": set(),
+    "native": set(),
     "_log": set(),
     "rows": {"lean"},
     "settings": {"rows"},
     "settings_laptop": {"rows", "settings"},
     "settings_debian": {"rows", "settings"},
-    "syscalls": {"lean"},
+    "syscalls": {"lean", "native"},
     "durable": set(),
-    "clock": {"durable", "syscalls"},
+    "clock": {"durable", "native", "syscalls"},
     "seed": {"durable"},
     "loop": {"_log", "lean"},
     "process": {"_log", "lean", "rows"},
@@ -85,7 +86,7 @@ ALLOWED = {
         "teardown",
         "watchdog",
     },
-    "logd": {"lean", "syscalls"},
+    "logd": {"lean", "native", "syscalls"},
     "wellformed": set(),
     "storage": {"ending", "lean", "mounts", "syscalls", "tables"},
     "bootrecord": {"durable", "ending", "lean", "mounts"},
@@ -158,6 +159,18 @@ def test_what_pid_1_really_loads() -> None:
     assert {name for name in loaded if name in OURS} == PID1 - {"settings"}
     dear = "json re enum typing collections logging socket signal subprocess asyncio dataclasses threading argparse"
     assert not set(dear.split()) & loaded
+    assert "sysconfig" not in loaded
+
+
+def test_who_needs_sysconfig_finds_the_real_one() -> None:
+    code = f"import sys; sys.path[0] = {str(ROOT)!r}; import native, sysconfig; print(sysconfig.get_path('purelib'))"
+    for before in ("", "import sysconfig; "):
+        assert subprocess.run([PYTHON, "-ESB", "-c", before + code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_only_one_module_loads_ctypes() -> None:
+    """What it does first comes too late after another's."""
+    assert {name for name in OURS if "ctypes" in imports(name)} == {"laptop", "native"}
 
 
 def test_apps_never_import_apps_and_nobody_imports_stack() -> None:
