@@ -44,6 +44,30 @@ def test_a_batch_comes_back_as_it_was() -> None:
     assert wire.unpack(packed(17, RECORDS)) == wire.Batch(17, RECORDS)
 
 
+def test_a_scan_of_forty_access_points_is_small(record_property: Callable[[str, object], None]) -> None:
+    chance = random.Random(1)
+    records = []
+    for number in range(40):
+        bssid = ":".join(f"{chance.randrange(256):02x}" for _ in range(6))
+        data = {
+            "latitude": 52.510911, "longitude": 13.376493, "accuracy": 5.0, "age": round(chance.random(), 3), "position_source": "gps",
+            "event": chance.choice(("seen", "changed")), "bssid": bssid, "ssid": f"harbour-{chance.randrange(10000)}", "security": "WPA2",
+            "frequency": chance.choice((2412, 2437, 2462, 5180)), "signal": -chance.randrange(40, 95), "source": "wpa_supplicant",
+        }  # fmt: skip
+        envelope = {
+            "v": 1,
+            "boot": "0b3f1c1e-6c66-4b3c-9a3e-1f1d5f0b7c11",
+            "from": "wifi_analyzer",
+            "seq": number,
+            "kind": "wifi",
+        }
+        when = {"time": 1795535145.6 + number / 1000, "mono": 5753.4 + number / 1000, "clock": "synchronised"}
+        records.append((number + 1, "wifi", {**envelope, **when, "data": data, "topic": f"wifi/{bssid}"}))
+    size, sent = sum(len(json.dumps(body, separators=(",", ":"))) for _, _, body in records), len(packed(0, records))
+    record_property("figure", f"a scan of 40 access points: {size} bytes of records, {sent} on the wire")
+    assert sent < size / 5
+
+
 @pytest.mark.parametrize(
     "payload",
     [
