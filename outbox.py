@@ -77,8 +77,8 @@ class Outbox:
         self.reserved = 0
         self.next = 1
         disk = self._open_disk()
+        disk = disk if disk is None else self._reserve(disk)
         self.unread, self.database = disk is None, disk or self._open(":memory:")
-        self.next = int(self.mark("reserved") or 1)
         self.lost = json.loads(self.mark("lost") or "{}")  # records given up, by kind, that no record tells of yet
         self.size = self._size()
 
@@ -112,6 +112,20 @@ class Outbox:
                 break
         self._disk_failed(why)
         return None
+
+    def _reserve(self, disk: sqlite3.Connection) -> sqlite3.Connection | None:
+        """Go on from the number that the disk has, and have it remember a higher one, before any number is given: later it may
+        refuse. None where it does so already."""
+        row = disk.execute("SELECT value FROM meta WHERE name = 'reserved'").fetchone()
+        first = row[0] if row else 1
+        try:
+            disk.execute("REPLACE INTO meta VALUES ('reserved', ?)", (first + RESERVED,))
+        except sqlite3.Error as error:
+            disk.close()
+            self._disk_failed(str(error))
+            return None
+        self.next, self.reserved = first, first + RESERVED
+        return disk
 
     def _disk_failed(self, why: str) -> None:
         if self.retry is None:
@@ -239,10 +253,12 @@ class Outbox:
     def _take_unread(self, disk: sqlite3.Connection) -> None:
         """What the disk has of an earlier life: under its own numbers, and before what has gathered since; where some of that
         has been sent, after it, with new ones, as far as the mothership did not have it when it was asked."""
-        rows = disk.execute("SELECT * FROM record WHERE number > ? ORDER BY number", (self.heard_of or 0,))
-        old, moved = [Record(*row) for row in rows], []
         reserved = disk.execute("SELECT value FROM meta WHERE name = 'reserved'").fetchone()
         start = reserved[0] if reserved else 1
+        # A last number above all of the disk's is of another life without it, and says nothing of these.
+        known = self.heard_of if self.heard_of is not None and self.heard_of < start else 0
+        rows = disk.execute("SELECT * FROM record WHERE number > ? ORDER BY number", (known,))
+        old, moved = [Record(*row) for row in rows], []
         if self.heard_of is not None:
             start, old, moved = max(start, self.next), [], old
         with transaction(self.database):
@@ -251,8 +267,9 @@ class Outbox:
                 self.database.execute("DELETE FROM record")
             numbered = [record._replace(number=start + index) for index, record in enumerate(moved)]
             self.database.executemany("INSERT INTO record VALUES (?, ?, ?)", old + numbered)
-            self.next = self.reserved = start + len(numbered)
-            self.database.execute("REPLACE INTO meta VALUES ('reserved', ?)", (self.next,))
+            self.next = start + len(numbered)
+            self.reserved = self.next + RESERVED
+            self.database.execute("REPLACE INTO meta VALUES ('reserved', ?)", (self.reserved,))
             for table in ("meta", "command"):
                 rows = disk.execute(f"SELECT * FROM {table}")
                 self.database.executemany(f"INSERT OR IGNORE INTO {table} VALUES {TABLES[table]}", rows)

@@ -33,6 +33,8 @@ DEPTH = 8  # brackets around a record on its way and at its destination: one tha
 SILENCE = 10.0  # seconds without an acknowledgement, and what is under way is sent again
 HIGHEST = 2**61  # that the mothership may answer with: ours go on above it, and must stay numbers of the format
 ASK_FIRST, ASK_MAX = 2.0, 60.0  # seconds without an answer, and the question is asked again; doubled, jittered
+UNREAD = 600.0  # seconds to wait for a disk that could not be read, and whose records come first, before others are sent
+LOOK = 1.0  # seconds between two looks at it
 BOOTING = 5.0  # seconds between two looks whether the boot is over
 BIRTH = "/sys/firmware/devicetree/base"  # what a board says of itself (Devicetree Specification, 2.3 and 3.2)
 
@@ -46,6 +48,7 @@ class Sender:
         self.board = board
         self.send = send
         self.boot_id = boot_id
+        self.waiting_until: float | None = None  # for a disk that could not be read
         self.nonce = ""  # of the question that has not been answered; "" once it has
         self.patience = pauses(ASK_FIRST, ASK_MAX)  # for its answer
         self.sent = 0  # the highest number under way
@@ -61,6 +64,7 @@ class Sender:
         self.connected = True
         self.patience = pauses(ASK_FIRST, ASK_MAX)
         self.nonce = os.urandom(6).hex()
+        self.waiting_until = now + UNREAD if self.waiting_until is None else self.waiting_until
         self._ask(now)
 
     def down(self) -> None:
@@ -69,7 +73,14 @@ class Sender:
         self.due = None
 
     def _ask(self, now: float) -> None:
-        """The same question each time: an answer that is later than our patience is an answer too."""
+        """The same question each time: an answer that is later than our patience is an answer too.
+
+        Not before the disk could be read: what was sent from memory before would have other numbers than what the disk knows,
+        and of both together nobody could say after a power cut what the mothership has.
+        """
+        if self.outbox.unread and now < (self.waiting_until or now):
+            self.due = now + LOOK
+            return
         question = {"nonce": self.nonce, "boot": self.boot_id, "mono": round(now, 3)}
         self.send(wire.topic(self.board, "hello"), json.dumps(question).encode())
         self.due = now + next(self.patience)

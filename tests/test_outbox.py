@@ -196,6 +196,26 @@ def test_a_disk_that_comes_late_brings_its_records_along(lab: Lab, heard: int | 
     assert numbers(box)[-1] > found[-1]
 
 
+def test_nor_one_that_was_given_by_a_life_whose_disk_refused_from_its_first_record_on(lab: Lab) -> None:
+    for _ in range(2):
+        box = lab.open()
+        fill(box, 20)
+        box.heard(0)
+        box.database.close()  # a power cut
+    box = lab.open()
+    box.heard(0)
+    box.database.execute("PRAGMA query_only = ON")
+    fill(box, 20)
+    assert (box.durable, box.count()) == (False, 60)
+    last = numbers(box)[-1]
+    box.acknowledged(last)
+    box.database.close()
+    box = lab.open()
+    box.heard(last)
+    box.acknowledged(last)
+    assert numbers(box) == [], "the mothership has all of them"
+
+
 def test_an_outbox_without_its_disk_does_not_make_the_disks_records_known(lab: Lab) -> None:
     """A life in memory gets far ahead; what waits on the disk, and was never sent, is not taken for acknowledged."""
     box = lab.open()

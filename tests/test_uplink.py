@@ -30,7 +30,7 @@ from store import Store
 import wire
 from bus import Remote, Tls
 from outbox import Outbox
-from uplink import ASK_FIRST, ASK_MAX, SILENCE, WINDOW, Sender
+from uplink import ASK_FIRST, ASK_MAX, SILENCE, UNREAD, WINDOW, Sender
 
 # --- the format --------------------------------------------------------------------------------------------------------
 RECORDS = [(18, "wifi", {"a": [1, "é"]}), (20, "evt", None)]
@@ -545,3 +545,29 @@ def test_a_record_that_the_disk_has_damaged_does_not_block_the_others(tmp_path: 
     world.until_empty()
     assert world.arrived() == [number for number in range(1, 31) if number != 7]
     assert world.box.lost == {"evt": 1}
+
+
+def test_nothing_is_sent_before_the_disk_could_be_read_for_a_while(tmp_path: Path) -> None:
+    """Or two lives with numbers of their own would be under way, and a power cut would leave nobody who can tell them apart."""
+    (tmp_path / "box/outbox.db").mkdir(parents=True)
+    world = World(tmp_path, 1, 0.0)
+    world.sender.up(0.0)
+    world.record(30)
+    for _ in range(20):
+        world.turn()
+    assert (world.arrived(), world.box.unread) == ([], True)
+    (tmp_path / "box/outbox.db").rmdir()
+    world.turn(60.0)
+    world.until_empty()
+    assert world.arrived() == list(range(1, 31))
+
+
+def test_a_disk_that_stays_away_does_not_keep_a_board_silent(tmp_path: Path) -> None:
+    (tmp_path / "box/outbox.db").mkdir(parents=True)
+    world = World(tmp_path, 1, 0.0)
+    world.sender.up(0.0)
+    world.record(30)
+    world.turn()
+    for _ in range(20):
+        world.turn(UNREAD / 10)
+    assert world.arrived() == list(range(1, 31))
