@@ -238,16 +238,20 @@ class Outbox:
         disk = self._open_disk()
         if disk is None:
             return
+        before = self.next, self.reserved
         try:
-            if self.unread:
-                self._take_unread(disk)
-            copy(self.database, disk)
-        except sqlite3.Error as error:
+            with transaction(self.database):
+                if self.unread:
+                    self._take_unread(disk)
+                copy(self.database, disk)
+        except sqlite3.Error as error:  # nothing is taken, and no number that the disk does not know
+            self.next, self.reserved = before
             disk.close()
             self._disk_failed(str(error))
             return
         self.database.close()
-        self.database = disk
+        self.database, self.unread = disk, False
+        self.size = self._size()
         self.say("outbox: records are on the disk again")
 
     def _take_unread(self, disk: sqlite3.Connection) -> None:
@@ -261,20 +265,17 @@ class Outbox:
         old, moved = [Record(*row) for row in rows], []
         if self.heard_of is not None:
             start, old, moved = max(start, self.next), [], old
-        with transaction(self.database):
-            if self.heard_of is None:
-                moved = [Record(*row) for row in self.database.execute("SELECT * FROM record ORDER BY number")]
-                self.database.execute("DELETE FROM record")
-            numbered = [record._replace(number=start + index) for index, record in enumerate(moved)]
-            self.database.executemany("INSERT INTO record VALUES (?, ?, ?)", old + numbered)
-            self.next = start + len(numbered)
-            self.reserved = self.next + RESERVED
-            self.database.execute("REPLACE INTO meta VALUES ('reserved', ?)", (self.reserved,))
-            for table in ("meta", "command"):
-                rows = disk.execute(f"SELECT * FROM {table}")
-                self.database.executemany(f"INSERT OR IGNORE INTO {table} VALUES {TABLES[table]}", rows)
-        self.unread = False
-        self.size = self._size()
+        if self.heard_of is None:
+            moved = [Record(*row) for row in self.database.execute("SELECT * FROM record ORDER BY number")]
+            self.database.execute("DELETE FROM record")
+        numbered = [record._replace(number=start + index) for index, record in enumerate(moved)]
+        self.database.executemany("INSERT INTO record VALUES (?, ?, ?)", old + numbered)
+        self.next = start + len(numbered)
+        self.reserved = self.next + RESERVED
+        self.database.execute("REPLACE INTO meta VALUES ('reserved', ?)", (self.reserved,))
+        for table in ("meta", "command"):
+            rows = disk.execute(f"SELECT * FROM {table}")
+            self.database.executemany(f"INSERT OR IGNORE INTO {table} VALUES {TABLES[table]}", rows)
 
     # --- room ------------------------------------------------------------------------------------------------------
     def _make_room(self) -> None:

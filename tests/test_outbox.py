@@ -216,6 +216,31 @@ def test_nor_one_that_was_given_by_a_life_whose_disk_refused_from_its_first_reco
     assert numbers(box) == [], "the mothership has all of them"
 
 
+def test_a_disk_that_can_be_read_but_takes_nothing_yet_changes_no_number(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers that it does not know must not be given: it is asked again, and everything is there once."""
+    box = lab.open()
+    fill(box, 20)
+    box.close(0.0)
+    (lab.folder / "outbox.db").rename(lab.folder / "hidden")
+    (lab.folder / "outbox.db").mkdir()
+    box = lab.open()
+    fill(box, 5)
+    (lab.folder / "outbox.db").rmdir()
+    (lab.folder / "hidden").rename(lab.folder / "outbox.db")
+    real = outbox.copy
+
+    def full(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
+        target.execute("PRAGMA query_only = ON")
+        real(source, target)
+
+    monkeypatch.setattr(outbox, "copy", full)
+    box.tick(RETRY)
+    assert (box.durable, box.unread, numbers(box)) == (False, True, [1, 2, 3, 4, 5])
+    monkeypatch.setattr(outbox, "copy", real)
+    box.tick(2 * RETRY)
+    assert (box.retry, numbers(box)) == (None, list(range(1, 26)))
+
+
 def test_an_outbox_without_its_disk_does_not_make_the_disks_records_known(lab: Lab) -> None:
     """A life in memory gets far ahead; what waits on the disk, and was never sent, is not taken for acknowledged."""
     box = lab.open()
