@@ -73,6 +73,7 @@ class Outbox:
         self.first_heard: int | None = None  # what it had when we asked it first
         self.unread = False  # the disk may have records that we do not: it could not be read when we left it, or began
         self.left = 0  # the last number that we gave before we left a disk that could not be read
+        self.limit: int | None = None  # numbers from here on are not sent: the disk does not know them as taken
         self.file = (0, 0)  # device and inode of the database
         self.reserved = 0
         self.next = 1
@@ -244,19 +245,24 @@ class Outbox:
                 if self.unread:
                     self._take_unread(disk)
                 copy(self.database, disk)
-        except sqlite3.Error as error:  # nothing is taken, and no number that the disk does not know
+        except sqlite3.Error as error:  # it gives, but does not take: what it has can be sent, no number that it does not know
             self.next, self.reserved = before
+            if self.unread:
+                with transaction(self.database):
+                    self.limit = self._take_unread(disk)
+                self.unread, self.size = False, self._size()
             disk.close()
             self._disk_failed(str(error))
             return
         self.database.close()
-        self.database, self.unread = disk, False
+        self.database, self.unread, self.limit = disk, False, None
         self.size = self._size()
         self.say("outbox: records are on the disk again")
 
-    def _take_unread(self, disk: sqlite3.Connection) -> None:
+    def _take_unread(self, disk: sqlite3.Connection) -> int:
         """What the disk has of an earlier life: under its own numbers, and before what has gathered since; where some of that
-        has been sent, after it, with new ones, as far as the mothership did not have it when it was asked."""
+        has been sent, after it, with new ones, as far as the mothership did not have it when it was asked. The first number
+        that the disk does not know as taken."""
         reserved = disk.execute("SELECT value FROM meta WHERE name = 'reserved'").fetchone()
         start = reserved[0] if reserved else 1
         # A last number above all of the disk's is of another life without it, and says nothing of these.
@@ -276,6 +282,7 @@ class Outbox:
         for table in ("meta", "command"):
             rows = disk.execute(f"SELECT * FROM {table}")
             self.database.executemany(f"INSERT OR IGNORE INTO {table} VALUES {TABLES[table]}", rows)
+        return start
 
     # --- room ------------------------------------------------------------------------------------------------------
     def _make_room(self) -> None:
@@ -363,7 +370,9 @@ class Outbox:
     def waiting(self, above: int, most: int, size: int) -> list[Record]:
         """The oldest committed records with a number above this one: at most so many, and of about so many bytes."""
         found: list[Record] = []
-        for row in self.database.execute("SELECT * FROM record WHERE number > ? ORDER BY number LIMIT ?", (above, most)):
+        limit = (1 << 62) if self.limit is None else self.limit
+        query = "SELECT * FROM record WHERE number > ? AND number < ? ORDER BY number LIMIT ?"
+        for row in self.database.execute(query, (above, limit, most)):
             found.append(Record(*row))
             size -= len(found[-1].body)
             if size <= 0:
