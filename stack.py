@@ -96,10 +96,14 @@ class Init:
 
     def tell(self, kind: str, data: dict[str, Any], now: float) -> None:
         """Something that the mothership should see, whoever may bring it there."""
-        try:
-            self.events.tell(kind, data, now)
-        except OSError as error:
-            _log.debug(f"{events.FILE}: {error.strerror}")
+
+        def write(now: float) -> None:
+            try:
+                self.events.tell(kind, data, now)
+            except OSError as error:
+                _log.debug(f"{events.FILE}: {error.strerror}")
+
+        self.loop.guard("events", write, now)  # a fault, or the end, must not fail for being told of
 
     def set_defaults(self) -> None:
         """What children inherit without asking."""

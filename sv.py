@@ -218,8 +218,8 @@ class SV(Actions):
 
     @property
     def complete(self) -> bool:
-        """Whether the boot is over: everything that we want has been ready, or has failed."""
-        return all(one.first_ready or one.failed or not one.wanted for one in self.processes.values())
+        """Whether the boot is over: everything that we want has been ready, is late, or has failed."""
+        return all(one.first_ready or one.late or one.failed or not one.wanted for one in self.processes.values())
 
     def _add(self, row: Service) -> Process:
         process = self.processes[row.name] = Process(row, self, self.tables.delays())

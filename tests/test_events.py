@@ -81,10 +81,20 @@ def test_a_run_that_takes_nothing_costs_the_event_alone(tmp_path: Path, monkeypa
     stack.Init([]).tell("crash", {}, 1.0)
 
 
+def test_what_cannot_be_told_does_not_touch_who_tells_it() -> None:
+    """A fault, or the end of the board, is nothing that JSON has no word for."""
+    import stack
+
+    init = stack.Init([])
+    init.tell("fault", {"text": object()}, 1.0)
+    assert init.loop.errors == 1
+
+
 def test_what_happens_on_a_board(boot: Callable[..., Board]) -> None:
     services = """
 Service("dies", ("sh", "-c", "exit 7")), Service("job", ("true",), ready="exit"), Service("missing", ("no-such-program",)),
 Service("stays", ("sleep", "1000")), Service("enough", ("sh", "-c", "exit 125")),
+Service("mute", ("sleep", "1000"), ready="notify", ready_timeout=0.2),
 """
     board = boot(services).up()
 
