@@ -77,8 +77,8 @@ class Outbox:
         self.file = (0, 0)  # device and inode of the database
         self.reserved = 0
         self.next = 1
-        disk = self._open_disk()
-        disk = disk if disk is None else self._reserve(disk)
+        if disk := self._open_disk():
+            disk = self._reserve(disk)
         self.unread, self.database = disk is None, disk or self._open(":memory:")
         self.lost = json.loads(self.mark("lost") or "{}")  # records given up, by kind, that no record tells of yet
         self.size = self._size()
@@ -117,9 +117,9 @@ class Outbox:
     def _reserve(self, disk: sqlite3.Connection) -> sqlite3.Connection | None:
         """Go on from the number that the disk has, and have it remember a higher one, before any number is given: later it may
         refuse. None where it does so already."""
-        row = disk.execute("SELECT value FROM meta WHERE name = 'reserved'").fetchone()
-        first = row[0] if row else 1
         try:
+            row = disk.execute("SELECT value FROM meta WHERE name = 'reserved'").fetchone()
+            first = row[0] if row else 1
             disk.execute("REPLACE INTO meta VALUES ('reserved', ?)", (first + RESERVED,))
         except sqlite3.Error as error:
             disk.close()
@@ -239,50 +239,45 @@ class Outbox:
         disk = self._open_disk()
         if disk is None:
             return
-        before = self.next, self.reserved
         try:
-            with transaction(self.database):
-                if self.unread:
-                    self._take_unread(disk)
-                copy(self.database, disk)
-        except sqlite3.Error as error:  # it gives, but does not take: what it has can be sent, no number that it does not know
-            self.next, self.reserved = before
             if self.unread:
-                with transaction(self.database):
-                    self.limit = self._take_unread(disk)
-                self.unread, self.size = False, self._size()
+                self._take_unread(disk)
+            copy(self.database, disk)
+        except sqlite3.Error as error:
             disk.close()
             self._disk_failed(str(error))
             return
         self.database.close()
-        self.database, self.unread, self.limit = disk, False, None
-        self.size = self._size()
+        self.database, self.limit = disk, None
         self.say("outbox: records are on the disk again")
 
-    def _take_unread(self, disk: sqlite3.Connection) -> int:
+    def _take_unread(self, disk: sqlite3.Connection) -> None:
         """What the disk has of an earlier life: under its own numbers, and before what has gathered since; where some of that
-        has been sent, after it, with new ones, as far as the mothership did not have it when it was asked. The first number
-        that the disk does not know as taken."""
+        has been sent, after it, with new ones, as far as the mothership did not have it when it was asked.
+
+        Numbers that the disk does not know as taken are not sent before it has taken them: it may give, and not take.
+        """
         reserved = disk.execute("SELECT value FROM meta WHERE name = 'reserved'").fetchone()
         start = reserved[0] if reserved else 1
         # A last number above all of the disk's is of another life without it, and says nothing of these.
         known = self.heard_of if self.heard_of is not None and self.heard_of < start else 0
         rows = disk.execute("SELECT * FROM record WHERE number > ? ORDER BY number", (known,))
         old, moved = [Record(*row) for row in rows], []
-        if self.heard_of is not None:
-            start, old, moved = max(start, self.next), [], old
-        if self.heard_of is None:
-            moved = [Record(*row) for row in self.database.execute("SELECT * FROM record ORDER BY number")]
-            self.database.execute("DELETE FROM record")
-        numbered = [record._replace(number=start + index) for index, record in enumerate(moved)]
-        self.database.executemany("INSERT INTO record VALUES (?, ?, ?)", old + numbered)
-        self.next = start + len(numbered)
-        self.reserved = self.next + RESERVED
-        self.database.execute("REPLACE INTO meta VALUES ('reserved', ?)", (self.reserved,))
-        for table in ("meta", "command"):
-            rows = disk.execute(f"SELECT * FROM {table}")
-            self.database.executemany(f"INSERT OR IGNORE INTO {table} VALUES {TABLES[table]}", rows)
-        return start
+        with transaction(self.database):
+            if self.heard_of is None:
+                moved = [Record(*row) for row in self.database.execute("SELECT * FROM record ORDER BY number")]
+                self.database.execute("DELETE FROM record")
+            else:
+                start, old, moved = max(start, self.next), [], old
+            after = start + len(moved)
+            numbered = [record._replace(number=start + index) for index, record in enumerate(moved)]
+            self.database.executemany("INSERT INTO record VALUES (?, ?, ?)", old + numbered)
+            self.database.execute("REPLACE INTO meta VALUES ('reserved', ?)", (after + RESERVED,))
+            for table in ("meta", "command"):
+                rows = disk.execute(f"SELECT * FROM {table}")
+                self.database.executemany(f"INSERT OR IGNORE INTO {table} VALUES {TABLES[table]}", rows)
+        self.next, self.reserved, self.limit, self.unread = after, after + RESERVED, start, False
+        self.size = self._size()
 
     # --- room ------------------------------------------------------------------------------------------------------
     def _make_room(self) -> None:

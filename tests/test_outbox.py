@@ -29,6 +29,15 @@ class Lab:
     def open(self, most: int = 1 << 20, spare: int = 0) -> Outbox:
         return Outbox(str(self.folder), most, spare, GIVE_UP, self.said.append)
 
+    def hide(self) -> None:
+        """Where the database was there is something that is none."""
+        (self.folder / "outbox.db").rename(self.folder / "hidden")
+        (self.folder / "outbox.db").mkdir()
+
+    def show(self) -> None:
+        (self.folder / "outbox.db").rmdir()
+        (self.folder / "hidden").rename(self.folder / "outbox.db")
+
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Lab:
@@ -171,8 +180,7 @@ def test_a_disk_that_comes_late_brings_its_records_along(lab: Lab, heard: int | 
     box.put("evt", b"marked", 0.0, urgent=True, marks={"event": 5})
     box.remember("c1", "done", 9e9, 0.0)
     box.close(0.0)
-    (lab.folder / "outbox.db").rename(lab.folder / "hidden")
-    (lab.folder / "outbox.db").mkdir()
+    lab.hide()
     box = lab.open()
     assert (box.retry is None, box.durable) == (False, False)
     for index in range(30):
@@ -181,8 +189,7 @@ def test_a_disk_that_comes_late_brings_its_records_along(lab: Lab, heard: int | 
     if heard is not None:
         box.heard(heard)
         box.acknowledged(numbers(box)[9])
-    (lab.folder / "outbox.db").rmdir()
-    (lab.folder / "hidden").rename(lab.folder / "outbox.db")
+    lab.show()
     box.tick(RETRY)
     assert (box.retry, box.durable) == (None, True)
     bodies = [record.body for record in box.waiting(0, 1000, 1 << 30)]
@@ -223,12 +230,10 @@ def test_of_a_disk_that_gives_and_does_not_take_its_own_records_alone_are_sent(
     box = lab.open()
     fill(box, 20)
     box.close(0.0)
-    (lab.folder / "outbox.db").rename(lab.folder / "hidden")
-    (lab.folder / "outbox.db").mkdir()
+    lab.hide()
     box = lab.open()
     fill(box, 5)
-    (lab.folder / "outbox.db").rmdir()
-    (lab.folder / "hidden").rename(lab.folder / "outbox.db")
+    lab.show()
     real = outbox.copy
 
     def full(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
@@ -255,16 +260,14 @@ def test_an_outbox_without_its_disk_does_not_make_the_disks_records_known(lab: L
         box = lab.open()
         fill(box, 5)
     box.database.close()
-    (lab.folder / "outbox.db").rename(lab.folder / "hidden")
-    (lab.folder / "outbox.db").mkdir()
+    lab.hide()
     box = lab.open()
     fill(box, 10)
     box.heard(50)
     taken = numbers(box)[-1]
     box.acknowledged(taken)
     box.database.close()
-    (lab.folder / "outbox.db").rmdir()
-    (lab.folder / "hidden").rename(lab.folder / "outbox.db")
+    lab.show()
     box = lab.open()
     box.heard(taken)
     assert box.count() == 30
@@ -298,17 +301,36 @@ def test_records_of_a_disk_that_comes_late_keep_their_numbers(lab: Lab) -> None:
     fill(box, 20)
     box.heard(0)
     box.close(0.0)
-    (lab.folder / "outbox.db").rename(lab.folder / "hidden")
-    (lab.folder / "outbox.db").mkdir()
+    lab.hide()
     box = lab.open()
     fill(box, 5)
-    (lab.folder / "outbox.db").rmdir()
-    (lab.folder / "hidden").rename(lab.folder / "outbox.db")
+    lab.show()
     box.tick(RETRY)
     assert numbers(box) == list(range(1, 26))
     box.heard(15)
     box.acknowledged(15)
     assert numbers(box) == list(range(16, 26))
+
+
+def test_a_disk_that_opens_and_cannot_be_read_is_tried_again(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    box = lab.open()
+    fill(box, 20)
+    box.close(0.0)
+    lab.hide()
+    box = lab.open()
+    fill(box, 5)
+    lab.show()
+    real = box._take_unread
+
+    def fail(_: sqlite3.Connection) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(box, "_take_unread", fail)
+    box.tick(RETRY)
+    assert (box.durable, box.unread, box.count()) == (False, True, 5)
+    monkeypatch.setattr(box, "_take_unread", real)
+    box.tick(2 * RETRY)
+    assert (box.retry, numbers(box)) == (None, list(range(1, 26)))
 
 
 def test_an_outbox_of_another_name_is_another_boards(lab: Lab) -> None:
