@@ -107,10 +107,10 @@ def unpack(payload: bytes) -> Batch:
     return Batch(found["prev"], records)
 
 
-def parse(payload: bytes) -> dict[str, Any]:
-    """A JSON object: a question, an answer, a command."""
+def parse(payload: bytes, most: int = SMALL) -> dict[str, Any]:
+    """A JSON object of at most so many bytes: a question, an answer, a command."""
     try:
-        found = json.loads(payload) if len(payload) <= SMALL else None
+        found = json.loads(payload) if len(payload) <= most else None
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):

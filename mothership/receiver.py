@@ -100,7 +100,7 @@ class Receiver:
         elif what not in HEARD:
             raise wire.Malformed("nothing of this name was asked for")
         elif payload:  # without one: the retained message was cleared
-            said = parse(payload)
+            said = wire.parse(payload, MOST_TOLD)
             if what == "state" and said.get("state") not in STATES:
                 raise wire.Malformed(f"{str(said.get('state'))[:50]!r} is not one of {', '.join(STATES)}")
             news.append(News(board, what, said))
@@ -153,17 +153,6 @@ class Receiver:
     def told(self) -> str:
         """The counts in one line."""
         return ", ".join(f"{count} {name}" for name, count in self.counts.items()) or "nothing yet"
-
-
-def parse(payload: bytes) -> dict[str, Any]:
-    """A JSON object."""
-    try:
-        found = json.loads(payload)
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise wire.Malformed(f"not a JSON object: {payload[:100]!r}")
-    return found
 
 
 def share_of(text: str) -> Share:

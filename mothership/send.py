@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from observations import printable
-from receiver import add_tls, parse, remote_of
+from receiver import add_tls, remote_of
 
 import wire
 from bus import Remote
@@ -50,7 +50,7 @@ def send(remote: Remote, board: str, order: dict[str, Any], say: Callable[[str],
                 due = 0.0
                 continue
             try:
-                result = parse(payload)
+                result = wire.parse(payload, wire.MOST)
             except wire.Malformed as error:
                 say(f"{board} answers what cannot be read: {error}")
                 continue

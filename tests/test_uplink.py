@@ -20,7 +20,7 @@ import pytest
 from conftest import MOSQUITTO, PYTHON, ROOT, Board, eventually
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from servers import plain
+from servers import free_port, plain
 
 sys.path.insert(0, str(ROOT / "mothership"))
 
@@ -338,11 +338,6 @@ while True:
     if not remote.connected: sender.down()
     sender.tick(now); sender.pump(now)
 """
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 @pytest.mark.timeout(120)
