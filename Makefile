@@ -9,8 +9,9 @@ PYTHON ?= $(VENV)/bin/python
 TARGET_PYTHON ?= /usr/bin/python3
 INIT_PYTHON ?= /usr/bin/python3
 SITEDIR ?= $(shell $(TARGET_PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-MODULES = $(filter-out laptop.py,$(wildcard *.py))
-DATA = mosquitto.conf wifi_recording.txt
+PACKAGES = base tables onboard pid1 services network uplink prompt profiles
+FILES = $(wildcard *.py $(PACKAGES:%=%/*.py)) laptop/broker.py data/mosquitto.conf data/wifi_recording.txt
+NAMES = bus sv settings _log # what every Python of the board can import; see base/on_path.py
 SECONDS ?=
 PROFILE ?=
 MACHINE ?= x86_64
@@ -34,7 +35,7 @@ help:
 	@echo "make install-board | uninstall-board  on this Raspberry Pi OS or Debian, beside its systemd"
 
 run: setup
-	@$(PYTHON) laptop.py $(if $(SECONDS),--seconds $(SECONDS)) $(if $(PROFILE),--profile $(PROFILE)) -- $(OPTIONS)
+	@$(PYTHON) laptop/launcher.py $(if $(SECONDS),--seconds $(SECONDS)) $(if $(PROFILE),--profile $(PROFILE)) -- $(OPTIONS)
 
 setup:
 	@./setup.sh $(NEEDS)
@@ -56,7 +57,7 @@ test-pythons: setup
 
 lint: NEEDS = requirements-dev.txt
 lint: setup
-	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy *.py bench buildroot lab mothership tests
+	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy .
 
 # An ordinary user unpacks roots in a user namespace; its files belong to the ids of /etc/subuid.
 AS_ROOT = $(if $(filter-out 0,$(shell id -u)),unshare --map-root-user --map-auto)
@@ -124,14 +125,15 @@ clean:
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 install:
-	install -d $(DESTDIR)$(LIB) $(DESTDIR)$(SBINDIR) $(DESTDIR)$(PREFIX)/bin
-	install -m 644 $(MODULES) $(DATA) $(DESTDIR)$(LIB)
+	install -d $(DESTDIR)$(SBINDIR) $(DESTDIR)$(PREFIX)/bin $(addprefix $(DESTDIR)$(LIB)/,$(sort $(dir $(FILES))) names)
+	for file in $(FILES); do install -m 644 $$file $(DESTDIR)$(LIB)/$$file || exit 1; done
+	for name in $(NAMES); do install -m 644 base/on_path.py $(DESTDIR)$(LIB)/names/$$name.py || exit 1; done
 	echo $${SOURCE_DATE_EPOCH:-$$(date +%s)} > $(DESTDIR)$(LIB)/build_date
 	rm -f $(DESTDIR)$(SBINDIR)/stack.py $(DESTDIR)$(PREFIX)/bin/sv # a link to busybox would have busybox written over
 	printf '#!%s -ESB\n%s\n' "$(INIT_PYTHON)" 'import gc, sys, time; began = time.monotonic(); gc.disable(); sys.path.insert(0, "$(LIB)"); import stack; sys.exit(stack.main(sys.argv[1:], began))' > $(DESTDIR)$(SBINDIR)/stack.py
-	printf '#!/bin/sh\nexec $(INIT_PYTHON) $(LIB)/prompt.py "$$@"\n' > $(DESTDIR)$(PREFIX)/bin/sv
+	printf '#!/bin/sh\nPYTHONPATH=$(LIB) exec $(INIT_PYTHON) -P $(LIB)/prompt/functions.py "$$@"\n' > $(DESTDIR)$(PREFIX)/bin/sv
 	chmod 755 $(DESTDIR)$(SBINDIR)/stack.py $(DESTDIR)$(PREFIX)/bin/sv
-	if [ -n "$(SITEDIR)" ]; then install -d $(DESTDIR)$(SITEDIR) && echo $(LIB) > $(DESTDIR)$(SITEDIR)/stack.pth; fi
-	rm -rf $(DESTDIR)$(LIB)/__pycache__
+	if [ -n "$(SITEDIR)" ]; then install -d $(DESTDIR)$(SITEDIR) && echo 'import sys; sys.path.insert(0, "$(LIB)/names")' > $(DESTDIR)$(SITEDIR)/stack.pth; fi
+	find $(DESTDIR)$(LIB) -name __pycache__ -prune -exec rm -rf {} +
 	$(TARGET_PYTHON) -m compileall -q -s "$(DESTDIR)" --invalidation-mode unchecked-hash $(DESTDIR)$(LIB)
-	$(TARGET_PYTHON) -m compileall -q -f -s "$(DESTDIR)" --invalidation-mode checked-hash $(DESTDIR)$(LIB)/settings*.py
+	$(TARGET_PYTHON) -m compileall -q -f -s "$(DESTDIR)" --invalidation-mode checked-hash $(DESTDIR)$(LIB)/settings*.py $(DESTDIR)$(LIB)/profiles

@@ -28,9 +28,9 @@ from typing import Any, NamedTuple
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
-import clock
 import settings
 from _log import counts, get_logger
+from onboard import clock
 
 VERSION = 1  # of the envelope
 BACKLOG = 1000  # messages kept while the broker is away; the oldest go first

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import ending
 from bus import Bus, Message
+from onboard import boot_ends
 from sv import SVError, board, stats_process
 
 PERIOD = 60.0  # s
@@ -47,7 +47,7 @@ class Diagnostic:
         data = data_partition()
         self.warnings = complaints(state) if found else ["the hardware's drivers do not answer"]
         self.warnings += data_complaints(data)
-        self.warnings += ending.read(BOOT_FILES).get("notes", [])
+        self.warnings += boot_ends.read(BOOT_FILES).get("notes", [])
         return {
             "memory_total": meminfo("MemTotal"), "memory_available": meminfo("MemAvailable"),
             "load": os.getloadavg(), "disk_total": disk.f_blocks * disk.f_frsize, "disk_free": disk.f_bavail * disk.f_frsize,
@@ -189,7 +189,7 @@ def main() -> None:
     known: list[str] = []
     boot: dict[str, Any] = {}
     for _ in bus.every(PERIOD):
-        if not boot and (boot := ending.read(ending.RECORD)):  # the keeper may be later than we are
+        if not boot and (boot := boot_ends.read(boot_ends.RECORD)):  # the keeper may be later than we are
             bus.publish("boot", boot, retain=True)
         bus.publish("diag", diagnostic.measure(), retain=True)
         for warning in diagnostic.warnings:

@@ -13,8 +13,8 @@ import termios
 import time
 from typing import Any, NamedTuple
 
-import clock
 from bus import Bus
+from onboard import clock
 
 BAUDS = (9600, 4800, 38400, 115200)  # tried in turn where none is given
 LONGEST = 200  # bytes of a sentence; the standard says 82, some receivers say more

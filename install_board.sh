@@ -69,8 +69,8 @@ profile() {
     cat >$OWN <<'END'
 """This board. `make install-board` has written this once and leaves it alone; `python3 /sbin/stack.py --plan` checks it."""
 
-from rows import *
-from settings_debian import *
+from profiles.debian import *
+from tables.rows import *
 
 # WIFI_NETWORKS = (WifiNetwork("harbour", "the passphrase"),)
 # WIFI_COUNTRY = "DE"

@@ -1,15 +1,19 @@
 """The board as a table: what is mounted, loaded and kept running, and how long things may take.
 
-A profile is a file with the same names (`settings_prod.py`, or the one that `stack.profile=NAME` names): what it
+A profile is a file with the same names (`settings_prod.py`, or profiles/NAME.py for `stack.profile=NAME`): what it
 gives replaces what stands here, what it leaves out stays. `python3 stack.py --plan` prints what a boot would do.
-The columns are explained in rows.py. Times are in seconds.
+The columns are explained in tables/rows.py. Times are in seconds.
 """
 
 from __future__ import annotations
 
 import os
 
-from rows import Device, Directory, Interface, Mount, Rule, Service, WifiNetwork
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+from tables.rows import Device, Directory, Interface, Mount, Rule, Service, WifiNetwork
 
 # --- names and places ---------------------------------------------------------------------------------------------
 HOSTNAME = "stack"
@@ -23,6 +27,7 @@ KEEP = "/var/lib/stack"  # on the data partition: the clock's stamp, the random 
 LOG_KEEP = "/var/log/board"  # on the data partition, for services with log="disk"
 LIB = os.path.dirname(os.path.abspath(__file__))  # where `make install` has put the modules
 PYTHON = "/usr/bin/python3"
+PYTHONPATH = "{LIB}"  # where our own Python programs find our modules, and libraries that nobody else needs
 APP_USER = "nobody"
 
 BUS = "/run/bus/mqtt.sock"  # a Unix socket, or "host:port" for a broker that has none
@@ -171,11 +176,18 @@ LOG_BURST = 5000  # lines
 
 # --- services -----------------------------------------------------------------------------------------------------
 # `{NAME}` is the setting NAME, whatever a profile has made of it.
-def app(name: str, *arguments: str, capabilities: tuple[str, ...] = (), after: tuple[str, ...] = ("broker",)) -> Service:
+def program(name: str, path: str, *arguments: str, **columns: Any) -> Service:
+    """A row for one of our own Python programs: LIB/`path`.py. -P: its folder's other files hide no module of Python's."""
+    argv = ("{PYTHON}", "-P", f"{{LIB}}/{path}.py", *arguments)
+    return Service(name, argv, env=(("PYTHONPATH", "{PYTHONPATH}"),), **columns)
+
+
+def app(
+    name: str, *arguments: str, path: str = "", capabilities: tuple[str, ...] = (), after: tuple[str, ...] = ("broker",)
+) -> Service:  # fmt: skip
     """A row for one of our applications: a Python module in LIB, unprivileged."""
-    argv = ("{PYTHON}", f"{{LIB}}/{name}.py", *arguments)
-    return Service(
-        name, argv, after, user="{APP_USER}", capabilities=capabilities, no_new_privs=True, oom_score=200,
+    return program(
+        name, path or name, *arguments, after=after, user="{APP_USER}", capabilities=capabilities, no_new_privs=True, oom_score=200,
         memory_max="96M", pids_max=64,
     )  # fmt: skip
 
@@ -184,19 +196,29 @@ LOGD = Service(
     "logd",
     ("logd", "--folder={LOG}", "--keep={LOG_KEEP}", "--file-size={LOG_FILE_SIZE}",
      "--total-size={LOG_TOTAL_SIZE}", "--rate={LOG_RATE}", "--burst={LOG_BURST}"),
-    module="logd", logger=True, log="none", oom_score=-900, nice=5,
+    module="services.logd", logger=True, log="none", oom_score=-900, nice=5,
 )  # fmt: skip
-STORAGE = Service("storage", ("storage", "{DATA}"), module="storage", ready="exit", ready_timeout=50.0, restart="never")
-BOOT = Service("bootfiles", ("bootfiles", "{BOOT_FILES}"), ("storage",), module="bootfiles", ready="exit", restart="never")
+STORAGE = Service(
+    "storage", ("storage", "{DATA}"), module="services.storage", ready="exit", ready_timeout=50.0, restart="never"
+)
+BOOT = Service(
+    "bootfiles", ("bootfiles", "{BOOT_FILES}"), ("storage",), module="services.bootfiles", ready="exit", restart="never"
+)
 KEEPER = Service(
-    "keeper", ("keeper", "{KEEP}"), ("storage", "modules"), module="keeper", ready="notify", stop_timeout=10.0, oom_score=-900
+    "keeper",
+    ("keeper", "{KEEP}"),
+    ("storage", "modules"),
+    module="services.keeper",
+    ready="notify",
+    stop_timeout=10.0,
+    oom_score=-900,
 )
 DROPBEAR = Service(
     "dropbear", ("dropbear", "-F", "-E", "-s", "-R"), after=("syslogd", "storage"), oom_score=-900, cpu_weight=400,
     kill="main", memory_max="50%",  # sessions have its oom_score: without a limit all others would die for one of them
 )  # fmt: skip
 BROKER = Service(
-    "broker", ("mosquitto", "-c", "{LIB}/mosquitto.conf"), ready="{BUS}", user="{APP_USER}", capabilities=(),
+    "broker", ("mosquitto", "-c", "{LIB}/data/mosquitto.conf"), ready="{BUS}", user="{APP_USER}", capabilities=(),
     no_new_privs=True, umask=0, memory_max="64M", pids_max=64,
 )  # fmt: skip
 APPS = (
@@ -207,7 +229,7 @@ APPS = (
     ),
     app("wifi_analyzer"),
     app("diagnostic"),
-    app("uplink", "{UPLINK}", after=("broker", "storage"))._replace(may="COMMANDS"),
+    app("uplink", "{UPLINK}", path="uplink/service", after=("broker", "storage"))._replace(may="COMMANDS"),
 )
 
 SERVICES: tuple[Service, ...] = (
@@ -221,16 +243,16 @@ SERVICES: tuple[Service, ...] = (
     DROPBEAR,
     # Where chronyd takes its place: with `rtcsync`, without which it does not tell the kernel that the clock is synchronised.
     Service("ntpd", ("ntpd", "-n", "-p", "pool.ntp.org"), after=("network",), nice=-5),
-    Service("wpa_supplicant", ("{PYTHON}", "{LIB}/supplicant.py", "{WIFI_INTERFACE}"), after=("modules", "bootfiles")),
-    Service("hotplug", ("{PYTHON}", "{LIB}/hotplug.py"), oom_score=-900, nice=-5),
-    Service(
-        "network", ("{PYTHON}", "{LIB}/network.py"), after=("modules", "storage", "bootfiles"), oom_score=-900, nice=-5,
+    program("wpa_supplicant", "network/supplicant", "{WIFI_INTERFACE}", after=("modules", "bootfiles")),
+    program("hotplug", "services/hotplug", oom_score=-900, nice=-5),
+    program(
+        "network", "network/service", after=("modules", "storage", "bootfiles"), oom_score=-900, nice=-5,
         log="disk", cpu_weight=400,
     ),
-    Service("console", ("{PYTHON}", "{LIB}/prompt.py", "login", "{CONSOLE_LOGIN}"), after=("dropbear",), tty="{CONSOLE}"),
+    program("console", "prompt/functions", "login", "{CONSOLE_LOGIN}", after=("dropbear",), tty="{CONSOLE}"),
     BROKER,
     *APPS,
 )  # fmt: skip
 
 # The last resort, on the console: `stack.rescue`, or nothing else could be started.
-RESCUE = Service("rescue", ("{PYTHON}", "{LIB}/prompt.py", "rescue"), ready="notify", tty="{CONSOLE}")
+RESCUE = program("rescue", "prompt/functions", "rescue", ready="notify", tty="{CONSOLE}")

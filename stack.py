@@ -12,23 +12,22 @@ import sys
 import time
 
 import _log
-import clock
-import control
-import ending
-import events
-import tables as tables_module
-from control import Control, SVError, page
-from lean import TYPE_CHECKING, signal, socket
-from loop import Loop, trace
-from mounts import make_device, make_directory, mount_row, read_file, write_file
-from rescue import Rescue
-from rows import Directory
-from spawn import Spawner
+from base.files import read_file
+from base.stdlib import TYPE_CHECKING, signal, socket
+from base.syscalls import Reboot, interface_up, mount, mount_options, reboot
+from onboard import boot_ends, clock, events, to_pid1
+from onboard.mounts import make_device, make_directory, mount_row, write_file
+from onboard.to_pid1 import SVError
+from pid1.control import Control, page
+from pid1.loop import Loop, trace
+from pid1.rescue import Rescue
+from pid1.spawn import Spawner
+from pid1.teardown import tear_down
+from pid1.watchdog import Watchdog
 from sv import SV
-from syscalls import Reboot, interface_up, mount, mount_options, reboot
-from tables import Tables
-from teardown import tear_down
-from watchdog import Watchdog
+from tables import load as tables_module
+from tables.load import Tables
+from tables.rows import Directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -225,7 +224,7 @@ class Init:
         self.sv.escalate = self.watchdog.escalate
 
     def open_control(self) -> None:
-        Control(self.loop, control.SOCKET, self.handle, self.sv.permits)
+        Control(self.loop, to_pid1.SOCKET, self.handle, self.sv.permits)
 
     def start_services(self) -> None:
         now = time.monotonic()
@@ -269,7 +268,7 @@ class Init:
         _log.info(f"{Reboot.NAMES[command]}: {reason}")
         self.command = command
         facts = {"cause": cause or Reboot.NAMES[command], "reason": reason}
-        self.loop.guard("the end's reason", lambda now: ending.tell(ending.ENDING, facts), now)
+        self.loop.guard("the end's reason", lambda now: boot_ends.tell(boot_ends.ENDING, facts), now)
         self.tell("stop", {"command": Reboot.NAMES[command], **facts}, now)
         self.loop.guard("watchdog", self.watchdog.shut_down, now)
         self.sv.shut_down(now)
@@ -337,7 +336,7 @@ class Init:
             },
             "watchdog": self.watchdog.facts(now),
             "log": {**_log.counts, "dropped": _log.sink.dropped},
-            **{name: facts for name in FACTS if (facts := ending.read(f"/run/stack/{name}.json"))},
+            **{name: facts for name in FACTS if (facts := boot_ends.read(f"/run/stack/{name}.json"))},
             "boot_ms": {name: round(seconds * 1e3, 3) for name, _, seconds in self.steps},
         }  # fmt: skip
 
@@ -385,7 +384,7 @@ def reap() -> Any:
 def main(arguments: list[str], began: float = 0.0) -> int:
     """The life of a board."""
     if "--plan" in arguments:
-        from plan import plan
+        from tables.plan import plan
 
         return plan(parse_options(arguments))
     if os.getpid() != 1:

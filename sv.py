@@ -9,24 +9,26 @@ import os
 import time
 
 import _log
-from cgroup import Cgroups
-from control import SVError, page
-from lean import TYPE_CHECKING, signal, socket
-from logpipe import LogPipes
-from process import Actions, Process, State, signal_number
-from readiness import NotifySockets, PathWatch
-from relatives import Relatives
-from rows import Service
-from spawn import EXEC_FAILED, Spawner, find
-from tables import Tables
-from templates import changed, fits, instance_row
+from base.stdlib import TYPE_CHECKING, signal, socket
+from onboard.to_pid1 import SVError
+from pid1.cgroup import Cgroups
+from pid1.control import page
+from pid1.instances import changed, fits, instance_row
+from pid1.log_pipes import LogPipes
+from pid1.process import Actions, Process, State
+from pid1.readiness import NotifySockets, PathWatch
+from pid1.relatives import Relatives
+from pid1.spawn import EXEC_FAILED, Spawner, find
+from tables.load import Tables
+from tables.rows import Service
+from tables.values import signal_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
-    from loop import Loop
-    from prompt import (
+    from pid1.loop import Loop
+    from prompt.functions import (
         board,
         bootchart,
         halt,
@@ -56,7 +58,7 @@ ENDED_COMMANDS = 20
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        import prompt
+        from prompt import functions as prompt
 
         return getattr(prompt, name)
     raise AttributeError(f"module 'sv' has no attribute {name!r}")

@@ -21,8 +21,8 @@ from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-import laptop  # noqa: E402
-from syscalls import PR_SET_PDEATHSIG, mount, prctl  # noqa: E402
+from base.syscalls import PR_SET_PDEATHSIG, mount, prctl  # noqa: E402
+from laptop import launcher as laptop  # noqa: E402
 
 BUILD = HERE.parent / "build" / "bench"
 INSTALLED = HERE.parent / "build" / "root" / "stack"
@@ -53,7 +53,7 @@ def write(path: Path, text: str, mode: int = 0o644) -> None:
 def stack(folder: Path, count: int) -> list[str]:
     rows = f"SERVICES = tuple(Service(f's{{i}}', ('{STAMP}', '{OUT}', f's{{i}}')) for i in range({count}))\n"
     text = "SV_COOLDOWN = 0.0\nMOUNTS = DIRECTORIES = DEVICES = MODULES = SYSCTLS = ()\n" + rows
-    write(folder / "settings.py", "from rows import Service\nWATCHDOG = ''\n" + text)
+    write(folder / "settings.py", "from tables.rows import Service\nWATCHDOG = ''\n" + text)
     # A copy of the interpreter: its pages must not count as shared with those of the bench itself.
     shutil.copy(os.path.realpath("/usr/bin/python3"), folder / "python3")
     return ["/bench/conf/python3", "-ESB", "/stack/sbin/stack.py", "stack.profile=/bench/conf/settings.py"]
@@ -354,7 +354,7 @@ def whole_board() -> None:
     """PSS of everything that `make run` runs."""
     pid_file = BUILD / "pid"
     pid_file.unlink(missing_ok=True)
-    command = [str(VENV / "python"), str(HERE.parent / "laptop.py"), "--seconds", "8", "--pid-file", str(pid_file)]
+    command = [str(VENV / "python"), str(HERE.parent / "laptop" / "launcher.py"), "--seconds", "8", "--pid-file", str(pid_file)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
     time.sleep(6)
     rows = []

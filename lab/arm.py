@@ -27,7 +27,8 @@ from image import BUILD, PYTHON, ROOT, SUITE, run, stamped, unpack
 
 sys.path.insert(0, str(ROOT))
 
-from laptop import (
+from base.syscalls import MNT_DETACH, MOUNT_FLAGS, PR_SET_PDEATHSIG, check, interface_up, libc, mount, prctl, umount
+from laptop.launcher import (
     CLONE_NEWNS,
     CLONE_NEWUSER,
     FOREIGN_ROOT,
@@ -38,7 +39,6 @@ from laptop import (
     enter_namespaces,
     unshare,
 )
-from syscalls import MNT_DETACH, MOUNT_FLAGS, PR_SET_PDEATHSIG, check, interface_up, libc, mount, prctl, umount
 
 PACKAGES = (
     "base-files busybox-static coreutils dash kmod libc-bin libfuse3-3 make mosquitto procps util-linux python3 "

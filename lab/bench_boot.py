@@ -47,11 +47,11 @@ DAEMONS = (
     Daemon("klogd", "/usr/bin/klogd -n", log=True),
     Daemon("dropbear", "/usr/sbin/dropbear -F -E -s -R", ("syslogd",)),
     Daemon("chronyd", '/usr/sbin/chronyd -d -u _chrony "server 10.0.2.2 iburst"'),
-    Daemon("mosquitto", f"/usr/sbin/mosquitto -c {LIB}/mosquitto.conf", (), "nobody"),
+    Daemon("mosquitto", f"/usr/sbin/mosquitto -c {LIB}/data/mosquitto.conf", (), "nobody"),
     Daemon("udhcpc", "/usr/bin/udhcpc -f -i eth0 -s /usr/lib/bench/lease", ("modules",)),
     Daemon("wpa_supplicant", "/usr/sbin/wpa_supplicant -g /run/wpa_global"),  # no radio yet: it waits for one
     Daemon("fakegps", f"/usr/bin/python3 {LIB}/fakegps.py", ("mosquitto",), "nobody", apps=True),
-    Daemon("wifi_scan", f"/usr/bin/python3 {LIB}/wifi_scan.py wlan0 /run/wpa_supplicant {LIB}/wifi_recording.txt",
+    Daemon("wifi_scan", f"/usr/bin/python3 {LIB}/wifi_scan.py wlan0 /run/wpa_supplicant {LIB}/data/wifi_recording.txt",
            ("mosquitto",), "nobody", apps=True),
     Daemon("wifi_analyzer", f"/usr/bin/python3 {LIB}/wifi_analyzer.py", ("mosquitto",), "nobody", apps=True),
 )  # fmt: skip

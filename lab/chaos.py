@@ -48,7 +48,11 @@ BROKER = f"listener 1883 {FAR}\nallow_anonymous true\npersistence false\nuser ro
 UPLINK = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-import bus, events, outbox, settings, uplink
+import bus
+from onboard import events
+from uplink import outbox
+import settings
+from uplink import service as uplink
 
 class Told(outbox.Outbox):
     def flush(self, now):

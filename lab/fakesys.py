@@ -17,7 +17,7 @@ os.environ.setdefault("FUSE_LIBRARY_NAME", "fuse3")
 
 import mfusepy
 
-from readiness import notify
+from onboard.to_pid1 import notify
 
 THROTTLED = "devices/platform/soc/soc:firmware/get_throttled"
 FILES = {

@@ -24,11 +24,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import uplink
-import wire
 from _log import get_logger
 from bus import KEEPALIVE, REMOTE_FIRST, REMOTE_MAX, Remote, pauses
-from outbox import Outbox
+from uplink import service as uplink
+from uplink import wire
+from uplink.outbox import Outbox
 
 CHOSEN = SimpleNamespace(UPLINK_TOPICS=(("wifi", "wifi/+"),), UPLINK_URGENT=("evt", "lost"))
 OUTBOX_SIZE = 1 << 30  # bytes

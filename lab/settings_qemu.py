@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import settings
-from rows import Service, WifiNetwork
+from tables.rows import Service, WifiNetwork
 
 HOSTNAME = "qemu"
 CONSOLE_LOGIN = "prompt"

@@ -17,8 +17,8 @@ from typing import Any
 from observations import printable
 from receiver import add_tls, remote_of
 
-import wire
 from bus import Remote
+from uplink import wire
 
 REPEAT = 2.0  # seconds; a board that is not there hears nothing, and hears the same command only once
 

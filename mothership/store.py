@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from wire import LONGEST, Batch
+from uplink.wire import LONGEST, Batch
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS board (

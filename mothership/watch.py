@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from observations import printable
 from receiver import add_tls, remote_of
 
-import wire
+from uplink import wire
 
 WHAT = ("state", "info", "up", "cmd", "diag")
 BELOW = ("sv/+", "res/+")  # these have a name of their own below them

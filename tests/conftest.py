@@ -21,9 +21,9 @@ hypothesis.settings.load_profile("stack")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import control  # noqa: E402
-import laptop  # noqa: E402
-import prompt  # noqa: E402
+from laptop import launcher as laptop  # noqa: E402
+from onboard import to_pid1  # noqa: E402
+from prompt import functions as prompt  # noqa: E402
 
 PYTHON = str(ROOT / ".venv" / "bin" / "python")
 MOSQUITTO = shutil.which("mosquitto", path=os.environ["PATH"] + ":/usr/sbin:/usr/local/sbin")
@@ -78,7 +78,7 @@ class Board:
         for name, text in (files or {}).items():
             (folder / "files" / name).write_text(text)
         command = [
-            PYTHON, str(ROOT / "laptop.py"), "--once", "--profile", str(self.profile), "--pid-file", str(self.pid_file),
+            PYTHON, str(ROOT / "laptop" / "launcher.py"), "--once", "--profile", str(self.profile), "--pid-file", str(self.pid_file),
             "--files", str(folder / "files"),
         ]  # fmt: skip
         command += ["--init", init] if init else []
@@ -100,12 +100,12 @@ class Board:
 
     def ask(self, op: str, **arguments: Any) -> Any:
         with self.as_its_root() as socket:
-            return control.ask(socket, {"op": op, **arguments})
+            return to_pid1.ask(socket, {"op": op, **arguments})
 
     @contextlib.contextmanager
     def as_its_root(self) -> Iterator[str]:
         """Be the board's root for the control socket, whose path this is: root outside is nobody there."""
-        folder = os.open(self.root / control.SOCKET.strip("/").rpartition("/")[0], os.O_PATH)
+        folder = os.open(self.root / to_pid1.SOCKET.strip("/").rpartition("/")[0], os.O_PATH)
         try:
             if os.getuid() == 0:
                 os.seteuid(laptop.FOREIGN_ROOT)
@@ -255,7 +255,7 @@ class Broker:
     def __init__(self, folder: Path) -> None:
         self.path = str(folder / "mqtt.sock")
         self.config = folder / "mosquitto.conf"
-        text = (ROOT / "mosquitto.conf").read_text().replace("/run/bus/mqtt.sock", self.path)
+        text = (ROOT / "data" / "mosquitto.conf").read_text().replace("/run/bus/mqtt.sock", self.path)
         self.config.write_text(text.replace("user root", "") if os.getuid() else text)
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -300,7 +300,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _own_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Records of PID 1's modules in pure tests go nowhere, and what they tell of is not told on this machine."""
     import _log
-    import events
+    from onboard import events
 
     monkeypatch.setattr(_log.sink, "console_level", -1)
     monkeypatch.setattr(events, "FILE", str(tmp_path / "events"))

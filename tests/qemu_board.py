@@ -10,7 +10,7 @@ import pytest
 from conftest import eventually, machines
 
 UPLINK = """
-from rows import Interface
+from tables.rows import Interface
 MODULES = (*MODULES, "dummy")
 INTERFACES = (*INTERFACES, Interface("uplink0", addresses=("10.77.0.1/24",), gateways=("10.77.0.254",), metric=900))
 NETLINK_BUFFER = 8192

@@ -17,7 +17,7 @@ from image import ssh_key
 
 MIB = 1024 * 1024
 FEW = """
-from rows import Service
+from tables.rows import Service
 MODULES = ("virtio_net",)
 DATA = ("LABEL=data", "/dev/vdb2")
 DATA_WAIT = 2.0
@@ -136,7 +136,8 @@ def test_good_ones_bad_ones_none_and_garbage(
     assert shell(board, "cat /etc/wpa_supplicant.conf") == WIFI.strip()
     chosen = board.python("""
 import sys; sys.path.insert(0, "/usr/lib/stack")
-import ssl, tables
+import ssl
+from tables import load as tables
 os.setgid(65534); os.setuid(65534)  # as the uplink runs
 ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(*tables.of_this_board().UPLINK_TLS[1:])
 result = tables.of_this_board().UPLINK_TLS[0]""")

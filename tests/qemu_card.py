@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT / "lab"))
 MIB = 1024 * 1024
 BOARD = ROOT / "buildroot" / "board"
 SERVICES = """
-from rows import Service
+from tables.rows import Service
 MODULES = ("virtio_net", "vfat")
 DATA = ("LABEL=data", "/dev/vda3")
 SERVICES = tuple(row for row in SERVICES if row.name in ("modules", "logd", "storage", "keeper", "syslogd", "dropbear"))

@@ -14,7 +14,7 @@ BURSTS, POINTS = 50, 40
 WRITE = f"""
 import sys
 sys.path.insert(0, "/usr/lib/stack")
-from outbox import Outbox
+from uplink.outbox import Outbox
 
 def written():
     os.sync()

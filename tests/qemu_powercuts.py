@@ -25,7 +25,7 @@ SECTOR, FLUSH, DISCARD = 512, 1, 4
 WRITER = r"""
 import hashlib, json, os, random, sys
 sys.path.insert(0, "/usr/lib/stack")
-from durable import write_atomically
+from base.files import write_atomically
 
 FOLDER, SLOTS = "/var/lib/files", 40
 console = os.open("/dev/console", os.O_WRONLY | os.O_NOCTTY)
@@ -64,7 +64,7 @@ while True:
 RECORDER = r"""
 import json, os, sys, time
 sys.path.insert(0, "/usr/lib/stack")
-from outbox import Outbox
+from uplink.outbox import Outbox
 
 console = os.open("/dev/console", os.O_WRONLY | os.O_NOCTTY)
 said = []
@@ -85,7 +85,7 @@ while True:
         box.acknowledged(gone[-1].number if gone else 0)
 """
 PROFILE = """
-from rows import Service
+from tables.rows import Service
 MODULES = ()
 DATA = ("LABEL=data",)
 SERVICES = tuple(row for row in SERVICES if row.name in ("logd", "storage", "keeper"))

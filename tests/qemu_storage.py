@@ -14,7 +14,7 @@ from conftest import eventually
 MIB = 1024 * 1024
 START = MIB  # where the partition begins
 FEW = """
-from rows import Service
+from tables.rows import Service
 MODULES = ("virtio_net",)
 DATA = ("LABEL=data", "/dev/vdb1")
 DATA_WAIT = 2.0

@@ -38,7 +38,7 @@ SERVICES = (
 LIFE = """#!/usr/bin/python3
 import json, os, sys, time
 sys.path.insert(0, "/usr/lib/stack")
-import control
+from onboard import to_pid1
 from sv import *
 print("life", json.dumps(json.load(open("/run/stack/boot.json"))), flush=True)
 for line in sys.stdin:
@@ -100,7 +100,7 @@ class Lives:
         return time.monotonic()
 
     def ask(self, op: str) -> float:
-        return self.act(f"control.ask(control.SOCKET, {{'op': {op!r}}})")
+        return self.act(f"to_pid1.ask(to_pid1.SOCKET, {{'op': {op!r}}})")
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +237,7 @@ def test_softdog_on_the_emulated_raspberry_pi(machine: Start) -> None:
     board.type(f"time.sleep({2 * TIMEOUT}); print('fed for', board()['watchdog']['timeout'])\n")
     board.wait_console(f"fed for {TIMEOUT}\n", 60)
     began = time.monotonic()
-    board.type("control.ask(control.SOCKET, {'op': 'turn'})\n")
+    board.type("to_pid1.ask(to_pid1.SOCKET, {'op': 'turn'})\n")
     assert board.event("SHUTDOWN", seconds=3 * TIMEOUT)["data"] == {"guest": True, "reason": "guest-reset"}
     assert time.monotonic() - began < TIMEOUT + MARGIN
     assert "softdog: Initiating system reboot" in board.console()

@@ -27,7 +27,7 @@ LATER = {
     "wlan8": f"channel=11\nssid2={NAMES[0]}\n" + "".join(f"bss=wlan8_{n}\nssid2={NAMES[n]}\n" for n in range(1, MANY)),
 }
 PROFILE = f"""
-from rows import WifiNetwork
+from tables.rows import WifiNetwork
 ap = lambda name, *after: Service("ap_" + name, ("ip", "netns", "exec", "ap", "hostapd", f"/etc/hostapd/{{name}}.conf"), after=after)
 SERVICES = tuple(row for row in SERVICES if row.name not in ("console", "ntpd", "klogd", "diagnostic"))
 SERVICES += tuple(ap(name, "radios") for name in {tuple(RADIOS)})
@@ -104,7 +104,7 @@ def ask(board: Any, command: str) -> str:
     return str(
         board.python(f"""
 import sys; sys.path.insert(0, "/usr/lib/stack")
-import supplicant
+from network import supplicant
 wire = supplicant.connect("/run/wpa_supplicant", "wlan0", "/run/test.ctl")
 wire.settimeout(5); wire.send({command.encode()!r}); result = wire.recv(65536).decode()
 os.unlink("/run/test.ctl")""")

@@ -25,10 +25,10 @@ from hypothesis import strategies as st
 
 import diagnostic
 import fakegps
-import supplicant
 import wifi_analyzer
 import wifi_scan
 from _log import counts, get_logger
+from network import supplicant
 
 
 # --- fakegps --------------------------------------------------------------------------------------------------------
@@ -68,7 +68,9 @@ def test_any_ssid_survives_the_round_trip(ssid: bytes) -> None:
 
 def test_recorded_answers() -> None:
     scans: list[list[dict[str, Any]]] = []
-    recording = wifi_scan.Recording(str(ROOT / "wifi_recording.txt"), lambda _source, points, whole: scans.append(points))
+    recording = wifi_scan.Recording(
+        str(ROOT / "data" / "wifi_recording.txt"), lambda _source, points, whole: scans.append(points)
+    )
     for turn in range(len(recording.answers) + 1):
         recording.turn(turn * wifi_scan.PERIOD)
     points = {point["bssid"]: point for scan in scans for point in scan}

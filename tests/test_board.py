@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from conftest import EMULATED, NO_NAMESPACES, PATIENCE, PYTHON, ROOT, Board, eventually
 
-from laptop import FOREIGN_ROOT
+from laptop.launcher import FOREIGN_ROOT
 
 Boot = Callable[..., Board]
 pytestmark = [pytest.mark.skipif(bool(NO_NAMESPACES), reason=NO_NAMESPACES), pytest.mark.timeout(120)]
@@ -71,7 +71,7 @@ def test_observations_flow_over_the_embedded_broker(boot: Boot) -> None:
     """What an ordinary user without mosquitto gets."""
     settings = (
         "BUS = '127.0.0.1:1883'\n"
-        "AMQTT = dict(argv=('{PYTHON}', '{LIB}/broker_amqtt.py'), ready='notify')\n"
+        "AMQTT = dict(argv=('{PYTHON}', '{LIB}/laptop/broker.py'), ready='notify')\n"
         "SERVICES = tuple(row._replace(**AMQTT) if row.name == 'broker' else row for row in SERVICES)"
     )
     board = boot("", base="SERVICES", settings=settings).up()
@@ -147,7 +147,7 @@ def processes() -> set[int]:
     for entry in filter(str.isdigit, os.listdir("/proc")):
         try:
             words = Path(f"/proc/{entry}/cmdline").read_bytes()
-            if b"laptop.py" in words or b"/stack/" in words:
+            if b"launcher.py" in words or b"/stack/" in words:
                 found.add(int(entry))
         except OSError:
             pass
@@ -177,7 +177,7 @@ def test_nothing_on_the_host_changes(tmp_path: Path) -> None:
     canary.write_text("still here")
     profile = tmp_path / "wild.py"
     profile.write_text(WILD)
-    command = [PYTHON, str(ROOT / "laptop.py"), "--seconds", f"{3 * PATIENCE}", "--profile", str(profile)]
+    command = [PYTHON, str(ROOT / "laptop" / "launcher.py"), "--seconds", f"{3 * PATIENCE}", "--profile", str(profile)]
     running = processes()
     for _ in range(3):
         before = snapshot(tmp_path)
@@ -247,7 +247,7 @@ class Terminal:
 
 
 def test_a_terminal_lands_in_the_prompt_and_leaving_it_halts_the_board(tmp_path: Path) -> None:
-    terminal = Terminal([PYTHON, str(ROOT / "laptop.py")])
+    terminal = Terminal([PYTHON, str(ROOT / "laptop" / "launcher.py")])
     terminal.expect(">>> ")
     terminal.type("len(stats_process())\n")
     terminal.expect("7\n>>> ")
@@ -270,7 +270,7 @@ def test_a_terminal_lands_in_the_prompt_and_leaving_it_halts_the_board(tmp_path:
 
 
 def test_reboot_in_the_prompt_boots_again(tmp_path: Path) -> None:
-    terminal = Terminal([PYTHON, str(ROOT / "laptop.py")])
+    terminal = Terminal([PYTHON, str(ROOT / "laptop" / "launcher.py")])
     terminal.expect(">>> ")
     terminal.type("reboot()\n")
     terminal.expect("functions: ")
@@ -280,7 +280,7 @@ def test_reboot_in_the_prompt_boots_again(tmp_path: Path) -> None:
 
 
 def test_ctrl_bracket_shuts_the_board_down_whatever_its_console_does(tmp_path: Path) -> None:
-    terminal = Terminal([PYTHON, str(ROOT / "laptop.py"), "--", "stack.skip=diagnostic"])
+    terminal = Terminal([PYTHON, str(ROOT / "laptop" / "launcher.py"), "--", "stack.skip=diagnostic"])
     terminal.expect(">>> ")
     terminal.type("[row['name'] for row in stats_process()]\n")
     terminal.expect("['logd', 'broker', 'prompt', 'fakegps', 'wifi_scan', 'wifi_analyzer']")
@@ -295,7 +295,7 @@ def test_ctrl_bracket_shuts_the_board_down_whatever_its_console_does(tmp_path: P
     reason="qemu-user catches signals that the kernel drops before PID 1 has a handler, and then waits for its own death",
 )
 def test_a_board_asked_to_end_before_it_listens_ends(tmp_path: Path) -> None:
-    command = [PYTHON, str(ROOT / "laptop.py"), "--seconds", "0.001"]
+    command = [PYTHON, str(ROOT / "laptop" / "launcher.py"), "--seconds", "0.001"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=30)
     assert done.returncode == 0, done.stderr
     wrong = subprocess.run([*command[:2], "--profile", "nowhere"], capture_output=True, text=True, check=False, timeout=30)
@@ -305,7 +305,7 @@ def test_a_board_asked_to_end_before_it_listens_ends(tmp_path: Path) -> None:
 def test_the_rescue_prompt_waits_for_somebody_who_types(tmp_path: Path) -> None:
     profile = tmp_path / "p.py"
     profile.write_text("SERVICES = ()\nRESCUE_TIMEOUT = 4.0")
-    terminal = Terminal([PYTHON, str(ROOT / "laptop.py"), "--profile", str(profile), "--once"])
+    terminal = Terminal([PYTHON, str(ROOT / "laptop" / "launcher.py"), "--profile", str(profile), "--once"])
     terminal.expect("rescue: press Enter")
     terminal.type("\n")
     terminal.expect(">>> ")
@@ -329,7 +329,7 @@ def test_the_sv_command(boot: Boot, tmp_path: Path) -> None:
         pytest.skip("this Python lies where the board's root, who is nobody here, may not run it")
 
     def sv(*words: str) -> Any:
-        command = [sys.executable, str(ROOT / "prompt.py"), *words]
+        command = [sys.executable, str(ROOT / "prompt" / "functions.py"), *words]
         return subprocess.run(
             command,
             capture_output=True,
@@ -365,8 +365,8 @@ def test_make_install_has_what_an_image_needs(tmp_path: Path) -> None:
     assert os.access(tmp_path / "sbin/stack.py", os.X_OK)
     assert (tmp_path / "sbin/stack.py").read_text().startswith("#!/usr/bin/python3 -ESB\n")
     library = tmp_path / "usr/lib/stack"
-    assert {"stack.py", "sv.py", "settings.py", "logd.py", "fakegps.py", "mosquitto.conf"} <= set(os.listdir(library))
-    assert "laptop.py" not in os.listdir(library)
+    assert {"stack.py", "sv.py", "settings.py", "services", "fakegps.py", "data"} <= set(os.listdir(library))
+    assert "launcher.py" not in os.listdir(library)
     flags = {path.name.split(".")[0]: path.read_bytes()[4] for path in (library / "__pycache__").glob("*.pyc")}
     assert flags["stack"] == 1, "unchecked hash"
     assert flags["settings"] == 3, "checked: the owner may edit it on the board"

@@ -9,10 +9,10 @@ from typing import Any
 from conftest import Board, eventually
 from test_process import EXIT_0, World, make, run
 
-import bootchart
-import control
-import prompt
 import stack
+from pid1 import control
+from prompt import bootchart
+from prompt import functions as prompt
 
 Boot = Callable[..., Board]
 LOG = [

@@ -12,12 +12,11 @@ from typing import Any
 
 import pytest
 from conftest import Board, eventually
-from test_wellformed import key
+from test_file_checks import key
 
-import bootfiles
 import diagnostic
-import storage
-import tables
+from services import bootfiles, storage
+from tables import load as tables
 
 KEY, OTHER = key().encode() + b"\n", key("ssh-ed25519", bytes(32)).encode() + b"\n"
 WIFI = b'network={\n    ssid="harbour"\n    psk="long enough"\n}\n'
@@ -277,7 +276,7 @@ def test_diagnostic_complains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 # --- a board ------------------------------------------------------------------------------------------------------------
 PLANT = """
-from rows import Service
+from tables.rows import Service
 from settings import BOOT, DROPBEAR
 BOOT_FILES = ('/dev/nothing',)
 BOOT_WAIT = 0.3

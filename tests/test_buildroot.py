@@ -236,7 +236,7 @@ def in_tree(target: Path, code: str, python: str = PYTHON) -> subprocess.Complet
     head = f"""
 import sys
 sys.path.insert(0, "{target}/usr/lib/stack")
-import tables
+from tables import load as tables
 tables.read_accounts.__defaults__ = ("{target}/etc",)
 """
     return run(python, "-ESB", "-c", head + code)

@@ -13,12 +13,15 @@ import pytest
 from conftest import Board, eventually
 
 import _log
-from cgroup import Cgroups, figures, memory_bytes
-from loop import Loop
-from process import Actions, Delays, Process
-from relatives import Relatives
-from rows import Service
-from spawn import ROOT, Spawner
+from onboard.cgroup_files import figures
+from pid1.cgroup import Cgroups
+from pid1.loop import Loop
+from pid1.process import Actions, Process
+from pid1.relatives import Relatives
+from pid1.spawn import Spawner
+from tables.accounts import ROOT
+from tables.rows import Delays, Service
+from tables.values import memory_bytes
 
 ROW = Service("one", ("true",), memory_max="64M", pids_max=20, cpu_weight=50)
 FILES = {

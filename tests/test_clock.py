@@ -13,9 +13,9 @@ from conftest import Board, eventually
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import clock
-import durable
-import seed
+from base import files
+from onboard import clock
+from services import seed
 
 BUILT = 1_800_000_000.0
 YEAR = 365.25 * 86400
@@ -289,12 +289,12 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatc
     monkeypatch.setattr(os, "rename", rename)
     path = tmp_path / "deep" / "file"
     for text in ("one", "two"):
-        durable.write_atomically(str(path), text, 0o600)
+        files.write_atomically(str(path), text, 0o600)
         assert (path.read_text(), stat.S_IMODE(path.stat().st_mode)) == (text, 0o600)
         assert calls == [f"fsync {path}.new", f"rename {text.encode()!r}", f"fsync {path.parent}"]
         calls.clear()
     (path.parent / "file.new").write_text("what a power cut has left")
-    durable.write_atomically(str(path), b"\xff")
+    files.write_atomically(str(path), b"\xff")
     assert path.read_bytes() == b"\xff"
     assert os.listdir(path.parent) == ["file"]
 

@@ -12,9 +12,9 @@ from conftest import Board, eventually
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from commands import LONGEST, UNKNOWN, Commands
-from control import SVError
-from outbox import REMEMBERED, Outbox
+from onboard.to_pid1 import SVError
+from uplink.commands import LONGEST, UNKNOWN, Commands
+from uplink.outbox import REMEMBERED, Outbox
 
 CLOCK = 1_800_000_000.0
 
@@ -156,13 +156,13 @@ def test_nothing_that_arrives_does_harm(tmp_path_factory: pytest.TempPathFactory
 ASKER = """
 import json, sys, time
 sys.path.insert(0, "/stack/lib/stack")
-import control
+from onboard import to_pid1
 found = {}
 for request in json.loads(sys.argv[1]):
     try:
-        control.ask(control.SOCKET, request)
+        to_pid1.ask(to_pid1.SOCKET, request)
         found[json.dumps(request)] = "done"
-    except control.SVError as error:
+    except to_pid1.SVError as error:
         found[json.dumps(request)] = str(error)
 print(json.dumps(list(found.values())), flush=True)
 time.sleep(1000)

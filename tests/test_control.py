@@ -13,9 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import control
-from control import Control, SVError
-from loop import Loop
+from onboard import to_pid1
+from onboard.to_pid1 import SVError
+from pid1 import control
+from pid1.control import Control
+from pid1.loop import Loop
 
 
 class Server:
@@ -143,4 +145,4 @@ def test_fuzz(server: Server, messages: list[bytes]) -> None:
 
 def test_ask_explains_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(SVError, match=r"cannot reach PID 1 at .*; is this the board"):
-        control.ask(str(tmp_path / "nobody"), {"op": "board"})
+        to_pid1.ask(str(tmp_path / "nobody"), {"op": "board"})

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import Board, eventually
 
-import events
+from onboard import events
 
 
 def numbers(above: int = 0) -> list[int]:

@@ -28,9 +28,9 @@ sys.path.insert(0, str(ROOT / "lab"))
 import fleet
 import fleet_boards
 
-import wire
 from bus import Bus
-from outbox import Outbox
+from uplink import wire
+from uplink.outbox import Outbox
 
 MESSAGES = int(os.environ.get("FUZZ", "5000"))  # of the flood against the receiver
 SEED = int(os.environ.get("FUZZ_SEED", "7"))

@@ -17,9 +17,9 @@ from conftest import PYTHON, ROOT, Broker, eventually
 from hypothesis import given
 from hypothesis import strategies as st
 
-import clock
 import fakegps
 import gps
+from onboard import clock
 
 # From u-blox's protocol specification (M8) and gpsd's NMEA.adoc.
 RMC = "GPRMC,083559.00,A,4717.11437,N,00833.91522,E,0.004,77.52,091202,,,A"

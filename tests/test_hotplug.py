@@ -18,11 +18,11 @@ from conftest import EMULATED, Board, eventually
 from hypothesis import given
 from hypothesis import strategies as st
 
-import devices
-import tables
-from control import SVError
-from rows import Rule, Service
-from templates import instance_row
+from onboard.to_pid1 import SVError
+from pid1.instances import instance_row
+from services import devices
+from tables import load as tables
+from tables.rows import Rule, Service
 
 IP = shutil.which("ip", path="/usr/sbin:/sbin:/usr/bin:/bin")
 HUB = "/devices/pci0000:00/0000:00:02.0/usb1/1-1"
@@ -219,7 +219,7 @@ def test_of_ended_instances_the_last_few_are_remembered(boot: Callable[..., Boar
 # --- a board --------------------------------------------------------------------------------------------------------
 needs_libudev = pytest.mark.skipif(not has_libudev(), reason="no libudev here, which pyudev needs")
 needs_ip = pytest.mark.skipif(IP is None or not has_libudev(), reason="no ip (iproute2) or no libudev here")
-HOTPLUG = "Service('hotplug', ('{PYTHON}', '{LIB}/hotplug.py')),"
+HOTPLUG = "Service('hotplug', ('{PYTHON}', '-P', '{LIB}/services/hotplug.py'), env=(('PYTHONPATH', '{PYTHONPATH}'),)),"
 KEEPER = "Service('keep@', ('sleep', '1000')),"
 RULES = """RULES = (
     Rule("net", properties=(("INTERFACE", "dev*"),), start="keep@{interface}"),
@@ -349,7 +349,7 @@ def test_one_modprobe_for_all_and_one_that_hangs_is_ended(boot: Callable[..., Bo
 def test_a_rule_publishes(boot: Callable[..., Board]) -> None:
     listen = "Service('ear', ('{PYTHON}', '{LIB}/bus.py', 'device/#'), after=('broker',)),"
     rules = 'RULES = (Rule("net", "*", (("INTERFACE", "dev*"),), publish="device/{interface}"),)'
-    board = boot("BROKER," + listen + HOTPLUG, settings="from settings_laptop import BROKER\n" + rules).up()
+    board = boot("BROKER," + listen + HOTPLUG, settings="from profiles.laptop import BROKER\n" + rules).up()
     eventually(lambda: started(board), 20)
     eventually(lambda: board.stats("ear")["state"] == "running")
 

@@ -15,9 +15,9 @@ from types import ModuleType
 import pytest
 from conftest import EMULATED, PATIENCE, Board, eventually
 
-import control
-import laptop
-from control import SVError
+from laptop import launcher as laptop
+from onboard import to_pid1
+from onboard.to_pid1 import SVError
 
 Boot = Callable[..., Board]
 SLEEP = "Service('s', ('sleep', '1000'))"
@@ -625,10 +625,10 @@ def test_only_root_acts(boot: Boot) -> None:
         try:
             os.setresuid(laptop.FOREIGN_ROOT + 7, laptop.FOREIGN_ROOT + 7, laptop.FOREIGN_ROOT + 7)
             near = f"/proc/self/fd/{folder}/control"
-            assert control.ask(near, {"op": "stats"})[1]["name"] == "s"
+            assert to_pid1.ask(near, {"op": "stats"})[1]["name"] == "s"
             for op in ("stop", "start", "restart", "signal", "run", "reload", "reboot", "halt", "poweroff"):
                 try:
-                    control.ask(near, {"op": op, "name": "s", "signal": 9, "argv": ["true"]})
+                    to_pid1.ask(near, {"op": op, "name": "s", "signal": 9, "argv": ["true"]})
                 except SVError as error:
                     assert "only root may" in str(error), error
                 else:
@@ -725,7 +725,7 @@ os.kill(os.getpid(), 9)
 def test_descriptors_sent_to_pid_1_do_not_make_it_wait(prepared: Boot) -> None:
     """A TCP socket with SO_LINGER whose last reference PID 1 drops would hold it for the linger time."""
     board = prepared(
-        f"Service('r', ('python3', '/test/rights.py', '{control.SOCKET}', '5'), restart='never'),", {"rights.py": RIGHTS}
+        f"Service('r', ('python3', '/test/rights.py', '{to_pid1.SOCKET}', '5'), restart='never'),", {"rights.py": RIGHTS}
     ).up()
     eventually(lambda: "done" in board.log("r"))
     board.wait_state("r", "stopped")
@@ -736,7 +736,7 @@ def test_descriptors_that_come_all_the_same_are_disarmed() -> None:
     """What kernels before 6.16 let through."""
     import struct
 
-    import syscalls
+    from base import syscalls
 
     listener = socket.create_server(("127.0.0.1", 0))
     one = socket.create_connection(listener.getsockname())
@@ -810,7 +810,19 @@ start_services""".split()
 
 INJECT = """
 import sys; sys.path.insert(0, "/stack/lib/stack")
-import stack, sv, process, loop, control, spawn, logpipe, readiness, rescue, watchdog, relatives, ending
+import stack
+import sv
+from pid1 import process
+from pid1 import loop
+from onboard import to_pid1
+from pid1 import control
+from pid1 import spawn
+from pid1 import log_pipes
+from pid1 import readiness
+from pid1 import rescue
+from pid1 import watchdog
+from pid1 import relatives
+from onboard import boot_ends
 target, attribute, limit = {target}, {attribute!r}, {limit}
 real, count = getattr(target, attribute), 0
 def broken(*arguments, **named):

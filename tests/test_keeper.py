@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from conftest import Board, eventually
 
-import bootrecord
-import ending
-import prompt
-from control import SVError
-from durable import write_atomically
+from base.files import write_atomically
+from onboard import boot_ends
+from onboard.to_pid1 import SVError
+from prompt import functions as prompt
+from services import boots
 
 Boot = Callable[..., Board]
 PANIC = "Panic#1 Part1\n<6>[    7.1] sysrq: Trigger a crash\n<0>[    7.2] Kernel panic - not syncing: sysrq triggered crash\n"
@@ -33,24 +33,24 @@ class Lives:
         self.dog.parent.mkdir(parents=True)
         self.uptime = 0.0
         for name in ("RECORD", "ENDING", "STUCK"):
-            monkeypatch.setattr(ending, name, str(self.run / name))
-        monkeypatch.setattr(bootrecord, "PSTORE", str(self.pstore))
-        monkeypatch.setattr(bootrecord, "WATCHDOGS", str(folder / "class"))
+            monkeypatch.setattr(boot_ends, name, str(self.run / name))
+        monkeypatch.setattr(boots, "PSTORE", str(self.pstore))
+        monkeypatch.setattr(boots, "WATCHDOGS", str(folder / "class"))
         clock = SimpleNamespace(time=lambda: 1.8e9, monotonic=lambda: self.uptime)
-        monkeypatch.setattr(bootrecord, "time", clock)
+        monkeypatch.setattr(boots, "time", clock)
 
     def boot(self) -> dict[str, Any]:
         self.run.mkdir(exist_ok=True)
         for path in self.run.iterdir():
             path.unlink()
         self.uptime = 0.0
-        bootrecord.restore(self.disk)
-        return ending.read(ending.RECORD)
+        boots.restore(self.disk)
+        return boot_ends.read(boot_ends.RECORD)
 
     def end(self, cause: str, reason: str = "asked", after: float = 100.0) -> None:
         self.uptime = after
-        ending.tell(ending.ENDING, {"cause": cause, "reason": reason})
-        bootrecord.save(self.disk)
+        boot_ends.tell(boot_ends.ENDING, {"cause": cause, "reason": reason})
+        boots.save(self.disk)
 
 
 @pytest.fixture
@@ -78,15 +78,15 @@ def test_ends_that_were_asked_for_are_counted(lives: Lives) -> None:
 def test_no_word_is_a_power_cut(lives: Lives) -> None:
     lives.boot()
     lives.uptime = 4000.0
-    bootrecord.save(lives.disk)
+    boots.save(lives.disk)
     assert last(lives.boot())[0] == "unknown"
 
 
 def test_a_keeper_that_is_restarted_is_no_boot(lives: Lives) -> None:
     assert lives.boot()["number"] == 1
-    bootrecord.save(lives.disk)
-    bootrecord.restore(lives.disk)
-    assert ending.read(ending.RECORD)["number"] == 1
+    boots.save(lives.disk)
+    boots.restore(lives.disk)
+    assert boot_ends.read(boot_ends.RECORD)["number"] == 1
 
 
 def test_the_dogs_own_word(lives: Lives) -> None:
@@ -103,7 +103,7 @@ def test_the_dogs_own_word(lives: Lives) -> None:
 def test_pid_1s_stack_is_a_word_too(lives: Lives) -> None:
     """Most drivers do not say that they have reset the board."""
     lives.boot()
-    bootrecord.stuck(lives.disk, 'Timeout!\n  File "/x.py", line 7 in hang\n')
+    boots.stuck(lives.disk, 'Timeout!\n  File "/x.py", line 7 in hang\n')
     record = lives.boot()
     assert last(record)[0] == "watchdog"
     assert "in hang" in record["last_end"]["stack"]
@@ -114,8 +114,8 @@ def test_pid_1s_stack_is_a_word_too(lives: Lives) -> None:
 @pytest.mark.parametrize("at_once", [False, True])
 def test_pid_1_that_goes_on_takes_it_back(lives: Lives, at_once: bool) -> None:
     lives.boot()
-    for text in ["Timeout!\n" + ending.RECOVERED] if at_once else ["Timeout!\n", ending.RECOVERED]:
-        bootrecord.stuck(lives.disk, text)
+    for text in ["Timeout!\n" + boot_ends.RECOVERED] if at_once else ["Timeout!\n", boot_ends.RECOVERED]:
+        boots.stuck(lives.disk, text)
     assert last(lives.boot())[0] == "unknown"
     assert "Timeout!" in Path(lives.disk, "pid1.late").read_text()
 
@@ -126,7 +126,7 @@ def test_a_panic_is_moved_from_pstore(lives: Lives) -> None:
     (lives.pstore / "console-ramoops-0").write_text("not ours\n")
     record = lives.boot()
     assert last(record) == ("panic", "Kernel panic - not syncing: sysrq triggered crash")
-    assert record["last_end"]["panic"] == (PANIC[PANIC.index("Kernel panic") :] + "y" * 10_000)[: bootrecord.MOST]
+    assert record["last_end"]["panic"] == (PANIC[PANIC.index("Kernel panic") :] + "y" * 10_000)[: boots.MOST]
     assert os.listdir(lives.pstore) == ["console-ramoops-0"]
     assert os.listdir(f"{lives.disk}/pstore") == ["000001-dmesg-ramoops-0"]
 
@@ -145,10 +145,10 @@ def test_panics_are_bounded_in_number_and_size(lives: Lives) -> None:
         (lives.pstore / "dmesg-erst-1").write_text("x" * 200_000 + "\n" + PANIC)
     lives.boot()
     kept = sorted(Path(lives.disk, "pstore").iterdir())
-    assert len(kept) == bootrecord.DUMPS
+    assert len(kept) == boots.DUMPS
     assert kept[-1].name.startswith("000012-")
-    assert max(path.stat().st_size for path in kept) <= bootrecord.DUMP_SIZE
-    assert last(ending.read(ending.RECORD))[0] == "panic"
+    assert max(path.stat().st_size for path in kept) <= boots.DUMP_SIZE
+    assert last(boot_ends.read(boot_ends.RECORD))[0] == "panic"
 
 
 def test_an_escalation_is_remembered_until_a_boot_has_lived_for_an_hour(lives: Lives) -> None:
@@ -160,7 +160,7 @@ def test_an_escalation_is_remembered_until_a_boot_has_lived_for_an_hour(lives: L
     lives.end("reboot", after=3000.0)
     assert not lives.boot()["may_escalate"], "none of them has lived for long"
     lives.uptime = 3601.0
-    bootrecord.save(lives.disk)  # the hourly one
+    boots.save(lives.disk)  # the hourly one
     assert lives.boot()["may_escalate"], "also after a power cut"
     lives.end("critical", after=5000.0)
     assert not lives.boot()["may_escalate"]
@@ -175,7 +175,7 @@ def test_a_boot_that_ended_early_without_a_word_may_have_escalated(lives: Lives)
     lives.end("reboot", after=100.0)
     assert not lives.boot()["may_escalate"]
     lives.uptime = 3601.0
-    bootrecord.save(lives.disk)
+    boots.save(lives.disk)
     assert lives.boot()["may_escalate"]
 
 
@@ -188,10 +188,10 @@ def test_a_disk_that_cannot_be_written_allows_none(lives: Lives, monkeypatch: py
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(bootrecord, "write_atomically", full)
+        patch.setattr(boots, "write_atomically", full)
         with pytest.raises(OSError, match="No space"):
             lives.boot()
-        record = ending.read(ending.RECORD)
+        record = boot_ends.read(boot_ends.RECORD)
         assert (record["may_escalate"], last(record)[0]) == (False, "panic"), "but it is told"
         assert (lives.pstore / "dmesg-ramoops-0").exists(), "and kept where it is"
 

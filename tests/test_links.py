@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import links
-from links import Action, Lease, Links, Seen, State
-from netrows import NetworkDelays
-from rows import Interface
+from network import links
+from network.links import Action, Lease, Links, Seen, State
+from tables.rows import Interface, NetworkDelays
 
 DELAYS = NetworkDelays()
 LEASE = Lease("192.0.2.50/24", "192.0.2.1", ("192.0.2.53",), "example.org", 600.0)

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, eventually
 
-from logpipe import LogPipes
-from loop import Loop
+from pid1.log_pipes import LogPipes
+from pid1.loop import Loop
 
 
 class Daemon:
@@ -42,7 +42,7 @@ class Daemon:
         channel = self.pipes.connect()
         fd = channel.fileno()
         words = [f"--{name}={value}" for name, value in self.options.items()]
-        command = [sys.executable, "-SB", str(ROOT / "logd.py"), *words]
+        command = [sys.executable, "-SBP", str(ROOT / "services" / "logd.py"), *words]
         self.process = subprocess.Popen(command, preexec_fn=lambda: os.dup2(fd, 3), close_fds=False)  # noqa: PLW1509
         channel.close()
         self.pipes.flush(0.0)

@@ -35,7 +35,7 @@ from locate import DEGREE, Located, distance
 from observations import Observation, observations
 from store import News, Store
 
-import wire
+from uplink import wire
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here, and only root can install it")

@@ -32,10 +32,10 @@ import receiver
 from receiver import Receiver, Share
 from store import News, Store, Unavailable
 
-import wire
 from bus import Remote, Tls
-from outbox import Outbox
-from uplink import Sender
+from uplink import wire
+from uplink.outbox import Outbox
+from uplink.service import Sender
 
 NO_POSTGRES = why_no_postgres()
 needs_postgres = pytest.mark.skipif(bool(NO_POSTGRES), reason=NO_POSTGRES or "-")

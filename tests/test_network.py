@@ -24,10 +24,10 @@ from typing import Any
 import pytest
 from conftest import NO_NAMESPACES, PYTHON, ROOT, Board, Broker, eventually
 
-import prompt
-import supplicant
-from control import SVError
-from rows import WifiNetwork
+from network import supplicant
+from onboard.to_pid1 import SVError
+from prompt import functions as prompt
+from tables.rows import WifiNetwork
 
 BUSYBOX = shutil.which("busybox")
 UDHCPD = (
@@ -44,10 +44,10 @@ pytestmark = [
 ]
 RUN = """
 import sys; sys.path.insert(0, {root!r})
-import tables
+from tables import load as tables
 chosen = tables.load({{"stack.profile": {profile!r}}})
 assert not chosen.rejected, chosen.rejected
-import network
+from network import service as network
 network.of_this_board = lambda: chosen
 network.RUN = {run!r}
 network.main()
@@ -554,7 +554,7 @@ def test_online_is_what_the_mothership_acknowledges(lab: Lab, broker: Broker) ->
 # --- on a board -------------------------------------------------------------------------------------------------------
 def test_a_board_shows_its_network_in_the_prompt(boot: Callable[..., Board]) -> None:
     """stack.py as PID 1, network.py its service, without any broker."""
-    row = "Service('network', ('{PYTHON}', '{LIB}/network.py')),"
+    row = "Service('network', ('{PYTHON}', '-P', '{LIB}/network/service.py'), env=(('PYTHONPATH', '{PYTHONPATH}'),)),"
     settings = "from rows import *\nINTERFACES = (Interface('eth0', addresses=('10.7.0.5/24',), gateways=('10.7.0.1',)), Interface('usb0', metric=7))"
     board = boot(row, settings=settings).up()
     enter = ["nsenter", f"--target={board.pid}", "--net", *(["--user", "--preserve-credentials"] if os.getuid() else [])]

@@ -13,8 +13,8 @@ from conftest import PYTHON, ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import outbox
-from outbox import DELAY, FOREIGN, RETRY, Outbox
+from uplink import outbox
+from uplink.outbox import DELAY, FOREIGN, RETRY, Outbox
 
 GIVE_UP = ("diag", "wifi", "evt")
 
@@ -95,7 +95,7 @@ def test_a_window_is_bounded_by_number_and_by_size(lab: Lab) -> None:
 
 WRITER = """
 import sys; sys.path.insert(0, {root!r})
-from outbox import Outbox
+from uplink.outbox import Outbox
 box = Outbox(sys.argv[1], 1 << 30, 0, (), print)
 number = 0
 while True:

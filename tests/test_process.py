@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from process import Actions, Delays, Process, State, describe, signal_number
-from rows import Service
+from pid1.process import Actions, Process, State, describe
+from tables.rows import Delays, Service
+from tables.values import signal_number
 
 EXIT_0, EXIT_1, EXIT_7, EXIT_125 = 0, 1 << 8, 7 << 8, 125 << 8
 KILLED = int(signal.SIGKILL)
@@ -174,7 +175,7 @@ def test_back_off_doubles_to_its_cap_and_a_good_run_resets_it() -> None:
 
 
 def test_jitter_shortens_a_wait_by_a_quarter_at_most() -> None:
-    from process import jitter
+    from pid1.process import jitter
 
     assert all(0.75 <= jitter() <= 1.0 for _ in range(1000))
 

@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT / "mothership"))
 
 from send import command
 
-import wire
+from uplink import wire
 
 pytestmark = pytest.mark.skipif(MOSQUITTO is None, reason="no mosquitto here, and only root can install it")
 
@@ -25,11 +25,11 @@ pytestmark = pytest.mark.skipif(MOSQUITTO is None, reason="no mosquitto here, an
 BOARD = """
 import json, select, sys, time
 sys.path.insert(0, sys.argv[1])
-import wire
+from uplink import wire
 from bus import Remote
-from commands import Commands
-from control import SVError
-from outbox import Outbox
+from uplink.commands import Commands
+from onboard.to_pid1 import SVError
+from uplink.outbox import Outbox
 
 def ask(request):
     print("ASKED", json.dumps(request), flush=True)

@@ -15,16 +15,13 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-import clock
-import lean
-import mounts
-import rescue
 import stack
-import syscalls
-import tables
-import teardown
-from rows import Mount
-from syscalls import Reboot
+from base import stdlib, syscalls
+from base.syscalls import Reboot
+from onboard import clock, mounts
+from pid1 import rescue, teardown
+from tables import load as tables
+from tables.rows import Mount
 
 TABLE = """
 MOUNTS = (
@@ -95,7 +92,7 @@ class Recorder:
             monkeypatch.setattr(ends, "reboot", self.reboot)
         monkeypatch.setattr(teardown, "mounted", lambda: self.mounts[::-1])
         monkeypatch.setattr(stack, "write_file", self.note("write"))
-        monkeypatch.setattr(lean.socket, "sethostname", self.note("sethostname"))
+        monkeypatch.setattr(stdlib.socket, "sethostname", self.note("sethostname"))
         for name in ("symlink", "sync"):
             monkeypatch.setattr(os, name, self.note(name))
         monkeypatch.setattr(mounts, "set_owner", lambda path, mode, uid, gid: self.note("own")(path, f"{mode:o}", uid, gid))
@@ -276,7 +273,7 @@ def test_the_plan_is_in_start_order(tmp_path: Path) -> None:
 def test_tables_of_the_fallback_are_enough_for_a_rescue_prompt() -> None:
     board = tables.Tables()
     row = board.rescue
-    assert row.argv[1].endswith("/prompt.py")
+    assert row.argv[2].endswith("/prompt/functions.py")
     assert all(isinstance(mount, Mount) for mount in board.MOUNTS)
 
 

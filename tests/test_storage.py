@@ -15,10 +15,10 @@ import pytest
 from conftest import Board, eventually
 
 import diagnostic
-import ending
-import storage
-import tables
-from rows import Directory, Mount
+from onboard import boot_ends
+from services import storage
+from tables import load as tables
+from tables.rows import Directory, Mount
 
 MKE2FS = shutil.which("mke2fs", path=os.environ["PATH"] + ":/usr/sbin:/sbin")
 
@@ -188,7 +188,7 @@ def test_whatever_happens_the_service_ends_well_and_leaves_a_record(monkeypatch:
 
     records: list[dict[str, Any]] = []
     monkeypatch.setattr(storage.Storage, "bring_up", fails)
-    monkeypatch.setattr(ending, "tell", lambda path, record: records.append(record))
+    monkeypatch.setattr(boot_ends, "tell", lambda path, record: records.append(record))
     storage.main(["LABEL=data"])
     assert records[0]["notes"] == ["ZeroDivisionError: nobody has thought of it"]
     assert records[0]["what"] == ["tmpfs"]

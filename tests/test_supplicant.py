@@ -12,9 +12,9 @@ from conftest import PYTHON, ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import durable
-import supplicant
-from rows import WifiNetwork
+from base import files
+from network import supplicant
+from tables.rows import WifiNetwork
 
 WPA_SUPPLICANT = shutil.which("wpa_supplicant", path=os.environ["PATH"] + ":/usr/sbin:/sbin")
 ROWS = (
@@ -66,7 +66,7 @@ def test_a_file_is_the_old_one_or_the_new_one_and_a_secret_stays_one(first: str,
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "deep", "x.conf")
         for text in (first, second):
-            durable.write_atomically(str(path), text.encode("utf-8", "replace").decode(), 0o600)
+            files.write_atomically(str(path), text.encode("utf-8", "replace").decode(), 0o600)
             assert path.stat().st_mode & 0o777 == 0o600
         assert os.listdir(path.parent) == ["x.conf"]
 

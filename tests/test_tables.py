@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import tables
-from rows import Device, Directory, Mount, Service
+from tables import accounts
+from tables import load as tables
+from tables.rows import Device, Directory, Mount, Service
 
 
 def load(tmp_path: Path, text: str, **options: str) -> tables.Tables:
@@ -259,7 +260,7 @@ def test_row_types_are_like_named_tuples() -> None:
 def test_accounts_come_from_the_files(tmp_path: Path) -> None:
     (tmp_path / "passwd").write_text("app:x:1000:1001::/:/bin/sh\nbroken line\nworse:x:a:b\n")
     (tmp_path / "group").write_text("gpio:x:997:app\nbroken\n")
-    users, groups = tables.read_accounts(str(tmp_path))
+    users, groups = accounts.read_accounts(str(tmp_path))
     assert (users["app"].uid, users["app"].gid, groups["gpio"]) == (1000, 1001, 997)
     assert "worse" not in users
 

@@ -27,10 +27,10 @@ sys.path.insert(0, str(ROOT / "mothership"))
 from receiver import Receiver
 from store import Store
 
-import wire
 from bus import Remote, Tls
-from outbox import Outbox
-from uplink import ASK_FIRST, ASK_MAX, SILENCE, UNREAD, WINDOW, Sender
+from uplink import wire
+from uplink.outbox import Outbox
+from uplink.service import ASK_FIRST, ASK_MAX, SILENCE, UNREAD, WINDOW, Sender
 
 # --- the format --------------------------------------------------------------------------------------------------------
 RECORDS = [(18, "wifi", {"a": [1, "é"]}), (20, "evt", None)]
@@ -318,9 +318,9 @@ BOARD = """
 import os, sys, time; sys.path.insert(0, {root!r})
 import select
 from bus import Remote
-from outbox import Outbox
-from uplink import Sender
-import wire
+from uplink.outbox import Outbox
+from uplink.service import Sender
+from uplink import wire
 from bus import Remote, Tls
 box = Outbox(sys.argv[1], 1 << 30, 0, (), print)
 remote = Remote("b1", (sys.argv[2],), (wire.topic("b1", "ack"),))

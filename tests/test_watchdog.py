@@ -15,17 +15,17 @@ import pytest
 from conftest import Board, eventually
 from test_process import World
 
-import ending
-import loop as loop_module
-import prompt
-import teardown
-from control import SVError
-from loop import Loop
-from process import Delays, Process
-from rows import Service
-from syscalls import Reboot
-from tables import FALLBACK, load
-from watchdog import DUMP_AT, RETRY_MAX, Device, Watchdog
+from base.syscalls import Reboot
+from onboard import boot_ends
+from onboard.to_pid1 import SVError
+from pid1 import loop as loop_module
+from pid1 import teardown
+from pid1.loop import Loop
+from pid1.process import Process
+from pid1.watchdog import DUMP_AT, RETRY_MAX, Device, Watchdog
+from prompt import functions as prompt
+from tables.load import FALLBACK, load
+from tables.rows import Delays, Service
 
 Boot = Callable[..., Board]
 
@@ -92,7 +92,7 @@ class FakeInit:
 @pytest.fixture
 def init(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     for name in ("RECORD", "ENDING", "STUCK"):
-        monkeypatch.setattr(ending, name, str(tmp_path / name))
+        monkeypatch.setattr(boot_ends, name, str(tmp_path / name))
     monkeypatch.setattr(teardown, "file_systems", lambda: ["/run", "/"])
     yield FakeInit
     faulthandler.cancel_dump_traceback_later()
@@ -141,7 +141,7 @@ def test_a_board_without_one_has_no_deadline(init: Any) -> None:
     one = init(WATCHDOG="")
     one.watchdog.open(0.0)
     assert one.watchdog.next_deadline() is None
-    assert not os.path.exists(ending.STUCK)
+    assert not os.path.exists(boot_ends.STUCK)
 
 
 def test_a_reload_may_change_its_timeout(init: Any) -> None:
@@ -155,7 +155,7 @@ def test_a_reload_may_change_its_timeout(init: Any) -> None:
 def test_a_loop_that_stands_still_feeds_nothing_and_its_stack_goes_to_the_keeper(init: Any) -> None:
     one = init(WATCHDOG_TIMEOUT=0.3)
     one.watchdog.open(time.monotonic())
-    reader = os.open(ending.STUCK, os.O_RDONLY | os.O_NONBLOCK)
+    reader = os.open(boot_ends.STUCK, os.O_RDONLY | os.O_NONBLOCK)
 
     def written() -> str:
         try:
@@ -171,7 +171,7 @@ def test_a_loop_that_stands_still_feeds_nothing_and_its_stack_goes_to_the_keeper
     assert "in stand_still\n" in text
     one.watchdog.tick(time.monotonic())
     assert one.dog.life == [0.3, "fed", "fed"], "it goes on"
-    assert written() == ending.RECOVERED
+    assert written() == boot_ends.RECOVERED
     os.close(reader)
 
 
@@ -211,7 +211,7 @@ def test_a_driver_that_comes_too_late_for_that_is_fed_for_the_shutdown_alone(ini
 def test_before_that_the_record_of_boots_decides(init: Any, record: dict[str, Any], allowed: bool) -> None:
     one = init(CRITICAL_INTERVAL=3600.0)
     if record:
-        ending.tell(ending.RECORD, record)
+        boot_ends.tell(boot_ends.RECORD, record)
     one.watchdog.open(0.0)
     one.ill = "the broker keeps failing"
     one.watchdog.escalate(one.ill, 5.0)

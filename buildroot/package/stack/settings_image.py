@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import settings
-from rows import Directory, Service
+from tables.rows import Directory, Service
 
 _LEFT_OUT = "".split()  # names of services; stack.mk writes here what the menu left out
 CONSOLE_LOGIN = "off"  # nobody has a password here; "prompt": whoever holds the cable is root

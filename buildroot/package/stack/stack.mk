@@ -22,8 +22,8 @@ STACK_LEFT_OUT = \
 	$(if $(BR2_PACKAGE_STACK_UPLINK),,uplink)
 
 define STACK_BUILD_CMDS
-	cp $(STACK_PKGDIR)/settings_image.py $(@D)/
-	$(SED) 's/^_LEFT_OUT = .*/_LEFT_OUT = "$(strip $(STACK_LEFT_OUT))".split()/' $(@D)/settings_image.py
+	cp $(STACK_PKGDIR)/settings_image.py $(@D)/profiles/image.py
+	$(SED) 's/^_LEFT_OUT = .*/_LEFT_OUT = "$(strip $(STACK_LEFT_OUT))".split()/' $(@D)/profiles/image.py
 endef
 
 # The host's Python is of the target's version: the byte code fits.

@@ -1,0 +1,1 @@
+"""What everything stands on: cheap imports, system calls, files."""

@@ -1,0 +1,1 @@
+"""The board in namespaces of a laptop."""

@@ -1,0 +1,25 @@
+"""The broker of a laptop without mosquitto: amqtt from PyPI, on loopback TCP, inside the board's own network namespace."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+from amqtt.broker import Broker
+
+from onboard.to_pid1 import notify
+
+
+async def serve() -> None:
+    """Listen where $BUS says, and say so when it does."""
+    config = {
+        "listeners": {"default": {"type": "tcp", "bind": os.environ["BUS"]}},
+        "plugins": {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}},
+    }
+    await Broker(config).start()
+    notify("READY=1")
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve())

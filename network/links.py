@@ -1,0 +1,429 @@
+"""The state machine of each network interface: what the kernel, DHCP and the mothership say goes in, actions come out.
+
+Pure: no I/O, no clock. `now` is time.monotonic(), in seconds. network.py carries the actions out.
+An action that did not succeed is asked for again, because what the kernel shows still differs from what we want.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from tables.rows import Interface, NetworkDelays
+
+NAMESERVERS = 3  # what a resolver reads (`man 5 resolv.conf`, MAXNS)
+
+
+class State(enum.StrEnum):
+    """From nothing to a mothership that answers."""
+
+    ABSENT = "absent"  # the kernel has no such interface
+    DOWN = "down"  # it is there and not raised
+    NO_CARRIER = "no carrier"  # no cable, no peer; or Wi-Fi without networks to join
+    ASSOCIATING = "associating"  # Wi-Fi: wpa_supplicant is looking for an access point, or exchanges keys
+    ADDRESSING = "addressing"  # frames pass; no address yet
+    LOCAL = "local"  # it has an address
+    ONLINE = "online"  # the mothership has acknowledged something that went this way
+
+    @property
+    def carries(self) -> bool:
+        """Whether frames pass."""
+        return self in (State.ADDRESSING, State.LOCAL, State.ONLINE)
+
+    @property
+    def addressed(self) -> bool:
+        """Whether it has an address."""
+        return self in (State.LOCAL, State.ONLINE)
+
+
+class Seen(NamedTuple):
+    """What the kernel says of an interface."""
+
+    ifindex: int
+    up: bool  # raised (IFF_UP)
+    carrier: bool  # operstate UP: of Wi-Fi, keys and all (RFC 2863)
+    addresses: tuple[str, ...] = ()  # global ones that may be used: "192.0.2.5/24"
+    routes: tuple[tuple[str, int], ...] = ()  # default routes: gateway ("" for none), metric
+    dynamic: tuple[str, ...] = ()  # those of the IPv4 addresses that expire: a lease of ours, of this life or an earlier one
+
+
+class Lease(NamedTuple):
+    """What a DHCP server has given us (RFC 2131)."""
+
+    address: str  # "192.0.2.5/24"
+    gateway: str = ""
+    nameservers: tuple[str, ...] = ()
+    domain: str = ""
+    seconds: float | None = None  # None: for ever
+
+
+# --- actions: what network.py does for us ---------------------------------------------------------------------------
+class Configure(NamedTuple):
+    """Set the kernel's switches of a new interface: router advertisements and their metric."""
+
+    name: str
+
+
+class Raise(NamedTuple):
+    """`ip link set NAME up`."""
+
+    name: str
+
+
+class Solicit(NamedTuple):
+    """Ask the routers for an advertisement now (RFC 4861, 4.1): the kernel does not repeat what it heard before us."""
+
+    name: str
+
+
+class StartDhcp(NamedTuple):
+    """Start a DHCP client; the next one for this interface comes after a StopDhcp, or after its own end."""
+
+    name: str
+
+
+class StopDhcp(NamedTuple):
+    """End it, whatever it does."""
+
+    name: str
+
+
+class AddAddress(NamedTuple):
+    """Add an address, or renew its life."""
+
+    name: str
+    address: str
+    seconds: float | None  # after which the kernel itself takes it away, should we be dead by then
+
+
+class RemoveAddress(NamedTuple):
+    """Take one of ours away."""
+
+    name: str
+    address: str
+
+
+class AddRoute(NamedTuple):
+    """The default route of a family."""
+
+    name: str
+    gateway: str
+    metric: int
+    source: str  # our address there: the route goes with it; "" for none
+
+
+class RemoveRoute(NamedTuple):
+    """Take one of ours away."""
+
+    name: str
+    gateway: str
+    metric: int
+
+
+class Reassociate(NamedTuple):
+    """First rung."""
+
+    name: str
+
+
+class RestartSupplicant(NamedTuple):
+    """Second rung."""
+
+    name: str
+
+
+class ReloadModule(NamedTuple):
+    """Third rung."""
+
+    name: str
+
+
+class Reboot(NamedTuple):
+    """Last rung."""
+
+    name: str
+
+
+Action = (
+    Configure | Raise | Solicit | StartDhcp | StopDhcp | AddAddress | RemoveAddress | AddRoute | RemoveRoute
+    | Reassociate | RestartSupplicant | ReloadModule | Reboot
+)  # fmt: skip
+RUNGS = (Reassociate, RestartSupplicant, ReloadModule, Reboot)
+
+
+def host(address: str) -> str:
+    """`192.0.2.5/24` without its prefix length."""
+    return address.partition("/")[0]
+
+
+def family(address: str) -> int:
+    """4 or 6."""
+    return 6 if ":" in address else 4
+
+
+class Link:
+    """One interface."""
+
+    def __init__(
+        self, row: Interface, now: float, delays: NetworkDelays, may_reboot: Callable[[float], bool], *, networks: bool
+    ) -> None:
+        self.row = row
+        self.name = row.name
+        self.delays = delays
+        self.joins = row.wifi and networks  # Wi-Fi that has somewhere to go
+        self.state = State.ABSENT
+        self.since = now
+        self.seen: Seen | None = None
+        self.lease: Lease | None = None
+        self.rdnss: dict[str, float] = {}  # nameservers from router advertisements, and until when (RFC 8106)
+        self.ladder = Ladder(row.name, delays, may_reboot)
+        self.proven: float | None = None  # when the mothership's last acknowledgement came this way
+        self.local_since = now
+        self.client = False  # whether a DHCP client runs
+        self._client_due = now  # the next one
+        self._expires: float | None = None  # the lease
+        self._overdue: float | None = None  # the client should have renewed it, or got one
+        self._configured = 0  # the index that our switches were set for
+        self._owned: set[str] = set()  # addresses that we added
+        self._routed: set[str] = set()  # gateways
+        self._renew: set[str] = set()  # addresses whose life has changed
+        self._tried: dict[Action | str, float] = {}
+
+    # --- events -----------------------------------------------------------------------------------------------------
+    def observe(self, seen: Seen | None, now: float) -> list[Action]:
+        """The kernel has been asked; None where it has no such interface."""
+        if seen is None or (self.seen is not None and seen.ifindex != self.seen.ifindex):
+            self._owned.clear()  # what it had went with it
+            self._routed.clear()
+            self._tried.clear()
+            self.rdnss.clear()
+        self.seen = seen
+        return list(self._settle(now))
+
+    def leased(self, lease: Lease | None, now: float) -> list[Action]:
+        """The DHCP client has got or renewed a lease; None where it lost it (NAK, expiry)."""
+        if not self.client:
+            return []  # the last words of one that we have ended
+        self.lease = lease
+        self._tried.clear()
+        self._expires = self._overdue = None
+        if lease is None:
+            self._overdue = now + self.delays.DHCP_TIMEOUT
+        else:
+            self._renew.add(lease.address)
+            if lease.seconds is not None:
+                self._expires = now + lease.seconds
+                self._overdue = now + lease.seconds * 15 / 16  # T2 is at 7/8: half of the time to rebind is over
+        return list(self._settle(now))
+
+    def client_ended(self, now: float) -> list[Action]:
+        """The DHCP client has died by itself. The lease lives on: another client will renew it."""
+        self.client = False
+        self._client_due = now + self.delays.NETWORK_RETRY
+        return list(self._settle(now))
+
+    def advertised(self, servers: dict[str, float], now: float) -> list[Action]:
+        """A router has named nameservers, each with its lifetime in seconds; 0 takes it back."""
+        for server, seconds in servers.items():
+            self.rdnss[server] = now + seconds
+        return list(self._settle(now))
+
+    def acknowledged(self, sent: float, now: float) -> list[Action]:
+        """The mothership's acknowledgement came while this interface carried the default route; `sent`: monotonic time."""
+        if self.state.addressed and self.local_since < sent <= now + 1.0:
+            self.proven = now
+        return list(self._settle(now))
+
+    def tick(self, now: float) -> list[Action]:
+        """Whatever is due."""
+        return list(self._settle(now))
+
+    # --- what follows -----------------------------------------------------------------------------------------------
+    def _judge(self, now: float) -> State:
+        if self.seen is None:
+            return State.ABSENT
+        if not self.seen.up:
+            return State.DOWN
+        if not self.seen.carrier:
+            return State.ASSOCIATING if self.joins else State.NO_CARRIER
+        if not self.seen.addresses:
+            return State.ADDRESSING
+        fresh = self.proven is not None and now - self.proven < self.delays.ONLINE_TIMEOUT
+        return State.ONLINE if fresh else State.LOCAL
+
+    def _settle(self, now: float) -> Iterator[Action]:
+        if self._expires is not None and now >= self._expires:
+            self.lease = self._expires = None
+        state, raised = self._judge(now), False
+        if state is not self.state:
+            entered, before = state, self.state
+            self.state, self.since = state, now
+            if entered.addressed and not before.addressed:
+                self.local_since = now
+            if not entered.addressed:
+                self.proven = None
+            raised = entered.carries and not before.carries
+            if raised:
+                self._tried.clear()
+        yield from self._link(now)  # the metric of the routers' routes comes before their advertisements
+        if raised and "ra" in self.row.addresses:
+            yield Solicit(self.name)
+        yield from self._dhcp(now)
+        yield from self._addresses(now)
+        yield from self._routes(now)
+        if self.joins:
+            yield from self.ladder.climb(state, now)
+
+    def _link(self, now: float) -> Iterator[Action]:
+        if self.seen is not None and self._configured != self.seen.ifindex:
+            self._configured = self.seen.ifindex
+            yield Configure(self.name)
+        if self.seen is not None and not self.seen.up and self._may_try(Raise(self.name), now):
+            yield Raise(self.name)
+
+    def _dhcp(self, now: float) -> Iterator[Action]:
+        wanted = self.state.carries and "dhcp" in self.row.addresses
+        if self.client and (not wanted or (self._overdue is not None and now >= self._overdue)):
+            self.client = False
+            self._client_due = now
+            yield StopDhcp(self.name)
+        if not wanted:
+            self.lease = self._expires = self._overdue = None  # it may be another network when the carrier is back
+        elif not self.client and now >= self._client_due:
+            self.client = True
+            self._overdue = now + self.delays.DHCP_TIMEOUT
+            yield StartDhcp(self.name)
+
+    def _addresses(self, now: float) -> Iterator[Action]:
+        wanted: dict[str, float | None] = {}
+        if self.state.carries:
+            wanted = {address: None for address in self.row.addresses if "/" in address}
+            if self.lease is not None:
+                wanted[self.lease.address] = None if self._expires is None else self._expires - now
+        there = self.seen.addresses if self.seen is not None else ()
+        mine = set(self._owned)
+        if self.seen is not None and "dhcp" in self.row.addresses and (self.lease is not None or not self.state.carries):
+            mine.update(self.seen.dynamic)  # until then, what an earlier life of ours left behind goes on
+        for address in sorted(mine - wanted.keys()):
+            self._owned.discard(address)
+            yield RemoveAddress(self.name, address)
+        for address, seconds in wanted.items():
+            if address in self._renew or (address not in there and self._may_try(address, now)):
+                self._renew.discard(address)
+                self._owned.add(address)
+                yield AddAddress(self.name, address, seconds)
+        self._renew.clear()
+
+    def _routes(self, now: float) -> Iterator[Action]:
+        sources: dict[str, str] = {}
+        there = self.seen.addresses if self.seen is not None else ()
+        if self.state.carries:
+            fixed = {family(address): host(address) for address in reversed(self.row.addresses) if "/" in address}
+            sources = {gateway: fixed.get(family(gateway), "") for gateway in self.row.gateways}
+            if self.lease is not None and self.lease.gateway and self.lease.address in there:
+                sources.setdefault(self.lease.gateway, host(self.lease.address))
+        for gateway in sorted(self._routed - sources.keys()):
+            self._routed.discard(gateway)
+            yield RemoveRoute(self.name, gateway, self.row.metric)
+        routes = self.seen.routes if self.seen is not None else ()
+        for gateway, source in sources.items():
+            if source and not any(host(address) == source for address in there):
+                continue  # the kernel does not take a source that it does not have; it will tell us when it has
+            action = AddRoute(self.name, gateway, self.row.metric, source)
+            if (gateway, self.row.metric) not in routes and self._may_try(action, now):
+                self._routed.add(gateway)
+                yield action
+
+    def _may_try(self, what: Action | str, now: float) -> bool:
+        """Whether it was not tried just now."""
+        last = self._tried.get(what)
+        if last is not None and now < last + self.delays.NETWORK_RETRY:
+            return False
+        self._tried[what] = now
+        return True
+
+    # --- looks ------------------------------------------------------------------------------------------------------
+    def nameservers(self, now: float) -> list[str]:
+        """Those of the row, then DHCP's, then the routers'; a link-local one with its zone (RFC 4007)."""
+        found = [*self.row.nameservers, *(self.lease.nameservers if self.lease else ())]
+        found += [server for server, until in self.rdnss.items() if until > now]
+        return [f"{one}%{self.name}" if one.lower().startswith("fe80:") else one for one in found]
+
+
+class Ladder:
+    """What is done for a Wi-Fi interface that stays down, one rung after the other."""
+
+    def __init__(self, name: str, delays: NetworkDelays, may_reboot: Callable[[float], bool]) -> None:
+        self.name = name
+        self._may_reboot = may_reboot
+        self.rung = 0  # how many have been climbed
+        self._steady = delays.LADDER_STEADY
+        self._delays = (delays.LADDER_REASSOCIATE, delays.LADDER_SUPPLICANT, delays.LADDER_MODULE, delays.LADDER_REBOOT)
+        self._trouble: float | None = None  # since when
+        self._good: float | None = None  # since when
+
+    def climb(self, state: State, now: float) -> Iterator[Action]:
+        """The next rung, where it is due. An interface that is absent has only the driver's module to try."""
+        if state.addressed:
+            self._good = now if self._good is None else self._good
+            if now - self._good >= self._steady:
+                self._trouble, self.rung = None, 0
+            return
+        self._good = None
+        self._trouble = now if self._trouble is None else self._trouble
+        while self.rung < len(RUNGS) and now - self._trouble >= self._delays[self.rung]:
+            action = RUNGS[self.rung](self.name)
+            self.rung += 1
+            if isinstance(action, ReloadModule) or (state is not State.ABSENT and self._allowed(action, now)):
+                yield action
+                break
+        if self.rung == len(RUNGS):
+            self.rung, self._trouble = 0, now
+
+    def _allowed(self, action: Action, now: float) -> bool:
+        return not isinstance(action, Reboot) or self._may_reboot(now)
+
+
+class Links:
+    """All interfaces of the board."""
+
+    def __init__(self, rows: tuple[Interface, ...], now: float, delays: NetworkDelays, *, networks: bool = True,
+                 reboot_after: float = 0.0) -> None:  # fmt: skip
+        self.links = {row.name: Link(row, now, delays, self._may_reboot, networks=networks) for row in rows}
+        self.delays = delays
+        self.reboot_after = reboot_after  # monotonic: the ladder does not reboot the board before
+
+    def __getitem__(self, name: str) -> Link:
+        return self.links[name]
+
+    def tick(self, now: float) -> list[Action]:
+        """Whatever is due, of all interfaces."""
+        return [action for link in self.links.values() for action in link.tick(now)]
+
+    def acknowledged(self, sent: float, now: float) -> list[Action]:
+        """An acknowledgement proves the interface that carries the default route."""
+        link = self.preferred()
+        return link.acknowledged(sent, now) if link else []
+
+    def _may_reboot(self, now: float) -> bool:
+        """Not within an hour of the last one, and not where it would cut off another interface that works."""
+        if now < self.reboot_after or any(link.state.addressed for link in self.links.values()):
+            return False
+        self.reboot_after = now + self.delays.REBOOT_INTERVAL
+        return True
+
+    def preferred(self) -> Link | None:
+        """The interface with the default route that the kernel takes: that of the lowest metric."""
+        metrics = {}
+        for link in self.links.values():
+            if link.state.addressed and link.seen and link.seen.routes:
+                metrics[link.name] = min(metric for _, metric in link.seen.routes)
+        return self.links[min(metrics, key=lambda name: metrics[name])] if metrics else None
+
+    def resolver(self, now: float) -> tuple[list[str], list[str]]:
+        """Nameservers and search domains, those of the preferred interface first."""
+        links = sorted((link for link in self.links.values() if link.state.addressed), key=lambda link: link.row.metric)
+        servers = [server for link in links for server in link.nameservers(now)]
+        domains = [link.lease.domain for link in links if link.lease and link.lease.domain]
+        return list(dict.fromkeys(servers))[:NAMESERVERS], list(dict.fromkeys(domains))

@@ -1,0 +1,1 @@
+"""What any process of the board may know and ask."""

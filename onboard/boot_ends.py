@@ -1,0 +1,45 @@
+"""What PID 1 and the keeper tell each other about ends: how the last boot ended, how this one does, where PID 1 is stuck.
+
+All of it is in /run, which is memory: PID 1 never waits for a disk. What survives is services/boots.py's.
+"""
+
+from __future__ import annotations
+
+import os
+
+from base.stdlib import TYPE_CHECKING, json
+
+if TYPE_CHECKING:
+    from typing import Any
+
+RECORD = "/run/stack/boot.json"  # the keeper's, for everybody: this boot's number, how the last one ended, how often each
+ENDING = "/run/stack/ending.json"  # PID 1's, for the keeper: how this boot ends
+STUCK = "/run/stack/stuck"  # a FIFO from PID 1 to the keeper: its stack, when it has been stuck for long
+RECOVERED = "PID 1 goes on\n"  # the word in it that takes all this back
+
+
+def read(path: str) -> dict[str, Any]:
+    """One of these files; empty where there is none."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            found = json.loads(file.read())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def tell(path: str, facts: dict[str, Any]) -> None:
+    """Write one of these files: a reader finds all of it or nothing."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(f"{path}.new", "w", encoding="utf-8") as file:
+        file.write(json.dumps(facts) + "\n")
+    os.rename(f"{path}.new", path)
+
+
+def open_stuck() -> int:
+    """PID 1's end of the FIFO. Opened for both ways it keeps what is written until a keeper comes, and never blocks."""
+    os.makedirs(os.path.dirname(STUCK), exist_ok=True)
+    if os.path.lexists(STUCK):
+        os.unlink(STUCK)
+    os.mkfifo(STUCK, 0o600)
+    return os.open(STUCK, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)

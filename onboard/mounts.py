@@ -1,0 +1,63 @@
+"""What the tables say of the file tree becomes system calls: mounts, nodes, folders, and small files of the kernel's."""
+
+from __future__ import annotations
+
+import os
+from errno import EBUSY
+
+from base.stdlib import TYPE_CHECKING
+from base.syscalls import MOUNT_FLAGS, mount, mount_options
+from tables.accounts import Account
+
+if TYPE_CHECKING:
+    from tables.load import Tables
+    from tables.rows import Device, Directory, Mount
+
+
+def mount_row(row: Mount) -> None:
+    """Mount one row; what is mounted already is fine. A bind takes its other flags only in a second step (`man 2 mount`)."""
+    flags, data = mount_options(row.options)
+    if not flags & MOUNT_FLAGS["remount"]:
+        os.makedirs(row.target, exist_ok=True)
+    try:
+        mount(row.source, row.target, row.fstype, flags, data)
+        if flags & MOUNT_FLAGS["bind"] and flags & ~(MOUNT_FLAGS["bind"] | MOUNT_FLAGS["rec"]):
+            mount("", row.target, "", flags | MOUNT_FLAGS["remount"], "")
+    except OSError as error:
+        if error.errno != EBUSY or flags & MOUNT_FLAGS["remount"]:  # a remount's EBUSY says that it could not
+            raise
+
+
+def make_device(row: Device) -> None:
+    if os.path.lexists(row.path):
+        return
+    os.makedirs(os.path.dirname(row.path), exist_ok=True)
+    if row.kind == "link":
+        os.symlink(row.target, row.path)
+    else:
+        kind = 0o020000 if row.kind == "c" else 0o060000  # S_IFCHR, S_IFBLK
+        os.mknod(row.path, kind | row.mode, os.makedev(row.major, row.minor))
+        os.chmod(row.path, row.mode)
+
+
+def make_directory(row: Directory, tables: Tables) -> None:
+    os.makedirs(row.path, exist_ok=True)
+    user = tables.expand(row.user) or "root"
+    account = tables.accounts.get(user) or Account(int(user), -1)
+    set_owner(row.path, row.mode, *((account.uid, account.gid) if account.mapped else (-1, -1)))
+
+
+def set_owner(path: str, mode: int, uid: int, gid: int) -> None:
+    """Mode and owner of a folder, through a descriptor: whoever owns the folder above may have put a link in its place."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fchmod(fd, mode)
+        os.fchown(fd, uid, gid)
+    finally:
+        os.close(fd)
+
+
+def write_file(path: str, text: str) -> None:
+    """A line to a file of /proc: without its end, kernel.printk_devkmsg answers EINVAL."""
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text + "\n")

@@ -1,0 +1,316 @@
+"""One service as a state machine: what we want of it, what it is doing, and what happens next.
+
+Events are methods that take the time as an argument; nothing here sleeps, waits or reads a clock. What touches the
+kernel comes in through `Actions`, so that every state meets every event in the tests.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from errno import errorcode
+
+import _log
+from base.stdlib import TYPE_CHECKING, signal
+from tables.rows import Delays, Service
+from tables.values import signal_number
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+HOPELESS_FAILURES = 3
+FAILURES_KEPT = 100
+
+
+class State:
+    """What a process is doing. `wanted` says beside it what we asked for."""
+
+    STOPPED = "stopped"  # no process, and none is due
+    WAITING = "waiting"  # its `after` are not ready yet; starts anyway at the deadline
+    STARTING = "starting"  # has a pid, has not said that it is ready; taken as it is at the deadline
+    RUNNING = "running"  # has a pid; with a watchdog, killed at the deadline
+    BACKOFF = "backoff"  # died or could not start; started again at the deadline
+    STOPPING = "stopping"  # asked to end, or left relatives behind; all of them are killed at the deadline
+    ALL = (STOPPED, WAITING, STARTING, RUNNING, BACKOFF, STOPPING)
+    ALIVE = (STARTING, RUNNING, STOPPING)
+
+
+class Actions:
+    """What a process does to the world; the tests give it lists instead."""
+
+    def spawn(self, process: Process) -> int:
+        """Start the program and return its pid, or raise OSError."""
+        raise NotImplementedError
+
+    def kill(self, process: Process, number: int) -> None:
+        """Send a signal to the whole group, and to relatives that left it."""
+        raise NotImplementedError
+
+    def lingers(self, process: Process) -> bool:
+        """Whether anything that the service started is still alive, apart from a main process already reaped."""
+        raise NotImplementedError
+
+    def failed(self, process: Process, now: float) -> None:
+        """Tell whoever wants to know that it ended unasked, or could not start."""
+
+
+def jitter() -> float:
+    """Between 0.75 and 1: services that failed together should not come back together."""
+    return 1 - (time.monotonic_ns() >> 10 & 255) / 1024  # not os.urandom: early in a boot it may wait for the kernel's pool
+
+
+class Process:
+    """A service row and its life."""
+
+    def __init__(self, row: Service, actions: Actions, delays: Delays, *, jitter: Callable[[], float] = jitter) -> None:
+        self.row = row
+        self.actions = actions
+        self.delays = delays
+        self.jitter = jitter
+        self.transient = False  # came from start_process("a command line"), not from the table
+        self.removed = False  # no longer in the table: forgotten as soon as it has stopped
+        self.state = State.STOPPED
+        self.wanted = False
+        self.pid: int | None = None  # the main process, until it is reaped
+        self.ready = False
+        self.late = False  # its ready timeout has passed: nobody waits for it any more
+        self.done = False  # a ready="exit" job that ended well
+        self.asked = False  # its end was asked for: not a failure
+        self.ran = 0.0  # how long the last main process lived
+        self.since = 0.0  # entered its state
+        self.started = 0.0  # last launch
+        self.first_start = self.first_ready = 0.0  # of this boot, for its chart; 0: not yet
+        self.deadline: float | None = None
+        self.delay = delays.BACKOFF_FIRST
+        self.failures = 0  # early deaths in a row
+        self.failed: list[float] = []  # when it ended without being asked, or did not start: the last ones
+        self.restarts = 0
+        self.total_runtime = 0.0
+        self.last_exit: str | None = None  # "exit 1", "signal KILL", "No such file or directory: ..."
+        self.status = ""  # its own words, sd_notify's STATUS=
+
+    # --- events ---------------------------------------------------------------------------------------------------
+    def start(self, now: float) -> None:
+        """We want it to run. It starts when SV says `go`: once its `after` are ready."""
+        self.wanted = True
+        if self.state in (State.STOPPED, State.BACKOFF):
+            self.failed.clear()
+            self.start_over(now)
+
+    def go(self, now: float) -> None:
+        """What it waits for is ready."""
+        if self.state == State.WAITING:
+            self._launch(now)
+
+    def stop(self, now: float) -> None:
+        """We do not want it any more: its stop signal and CONT (a stopped process cannot obey), and KILL at the deadline."""
+        self.wanted = False
+        self.asked = True
+        self.failed.clear()
+        if self.state in (State.WAITING, State.BACKOFF):
+            self._enter(State.STOPPED, now)
+        elif self.state in (State.STARTING, State.RUNNING):
+            self._ask_to_stop(now)
+
+    def restart(self, now: float) -> None:
+        """Stop it, and start it again as soon as all of it is gone."""
+        self.stop(now)
+        self.wanted = True
+        if self.state == State.STOPPED:
+            self.start(now)
+
+    def exited(self, status: int, now: float, failure: OSError | None = None, cause: str = "") -> None:
+        """Its main process was reaped with this wait status; `failure` is why it never came to its exec, `cause` what is
+        known about its death besides."""
+        if self.pid is None:
+            return
+        self.pid = None
+        self.last_exit = explain(failure) if failure else describe(status) + cause
+        self.ran = now - self.started
+        self.total_runtime += self.ran
+        if self.state in (State.STARTING, State.RUNNING):
+            _log.info(f"{self.row.name}: died, {self.last_exit}, after {self.ran:.1f} s")
+            code = os.waitstatus_to_exitcode(status)
+            if self.row.ready == "exit" and code == 0:
+                self.done = True
+                self.wanted = False
+            elif not self._restarts(code):
+                self.wanted = False
+            if self.wanted or code not in (0, 125):
+                self.actions.failed(self, now)
+        if self.actions.lingers(self):
+            if self.state != State.STOPPING:
+                _log.warning(f"{self.row.name}: left processes behind, stopping them")
+                self._ask_to_stop(now)
+        else:
+            self._gone(now)
+
+    def relative_exited(self, now: float) -> None:
+        """Something that may have been its child died; after the main process, the last one to go ends the stop."""
+        if self.state == State.STOPPING and self.pid is None and not self.actions.lingers(self):
+            self._gone(now)
+
+    def notified(self, message: dict[str, str], now: float) -> None:
+        """A datagram on its $NOTIFY_SOCKET (`man 3 sd_notify`): READY, STATUS, STOPPING, WATCHDOG."""
+        if "STATUS" in message:
+            self.status = "".join(char if char.isprintable() else "?" for char in message["STATUS"][:200])
+        if self.state not in (State.STARTING, State.RUNNING):
+            return
+        if message.get("READY") == "1":
+            self.became_ready(now)
+        if message.get("WATCHDOG") == "1" and self.state == State.RUNNING and self.row.watchdog:
+            self.deadline = now + self.row.watchdog
+        if message.get("WATCHDOG") == "trigger":
+            self._bark(now)
+        elif message.get("STOPPING") == "1":
+            self.status = self.status or "stopping by itself"
+
+    def became_ready(self, now: float) -> None:
+        """It said so, or its path appeared."""
+        if self.state == State.STARTING:
+            self._is_ready(now)
+            self._enter(State.RUNNING, now, self.row.watchdog or None)
+        elif self.state == State.RUNNING:
+            self._is_ready(now)
+
+    def tick(self, now: float) -> None:
+        """Its deadline has come."""
+        if self.deadline is None or now < self.deadline:
+            return
+        name = self.row.name
+        if self.state == State.WAITING:
+            if self.row.after:
+                _log.warning(f"{name}: still waits for {', '.join(self.row.after)}; starts without")
+            self._launch(now)
+        elif self.state == State.STARTING:
+            _log.warning(f"{name}: not ready after {self.row.ready_timeout:g} s; those that wait for it go on")
+            self.late = True
+            self._enter(State.RUNNING, now, self.row.watchdog or None)
+        elif self.state == State.RUNNING:
+            self._bark(now)
+        elif self.state == State.BACKOFF:
+            self._enter(State.WAITING, now, self.delays.AFTER_TIMEOUT)
+        elif self.state == State.STOPPING and self.pid is None and not self.actions.lingers(self):
+            self._gone(now)  # the last of it died without our hearing of it
+        elif self.state == State.STOPPING:
+            self._kill(now)
+        elif self.wanted:  # SV's start of it failed
+            self.start_over(now)
+
+    # --- how others see it ----------------------------------------------------------------------------------------
+    @property
+    def settled(self) -> bool:
+        """Whether those that wait for it may go on: it is ready, late, or not meant to run."""
+        return self.ready or self.late or (self.state == State.STOPPED and not self.wanted)
+
+    def dies_young(self, now: float) -> bool:
+        """Whether it has failed several times in a row and has not lived long since."""
+        return self.failures >= HOPELESS_FAILURES and self.runtime(now) < self.delays.SV_COOLDOWN
+
+    def keeps_failing(self, now: float, times: int, window: float) -> bool:
+        """Whether it has failed so many times in this window, and does not seem to have recovered."""
+        recent = sum(now - at <= window for at in self.failed)
+        return self.wanted and recent >= min(times, FAILURES_KEPT) and self.runtime(now) < self.delays.SV_COOLDOWN
+
+    def runtime(self, now: float) -> float:
+        """Seconds since the launch of the process that is there now."""
+        return now - self.started if self.pid is not None else 0.0
+
+    # --- how it gets from one state to the next -------------------------------------------------------------------
+    def _enter(self, state: str, now: float, timeout: float | None = None) -> None:
+        _log.debug(f"{self.row.name}: {self.state} -> {state}")
+        self.state = state
+        self.since = now
+        self.deadline = None if timeout is None else now + timeout
+        if state in (State.WAITING, State.BACKOFF, State.STOPPING):
+            self.ready = self.late = False
+
+    def _launch(self, now: float) -> None:
+        self.restarts += self.started > 0
+        self.started = now
+        self.ready = self.late = self.done = self.asked = False
+        self.ran = 0.0
+        self.status = ""
+        try:
+            self.pid = self.actions.spawn(self)
+        except Exception as error:  # whatever keeps it from starting, it is tried again, with back-off
+            self.last_exit = explain(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+            _log.warning(f"{self.row.name}: cannot start, {self.last_exit}")
+            self.actions.failed(self, now)
+            if self.row.restart == "never":
+                self.wanted = False
+            self._gone(now)
+            return
+        _log.info(f"{self.row.name}: started, pid {self.pid}")
+        if self.row.ready:
+            self._enter(State.STARTING, now, self.row.ready_timeout)
+        else:
+            self._is_ready(now)
+            self._enter(State.RUNNING, now, self.row.watchdog or None)
+
+    def _is_ready(self, now: float) -> None:
+        self.ready = True
+        self.first_ready = self.first_ready or now
+
+    def _restarts(self, code: int) -> bool:
+        if code == 125 or self.row.restart == "never":
+            return False
+        # A signal that asks politely is a clean end too, as systemd has it.
+        clean = code in (0, -signal.SIGHUP, -signal.SIGINT, -signal.SIGTERM, -signal.SIGPIPE)
+        return self.row.restart == "always" or not clean
+
+    def _ask_to_stop(self, now: float) -> None:
+        self.actions.kill(self, signal_number(self.row.stop_signal))
+        self.actions.kill(self, signal.SIGCONT)
+        self._enter(State.STOPPING, now, self.row.stop_timeout)
+
+    def _bark(self, now: float) -> None:
+        _log.error(f"{self.row.name}: no WATCHDOG=1 for {self.row.watchdog:g} s, killed")
+        self._kill(now)
+
+    def _kill(self, now: float) -> None:
+        if self.state == State.STOPPING and now - self.since >= self.row.stop_timeout:
+            _log.warning(f"{self.row.name}: did not stop in time, killed")
+        self.actions.kill(self, signal.SIGKILL)
+        self._enter(State.STOPPING, now, self.delays.KILL_RETRY)
+
+    def _gone(self, now: float) -> None:
+        """Nothing of it is left: what next?"""
+        if not self.wanted:
+            self._enter(State.STOPPED, now)
+            self.ready = self.done
+            if self.done:
+                self._is_ready(now)
+            return
+        if self.asked:
+            self.start_over(now)
+            return
+        self.failed = [*self.failed[1 - FAILURES_KEPT :], now]
+        if self.ran and self.ran >= self.delays.SV_COOLDOWN:
+            self.failures = 0
+            self.start_over(now)
+        else:
+            self.failures += 1
+            self._enter(State.BACKOFF, now, self.delay * self.jitter())
+            self.delay = min(2 * self.delay, self.delays.BACKOFF_MAX)
+
+    def start_over(self, now: float) -> None:
+        """Start it as soon as what it waits for is ready, with the shortest back-off ahead of it."""
+        self.delay = self.delays.BACKOFF_FIRST
+        self._enter(State.WAITING, now, self.delays.AFTER_TIMEOUT)
+
+
+def explain(error: OSError) -> str:
+    """An OSError for people, its errno first: "ENOENT no such program: gpsd"."""
+    name = errorcode.get(error.errno or 0, "error")
+    return f"{name} {error.strerror}: {error.filename}" if error.filename else f"{name} {error.strerror}"
+
+
+def describe(status: int) -> str:
+    """A wait status for people: "exit 1", "signal KILL"."""
+    if not os.WIFSIGNALED(status):
+        return f"exit {os.WEXITSTATUS(status)}"
+    number = os.WTERMSIG(status)
+    names = (n[3:] for n in dir(signal) if n[:3] == "SIG" and n[3] != "_" and getattr(signal, n) == number)
+    return f"signal {next(names, number)}"

@@ -1,0 +1,145 @@
+"""How a service says that it is ready: a datagram on its own notify socket, or a path that appears."""
+
+from __future__ import annotations
+
+import os
+
+import _log
+from base.stdlib import TYPE_CHECKING, socket
+from base.syscalls import (
+    IN_CLOSE_WRITE,
+    IN_CREATE,
+    IN_MOVED_TO,
+    IN_ONLYDIR,
+    inotify_add_watch,
+    inotify_init,
+    receive,
+    refuse_rights,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pid1.loop import Loop
+    from pid1.process import Process
+
+
+FOLDER = "/run/stack/notify"
+
+
+class NotifySockets:
+    """The sd_notify protocol (`man 3 sd_notify`) on a socket for each service.
+
+    With one socket for all, a message would have to be traced from its sender's pid to a service, which fails for a
+    sender that has died since. Here only the service's own user can write to its socket.
+    """
+
+    def __init__(self, loop: Loop, folder: str = FOLDER) -> None:
+        self._loop = loop
+        self._folder = folder
+        self._sockets: dict[str, socket.socket] = {}
+
+    def prepare(self, process: Process, uid: int, deliver: Callable[[Process, dict[str, str], float], None]) -> str:
+        """Make (or empty, for a new life of the service) its socket, and return its path for $NOTIFY_SOCKET."""
+        name = process.row.name
+        path = f"{self._folder}/{name}"
+        if name in self._sockets:
+            os.chown(path, uid, -1)  # the row may name another user by now
+            _drain(self._sockets[name])  # words of the predecessor
+            return path
+        os.makedirs(self._folder, exist_ok=True)
+        if os.path.lexists(path):
+            os.unlink(path)
+        kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        listener = socket.socket(socket.AF_UNIX, kind, 0)
+        refuse_rights(listener)
+        listener.bind(path)
+        os.chmod(path, 0o600)
+        os.chown(path, uid, -1)
+        self._sockets[name] = listener
+
+        def readable(now: float) -> None:
+            for message in _drain(listener, most=64):
+                deliver(process, parse_notification(message), now)
+
+        self._loop.watch(listener.fileno(), readable)
+        return path
+
+    def forget(self, name: str) -> None:
+        """The service left the table."""
+        if listener := self._sockets.pop(name, None):
+            self._loop.unwatch(listener.fileno())
+            listener.close()
+            os.unlink(f"{self._folder}/{name}")
+
+
+def parse_notification(message: bytes) -> dict[str, str]:
+    """`KEY=value` lines; what is not one is left out."""
+    pairs = (line.partition("=") for line in message.decode("utf-8", "replace").splitlines())
+    return {key: value for key, equals, value in pairs if equals}
+
+
+def _drain(listener: socket.socket, most: int = 1000) -> list[bytes]:
+    messages: list[bytes] = []
+    try:
+        while len(messages) < most:
+            messages.append(receive(listener, 4096)[0])
+    except BlockingIOError:
+        pass
+    return messages
+
+
+class PathWatch:
+    """Services that are ready when a path appears. inotify(7) runs only while somebody waits."""
+
+    def __init__(self, loop: Loop, appeared: Callable[[Process, float], None]) -> None:
+        self._loop = loop
+        self._appeared = appeared
+        self._waiting: dict[str, tuple[Process, tuple[int, int] | None]] = {}
+        self._fd = -1
+
+    def expect(self, process: Process) -> None:
+        """Just before the start: a path that its predecessor left behind does not count."""
+        self._waiting[process.row.name] = (process, _identity(process.row.ready))
+        try:
+            if self._fd < 0:
+                self._fd = inotify_init()
+                self._loop.watch(self._fd, self.check)
+            self._arm(process.row.ready)
+        except OSError as error:
+            _log.warning(f"{process.row.name}: cannot watch {process.row.ready}, {error}; it counts as ready when late")
+
+    def cancel(self, process: Process) -> None:
+        """It is ready, late or dead."""
+        self._waiting.pop(process.row.name, None)
+        if not self._waiting and self._fd >= 0:
+            self._loop.unwatch(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+
+    def check(self, now: float) -> None:
+        """Something changed in a folder on the way to a path."""
+        try:
+            while self._fd >= 0 and os.read(self._fd, 65536):
+                pass
+        except BlockingIOError:
+            pass
+        for process, before in list(self._waiting.values()):
+            self._arm(process.row.ready)
+            if _identity(process.row.ready) not in (None, before):
+                self.cancel(process)
+                self._appeared(process, now)
+
+    def _arm(self, path: str) -> None:
+        folder = os.path.dirname(path)
+        while not os.path.isdir(folder):
+            folder = os.path.dirname(folder)
+        inotify_add_watch(self._fd, folder, IN_CREATE | IN_MOVED_TO | IN_CLOSE_WRITE | IN_ONLYDIR)
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_ino, status.st_ctime_ns

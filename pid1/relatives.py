@@ -1,0 +1,176 @@
+"""Who belongs to a service beyond its main process: all of its control group.
+
+Where there are no control groups: process groups, and orphans that PID 1 has adopted, by their mark in /proc.
+"""
+
+from __future__ import annotations
+
+import os
+
+import _log
+from base.stdlib import TYPE_CHECKING, signal
+from pid1.spawn import MARK
+from tables.accounts import Account
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container
+
+    from pid1.cgroup import Cgroups
+    from pid1.process import Process
+
+
+class Relatives:
+    """All processes of all services: main processes by pid, their process groups, and strays that left them."""
+
+    def __init__(self, cgroups: Cgroups) -> None:
+        self.cgroups = cgroups
+        self.by_pid: dict[int, Process] = {}
+        self.groups: dict[str, set[int]] = {}  # process groups that belong to a service
+        self.strays_count = True  # not at the end of the board: kill(-1) ends them all
+
+    def born(self, process: Process, pid: int) -> None:
+        """A service has a new main process, the leader of a new group."""
+        self.by_pid[pid] = process
+        self.groups[process.row.name] = {pid}
+
+    def died(self, pid: int) -> Process | None:
+        """The service that ended with the death of this child, if it was one's main process.
+
+        Not if it has named another MAINPID that is our child by now.
+        """
+        process = self.by_pid.pop(pid, None)
+        if process is None or process.pid is None or process.pid == pid:
+            return process
+        if parent_of(process.pid) == os.getpid():
+            return None
+        del self.by_pid[process.pid]  # the one it named died before it: nobody else will tell us
+        return process
+
+    def kill(self, process: Process, number: int) -> None:
+        """Signal all of a service, or what its row says."""
+        name = process.row.name
+        if process.row.kill == "main":
+            if process.pid:
+                send(os.kill, process.pid, number)
+            return
+        for group in self.groups.get(name, set()):
+            if not send(os.killpg, group, number) and group == process.pid:
+                send(os.kill, group, number)  # forked, but not yet the leader of its session
+        if number == signal.SIGKILL and self.cgroups.folder(name):
+            self.cgroups.kill(name)
+            return
+        for pid in self._others(name):
+            send(os.kill, pid, number)
+
+    def linger(self, process: Process) -> bool:
+        """Whether anything of a service is alive, apart from a main process already reaped."""
+        self.prune(process)
+        name = process.row.name
+        if process.row.kill == "main":
+            return False
+        if self.cgroups.folder(name) and self.cgroups.populated(name):
+            return True
+        return bool(self.groups.get(name)) or bool(self._others(name))
+
+    def prune(self, process: Process) -> None:
+        """Forget groups that are empty: from now on the number may become somebody else's."""
+        for group in list(self.groups.get(process.row.name, ())):
+            if group != process.pid and not send(os.killpg, group, 0):
+                self.groups[process.row.name].discard(group)
+
+    def _others(self, name: str) -> list[int]:
+        """What has left a service's process groups."""
+        if not self.cgroups.folder(name):
+            return self._strays(name)
+        groups = self.groups.get(name, ())
+        return [pid for pid in self.cgroups.pids(name) if group_of(pid) not in groups]
+
+    def _strays(self, name: str) -> list[int]:
+        """Relatives that forked twice and left the group: children that we adopted, with the service's mark on them."""
+        if not self.strays_count:
+            return []
+        mark = f"{MARK}={name}\0".encode()
+        return [pid for pid in adopted(self.by_pid) if mark in environment_of(pid)]
+
+    def adopt(self, process: Process, main: str, account: Account) -> None:
+        """MAINPID=: a service that forks says which process is it. Only a process of its own user will do."""
+        old = process.pid
+        try:
+            pid = int(main)
+            owner = os.stat(f"/proc/{pid}").st_uid
+            group = os.getpgid(pid)
+        except (ValueError, OSError):
+            owner = pid = group = -1
+        if pid == old:
+            return
+        foreign = account.mapped and owner != account.uid
+        if pid <= 1 or old is None or pid in self.by_pid or foreign or not is_process(pid):
+            _log.warning(f"{process.row.name}: MAINPID={main[:20]} is not a process of its own; ignored")
+            return
+        process.pid = pid
+        self.by_pid[pid] = process
+        if group > 1 and not any(group in groups for name, groups in self.groups.items() if name != process.row.name):
+            self.groups[process.row.name].add(group)
+
+    def forget(self, name: str) -> None:
+        """A service that has gone."""
+        self.groups.pop(name, None)
+
+
+def send(call: Callable[[int, int], None], target: int, number: int) -> bool:
+    """kill(2) or killpg(3); whether there was somebody to send to."""
+    try:
+        call(target, number)
+    except OSError:  # ESRCH
+        return False
+    return True
+
+
+def adopted(known: Container[int]) -> list[int]:
+    """Our children that we did not start: orphans that the kernel gave to PID 1."""
+    me = os.getpid()
+    try:
+        with open(f"/proc/{me}/task/{me}/children", encoding="ascii") as file:
+            children = [int(word) for word in file.read().split()]
+    except OSError:  # a kernel without CONFIG_PROC_CHILDREN
+        children = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if parent_of(pid) == me]
+    return [pid for pid in children if pid not in known]
+
+
+def parent_of(pid: int) -> int:
+    return int(_stat(pid)[1])
+
+
+def group_of(pid: int) -> int:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return 0
+
+
+def is_process(pid: int) -> bool:
+    """Whether it is one: a thread's number has a folder in /proc too, a process group, and whatever else we look at."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+            return f"\nTgid:\t{pid}\n" in file.read()
+    except OSError:
+        return False
+
+
+def _stat(pid: int) -> list[str]:
+    """State, parent and the rest of /proc/PID/stat (`man 5 proc`); a process that has gone is an orphan of nobody."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()
+    except OSError:
+        return ["X", "0"]
+
+
+def environment_of(pid: int) -> bytes:
+    if _stat(pid)[0] == "D":
+        return b""  # it may hold the lock that reading its memory waits for
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return file.read() + b"\0"
+    except OSError:
+        return b""

@@ -1,0 +1,218 @@
+"""The board's health: the hardware's watchdog is fed by PID 1's own loop, and a board beyond repair is rebooted.
+
+A loop that turns feeds the dog, and asks `SV.unhealthy` each time: a board that is not healthy reboots in an orderly way,
+at most once in CRITICAL_INTERVAL over all boots. A loop that hangs feeds nothing and is reset
+(Documentation/watchdog/watchdog-api.rst); before that its stack goes to the keeper, who has it on the disk in time.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+import time
+from fcntl import ioctl
+
+import _log
+from base.stdlib import TYPE_CHECKING
+from base.syscalls import WDIOC_GETTIMEOUT, WDIOC_SETTIMEOUT, Reboot
+from onboard import boot_ends
+from pid1.teardown import budget
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from stack import Init
+
+FEEDS = 3  # meals in one timeout
+DUMP_AT = 2 / 3  # of the timeout without a meal: PID 1's stack is written, and there is time left to save it
+RETRY_FIRST, RETRY_MAX = 0.5, 60.0  # seconds between two looks for a device that is not there yet
+
+
+class Device:
+    """An open watchdog. It runs from now on, whoever ends: only the magic close stops it."""
+
+    def __init__(self, path: str) -> None:
+        self.fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # NONBLOCK: the table may name anything
+
+    def set_timeout(self, seconds: float) -> float:
+        """Ask for a timeout; the one that it has from now on, for the driver may refuse or choose another."""
+        for request, value in ((WDIOC_SETTIMEOUT, int(-(-seconds // 1))), (WDIOC_GETTIMEOUT, 0)):
+            try:
+                answer = ioctl(self.fd, request, value.to_bytes(4, sys.byteorder))
+                return float(max(1, int.from_bytes(answer, sys.byteorder)))
+            except OSError as error:
+                _log.debug(f"watchdog: timeout of {seconds:g} s: {error.strerror}")
+        return seconds
+
+    def feed(self) -> None:
+        os.write(self.fd, b"\0")
+
+    def disarm(self) -> None:
+        """The magic close: after a V, closing stops it."""
+        os.write(self.fd, b"V")
+        os.close(self.fd)
+
+
+class Watchdog:
+    """When the dog is fed, when the board reboots instead, and what is said about it."""
+
+    def __init__(self, init: Init, *, open_device: Callable[[str], Device] = Device) -> None:
+        self.init = init
+        self.open_device = open_device
+        self.device: Device | None = None
+        self.error = ""  # why there is none
+        self.asked = 0.0  # the timeout that the table wants...
+        self.timeout = 0.0  # ...and the one that the driver gave
+        self.fed = 0.0
+        self.due: float | None = None  # when to feed it next, or to look for it again
+        self.pause = RETRY_FIRST
+        self.snoozed: float | None = None  # until when nobody asks for its health
+        self.ending: float | None = None  # by when the shutdown must be over
+        self.refused = ""  # the last reboot that was not allowed
+        self.report = -1  # where PID 1's stack goes
+        init.loop.timers.append((self.next_deadline, self.tick))
+
+    # --- the loop's side --------------------------------------------------------------------------------------------
+    def next_deadline(self) -> float | None:
+        return min((one for one in (self.due, self.snoozed) if one is not None), default=None)
+
+    def tick(self, now: float) -> None:
+        """Look for the device, feed it, or end the snooze."""
+        if self.snoozed is not None and now >= self.snoozed:
+            self.snooze(0, now)
+        if self.due is None or now < self.due:
+            return
+        if self.device is None:
+            self.open(now)
+        else:
+            self.due = now + self.timeout / FEEDS
+            self.look_after(now)
+
+    def open(self, now: float) -> None:
+        """Open the device, which starts it. Its driver may come late: then again, with growing pauses."""
+        path = self.init.tables.WATCHDOG
+        self.due = None
+        if not path or self.ending is not None:
+            return
+        try:
+            self.report = boot_ends.open_stuck() if self.report < 0 else self.report
+        except OSError:  # a /run that cannot be written
+            self.report = _log.sink.console
+        try:
+            self.device = self.open_device(path)
+        except OSError as error:
+            self.error = f"{path}: {error.strerror}"
+            self.due = now + self.pause
+            if RETRY_MAX / 4 <= self.pause < RETRY_MAX / 2:  # half a minute has passed: say so, once
+                _log.warning(f"watchdog: {self.error}; nobody resets this board when it hangs")
+            self.pause = min(2 * self.pause, RETRY_MAX)
+            return
+        self.error = ""
+        self.due = now + self.pause  # where the first meal fails, another one is tried
+        self.look_after(now)
+        if self.init.command is None:
+            self.due = now + self.timeout / FEEDS
+        _log.info(f"watchdog: {path} resets the board when PID 1 hangs for {self.timeout:g} s")
+
+    def look_after(self, now: float) -> None:
+        """Feed it, unless a shutdown has to come to its end. Where we fail at this, it is not fed: that is its purpose."""
+        if self.ending is not None:  # the driver did not take the whole budget at once
+            if now < self.ending:
+                self.feed(now)
+            else:
+                self.due = None
+            return
+        self.check(now)
+        if self.init.command is not None:  # that was the end of it, and it is fed for that
+            return
+        late = now - self.fed if self.fed else 0.0
+        stuck = late and late >= DUMP_AT * self.timeout
+        if self.asked != self.init.tables.WATCHDOG_TIMEOUT:
+            self.asked = self.init.tables.WATCHDOG_TIMEOUT
+            self.set_timeout(self.asked)
+        self.feed(now)
+        if stuck:
+            _log.error(f"PID 1 was stuck for {late:.1f} s; its stack is in {self.init.tables.KEEP}/pid1.late")
+            os.write(self.report, boot_ends.RECOVERED.encode())
+
+    def set_timeout(self, seconds: float) -> None:
+        if self.device:
+            self.timeout = self.device.set_timeout(seconds)
+
+    def feed(self, now: float) -> None:
+        """One meal; and the next one is due before PID 1's stack is written."""
+        if self.device:
+            self.device.feed()
+            self.fed = now
+            # A thread of C code writes it, without Python's lock: also where PID 1 waits in the kernel for a dead disk,
+            # and a signal would have to wait with it. Setting it costs 0.1 ms.
+            faulthandler.dump_traceback_later(DUMP_AT * self.timeout, file=self.report)
+
+    # --- health -----------------------------------------------------------------------------------------------------
+    def check(self, now: float) -> None:
+        """A board that is not healthy reboots, if it may."""
+        if self.snoozed is None and (reason := self.init.sv.unhealthy(now)):
+            self.escalate(reason, now)
+
+    def escalate(self, reason: str, now: float) -> None:
+        """Reboot for this reason; but a board that reboots all the time helps nobody either.
+
+        It may, if it has been up for CRITICAL_INTERVAL, or if the record of boots says that there was no such reboot since
+        one was. No clock is needed for that, and without a record it has to be up for so long.
+        """
+        init = self.init
+        if init.command is not None or self.snoozed is not None:
+            return
+        interval = init.tables.CRITICAL_INTERVAL
+        if now - init.born >= interval or boot_ends.read(boot_ends.RECORD).get("may_escalate") is True:
+            init.shut_down(Reboot.RESTART, reason, now, "critical")
+        elif reason != self.refused:
+            self.refused = reason
+            init.fault(f"{reason}; no reboot for that before the board is up for {interval:g} s")
+
+    def snooze(self, minutes: float, now: float) -> dict[str, Any]:
+        """Feed the dog and do not reboot, whatever the board's health is, for so long but not for ever; 0 ends it."""
+        minutes = min(minutes, self.init.tables.WATCHDOG_SNOOZE_MAX)
+        was, self.snoozed = self.snoozed, now + 60 * minutes if minutes > 0 else None
+        if self.snoozed is not None:
+            _log.warning(f"watchdog: snoozes for {minutes:g} min: no reboot for bad health")
+        elif was is not None:
+            _log.info("watchdog: the snooze is over")
+            self.check(now)
+        return self.facts(now)
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+    def shut_down(self, now: float) -> None:
+        """Give it all the time that a shutdown may take, and feed it once: one that hangs ends in a reset."""
+        if self.ending is not None:
+            return
+        seconds = budget(self.init.tables)
+        self.ending = now + seconds
+        self.snoozed = self.due = None
+        if self.device:
+            self.report = _log.sink.console  # the keeper goes with the others
+            self.set_timeout(seconds)
+            self.feed(now)
+            if self.timeout < seconds:
+                self.due = now + self.timeout / FEEDS
+
+    def wait(self) -> None:
+        """The loop is over, its end is not."""
+        self.tick(time.monotonic())
+
+    def disarm(self) -> None:
+        """What is halted must stay so."""
+        faulthandler.cancel_dump_traceback_later()
+        if self.device:
+            self.device.disarm()
+            self.device = self.due = None
+
+    def facts(self, now: float) -> dict[str, Any]:
+        """For board()."""
+        return {
+            "device": self.init.tables.WATCHDOG, "error": self.error, "timeout": self.timeout if self.device else None,
+            "fed": round(now - self.fed, 3) if self.device else None, "unhealthy": self.init.sv.unhealthy(now),
+            "snooze": None if self.snoozed is None else round(self.snoozed - now, 3),
+        }  # fmt: skip

@@ -1,0 +1,1 @@
+"""Settings of one kind of board each, on top of settings.py."""

@@ -1,0 +1,1 @@
+"""The services that every board has, each a process of its own."""

@@ -1,0 +1,350 @@
+"""The owner's files on the boot partition, which any computer can write: ssh keys, settings, Wi-Fi networks, certificates.
+
+A service that runs once in each boot, after storage.py. What is well-formed comes into force in /run/stack/boot, and stays on
+the data partition as the last good one. What is wrong is named in /run/stack/bootfiles.json and left out: the last good one
+goes on, also where the whole partition cannot be read. What its owner has taken away is gone: a key that nobody wants any
+more must not open the board. A partition whose list of files is empty or garbled has lost them: there nothing is taken away.
+
+Nothing here waits for ever, and nobody waits for a partition that is not there: BOOT_WAIT, and not even that where
+storage.py has waited already.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import time
+
+from base.files import write_atomically
+from base.stdlib import TYPE_CHECKING, json
+from base.syscalls import MNT_DETACH, mount, mount_options, umount
+from onboard import boot_ends
+from onboard.to_pid1 import SOCKET, SVError, ask
+from services import file_checks, storage
+from tables import load as tables
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+FORCE = os.path.dirname(tables.OWNERS)  # the image links /root/.ssh to it, and /etc/wpa_supplicant.conf to the one in it
+RECORD = "/run/stack/bootfiles.json"
+PLACE = "/run/stack/fat"  # the partition, while it is read
+PROFILE = os.path.basename(tables.OWNERS)
+LARGEST = 256 * 1024  # bytes of a file
+PROFILE_SECONDS = 12.0  # two files of settings, each with its own limit in tables.py, and what this takes a slow board
+PROFILE_MEMORY = 512 * 1024 * 1024  # bytes of address space, of which PID 1's copy has some 50 MiB
+SECRET = ("authorized_keys", "wpa_supplicant.conf")  # root's alone; the others are read by APP_USER too
+READERS = ("hotplug", "network", "uplink", "wpa_supplicant")  # read the tables by themselves, when they start
+BEFORE_US = ("storage", "bootfiles")  # rows that have done their work when a profile is read here
+AT_BOOT = ("MOUNTS", "CONSOLE", "WATCHDOG")  # what PID 1 takes from its tables once
+
+
+class BootFiles:
+    """One look at the boot partition, and the record of it."""
+
+    def __init__(self, options: dict[str, str], sources: list[str]) -> None:
+        self.options = options
+        self.sources = sources
+        self.before = tables.load(options)
+        self.kept = f"{self.before.KEEP}/boot"
+        self.began = time.monotonic()
+        self.device = self.source = ""
+        self.found: dict[str, bytes] | None = None  # None: the partition could not be read
+        self.faults: dict[str, str] = {}  # of single files
+        self.whole = True  # absent means taken away
+        self.files: dict[str, str] = {}  # name: "taken" from the partition, "kept", "removed"
+        self.changed: set[str] = set()  # in force now, and otherwise than before
+        self.notes: list[str] = []  # sentences, for people
+        self.groups: tuple[tuple[tuple[str, ...], Callable[..., str]], ...] = (
+            (("authorized_keys",), file_checks.authorized_keys), ((PROFILE,), self.profile_fault),
+            (("wpa_supplicant.conf",), self.supplicant_fault), (("ca.pem",), file_checks.authority),
+            (("board.pem", "board.key"), file_checks.pair),
+        )  # fmt: skip
+
+    # --- the way ----------------------------------------------------------------------------------------------------
+    def bring_up(self) -> None:
+        """Everything, in order: look, judge, take, and tell those who have read the old ones."""
+        self.read()
+        for names, check in self.groups:
+            self.attempt(", ".join(names), self.settle, names, check)
+        self.attempt("reload", self.apply)
+
+    def read(self) -> None:
+        """The files that we know by name, if the partition is there."""
+        self.device, self.source = storage.find(self.sources, 0.0 if os.path.exists(storage.RECORD) else self.before.BOOT_WAIT)
+        if not self.device:
+            self.note(f"no boot partition: there is none of {', '.join(self.sources)}")
+            return
+        where = mounted_at(self.device)
+        try:
+            if not where:
+                os.makedirs(PLACE, 0o700, exist_ok=True)
+                flags, data = mount_options("ro,nosuid,nodev,noexec")
+                mount(self.device, PLACE, "vfat", flags, data)
+        except OSError as error:
+            self.note(f"{self.device} cannot be read as FAT: {error.strerror}")
+            return
+        try:
+            self.read_files(where or PLACE)
+        except OSError as error:
+            self.note(f"{self.device} cannot be read: {error.strerror}")
+        finally:
+            if not where:
+                umount(PLACE, MNT_DETACH)
+
+    def read_files(self, folder: str) -> None:
+        listed = os.listdir(folder)
+        if not listed or not all(name.isprintable() for name in listed):
+            self.whole = False
+            self.note(f"{self.device} has lost its list of files: what is missing there is not taken away here")
+        found: dict[str, bytes] = {}
+        for name in (name for names, _ in self.groups for name in names):
+            try:
+                found[name] = file_checks.normalised(read_limited(f"{folder}/{name}"))
+            except FileNotFoundError:
+                if f"{name}.txt" in listed:
+                    self.note(f"{name}.txt is not {name}: an editor has put .txt behind its name")
+            except OSError as error:
+                self.faults[name] = error.strerror or str(error)
+        self.found = found
+
+    def settle(self, names: tuple[str, ...], check: Callable[..., str]) -> None:
+        """What is in force of files that belong together: the partition's, or the last good ones, or none."""
+        if self.found is not None:
+            fault = next((f"{name}: {self.faults[name]}" for name in names if name in self.faults), "")
+            there = {name: self.found[name] for name in names if name in self.found}
+            if there and not fault:
+                fault = self.fault(names, there, check)
+                if not fault:
+                    for name, data in there.items():
+                        self.attempt(f"{self.kept}/{name}", self.keep, name, data)
+                    return self.put(there, "taken")
+            if fault:
+                self.note(f"{fault}; it is not taken")
+            elif self.whole:
+                return self.remove(names)
+        last = {name: kept for name in names if (kept := read_kept(f"{self.kept}/{name}")) is not None}
+        if last and (fault := self.fault(names, last, check)):
+            self.note(f"the last good one: {fault}; it is not used")
+        elif last:
+            return self.put(last, "kept")
+        return self.withdraw(names)
+
+    def fault(self, names: tuple[str, ...], there: dict[str, bytes], check: Callable[..., str]) -> str:
+        """Why these cannot be used; empty where they can."""
+        if missing := [name for name in names if name not in there]:
+            return f"{' and '.join(names)} belong together, and {', '.join(missing)} is missing"
+        for name, data in there.items():
+            if fault := file_checks.text_fault(data):
+                return f"{name}: {fault}"
+        fault = check(*there.values())
+        return f"{' and '.join(names)}: {fault}" if fault else ""
+
+    # --- taking -------------------------------------------------------------------------------------------------------
+    def put(self, there: dict[str, bytes], how: str) -> None:
+        """Into force. The apps' user may read what it needs, and write nothing."""
+        user = self.before.accounts.get(self.before.APP_USER)
+        os.makedirs(FORCE, exist_ok=True)
+        for name, data in there.items():
+            if read_kept(f"{FORCE}/{name}") != data:
+                write_atomically(f"{FORCE}/{name}", data, 0o600 if name in SECRET else 0o640)
+                if user and user.mapped and name not in SECRET:
+                    os.chown(f"{FORCE}/{name}", 0, user.gid)
+                self.changed.add(name)
+            self.files[name] = how
+
+    def keep(self, name: str, data: bytes) -> None:
+        """On the data partition, which is written to only where something has changed."""
+        if read_kept(f"{self.kept}/{name}") != data:
+            os.makedirs(self.kept, 0o700, exist_ok=True)
+            write_atomically(f"{self.kept}/{name}", data, 0o600)
+
+    def remove(self, names: tuple[str, ...]) -> None:
+        """Its owner has taken it away."""
+        for name in names:
+            if os.path.exists(f"{self.kept}/{name}"):
+                os.unlink(f"{self.kept}/{name}")
+                self.files[name] = "removed"
+        self.withdraw(names)
+
+    def withdraw(self, names: tuple[str, ...]) -> None:
+        for name in names:
+            if os.path.exists(f"{FORCE}/{name}"):
+                os.unlink(f"{FORCE}/{name}")
+                self.changed.add(name)
+
+    def apply(self) -> None:
+        """Let PID 1 read its tables again, and start those anew who have read what is no longer so."""
+        stale = {"wpa_supplicant"} if "wpa_supplicant.conf" in self.changed else set()
+        if {"ca.pem", "board.pem", "board.key"} & self.changed:
+            stale.add("uplink")
+        if PROFILE in self.changed:
+            try:
+                told("reload")
+            except SVError as error:
+                self.note(f"{PROFILE}: {error}")
+                self.withdraw((PROFILE,))
+            after = tables.load(self.options)
+            now, then = after.values, self.before.values
+            differs = [name for name in now if name.isupper() and name != "SERVICES" and now[name] != then.get(name)]
+            stale |= set(READERS if differs else ())
+            if idle := [name for name in differs if name in AT_BOOT]:
+                self.note(f"{PROFILE}: {', '.join(idle)} can only be set in the image: the board is up when this is read")
+        for name in sorted(stale):
+            self.restart(name)
+        self.say_what_is_not_linked()
+
+    def restart(self, name: str) -> None:
+        """One that runs; who starts later finds the new ones."""
+        try:
+            if told("stats", name=name)[0]["alive"]:
+                told("restart", name=name)
+        except SVError:
+            pass  # this board has no such service, or is shutting down
+
+    def say_what_is_not_linked(self) -> None:
+        """An image that looks elsewhere for these would make us liars."""
+        keys = f"{os.environ.get('HOME', '/root')}/.ssh/authorized_keys"
+        for name, path in (("authorized_keys", keys), ("wpa_supplicant.conf", self.before.WIFI_CONFIG)):
+            if name in self.files and os.path.realpath(path) != os.path.realpath(f"{FORCE}/{name}"):
+                self.note(f"{name} has no effect: in this image {path} is no link to {FORCE}/{name}")
+
+    # --- judging --------------------------------------------------------------------------------------------------------
+    def profile_fault(self, data: bytes) -> str:
+        """Evaluate it in a process of its own, with limits: it is a program, and PID 1 will run it."""
+        path = f"{FORCE}/candidate.py"
+        write_atomically(path, data, 0o600)
+        result = os.memfd_create("tables")
+        try:
+            pid = os.fork()
+            if pid == 0:
+                try_profile(self.options, path, result)
+            status = storage.wait(pid, PROFILE_SECONDS)
+            written = os.pread(result, 1 << 20, 0)
+        finally:
+            os.close(result)
+            os.unlink(path)
+        if status != 0 or not written:
+            took = (
+                f"it does not end within {PROFILE_SECONDS:g} s" if status in (-15, -9) else "it ends the process that reads it"
+            )
+            return f"{took} (status {status})"
+        facts = json.loads(written)
+        new = [text.replace(path, PROFILE) for text in facts["rejected"] if text not in self.before.rejected]
+        if broken := [text for text in new if text.startswith(f"profile {PROFILE}")]:
+            return str(broken[0]).removeprefix(f"profile {PROFILE}").removesuffix("; left out").strip(" :")
+        if other := [name for name in BEFORE_US if facts["rows"][name] != repr(self.before.services.get(name))]:
+            return f"it changes {' and '.join(other)}, without which it would not be read: that is for the image to say"
+        for text in new:
+            self.note(f"{PROFILE}: {text}")
+        return ""
+
+    def supplicant_fault(self, data: bytes) -> str:
+        """Our own look, and wpa_supplicant's: it reads its file before it finds that there is no such interface."""
+        if fault := file_checks.wpa_supplicant(data):
+            return fault
+        from network.supplicant import RESERVED  # its libraries are for boards that have such a file
+
+        lines = data.decode("utf-8", "surrogateescape").split("\n")
+        text = "\n".join("" if RESERVED.match(line) else line for line in lines)  # as supplicant.py, and no line moves
+        file = os.memfd_create("wpa")
+        try:
+            os.pwrite(file, text.encode("utf-8", "surrogateescape"), 0)
+            path = f"/proc/{os.getpid()}/fd/{file}"
+            _, said = storage.run("wpa_supplicant", "-i", "no-such-link", "-D", "wired", "-c", path, seconds=5.0)
+        finally:
+            os.close(file)
+        if "Failed to read or parse configuration" not in said:
+            return ""
+        return supplicant_words(said)
+
+    # --- small ----------------------------------------------------------------------------------------------------------
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+        print(f"<4>{text}", file=sys.stderr)
+
+    def attempt(self, what: str, step: Callable[..., object], *arguments: object) -> None:
+        """One file's trouble is not that of the others."""
+        try:
+            step(*arguments)
+        except Exception as error:
+            self.note(f"{what}: {error.strerror if isinstance(error, OSError) else f'{type(error).__name__}: {error}'}")
+
+    def record(self) -> dict[str, Any]:
+        """What happened, for board() and diagnostic.py."""
+        return {
+            "device": self.device, "source": self.source, "read": self.found is not None, "files": self.files,
+            "notes": self.notes, "seconds": round(time.monotonic() - self.began, 3),
+        }  # fmt: skip
+
+
+def told(op: str, **words: str) -> Any:
+    """Ask PID 1."""
+    return ask(os.environ.get("STACK_CONTROL", SOCKET), {"op": op, **words})
+
+
+def try_profile(options: dict[str, str], path: str, result: int) -> None:
+    """In a child: load the tables with it, and write down what became of them. Never returns."""
+    try:
+        import resource
+
+        sys.dont_write_bytecode = True  # the next candidate may have this one's size and second, and be taken for it
+        resource.setrlimit(resource.RLIMIT_AS, (PROFILE_MEMORY, PROFILE_MEMORY))
+        chosen = tables.load(options, path)
+        rows = {name: repr(chosen.services.get(name)) for name in BEFORE_US}
+        os.pwrite(result, json.dumps({"rejected": chosen.rejected, "rows": rows}).encode(), 0)
+        os._exit(0)
+    except BaseException as error:
+        os.write(2, f"<4>{PROFILE}: {type(error).__name__}: {error}\n".encode("utf-8", "replace"))
+    finally:
+        os._exit(1)
+
+
+def supplicant_words(said: str) -> str:
+    """The first complaint of wpa_supplicant, without what it quotes: it may be a passphrase."""
+    for line in said.splitlines():
+        if line.startswith("Line "):
+            number, _, text = line.removeprefix("Line ").partition(":")
+            if number.isdigit():
+                return f"line {number}: {text.split(chr(39))[0].split(chr(34))[0].strip(' .')}"
+    return "wpa_supplicant does not read it"
+
+
+def read_limited(path: str) -> bytes:
+    """A file of a sane size; OSError says why not."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    with open(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(22, "it is not a file")
+        data = file.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        raise OSError(27, f"it has more than {LARGEST} bytes")
+    return data
+
+
+def read_kept(path: str) -> bytes | None:
+    """One of our own copies; None where there is none."""
+    try:
+        return read_limited(path)
+    except OSError:
+        return None
+
+
+def mounted_at(device: str) -> str:
+    """Where somebody has mounted this device already; empty where nobody has."""
+    with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as file:
+        rows = [line.split() for line in file]
+    wanted = os.path.realpath(device)
+    return next((row[1] for row in rows if row[0].startswith("/dev/") and os.path.realpath(row[0]) == wanted), "")
+
+
+def main(arguments: list[str]) -> None:
+    """`bootfiles SOURCE...`: LABEL=, UUID= or PARTUUID= of the partition, or its device; tried in this order."""
+    one = BootFiles(tables.options_of_this_board(), arguments)
+    one.attempt("the boot partition", one.bring_up)
+    record = one.record()
+    one.attempt(RECORD, boot_ends.tell, RECORD, record)
+    files = ", ".join(f"{name} {how}" for name, how in record["files"].items()) or "nothing"
+    print(f"<5>{record['device'] or 'no boot partition'}: {files} in {record['seconds']:g} s", file=sys.stderr)

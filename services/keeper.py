@@ -1,0 +1,88 @@
+"""Keeps what must survive the board's end: restored at the start, saved every hour and at the stop, on the data partition.
+
+A copy of PID 1 (`module="keeper"` in its row), because it needs root and next to no memory of its own. What it keeps are
+modules with restore(folder) and save(folder).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import time
+
+from base.stdlib import signal
+from onboard import boot_ends, clock
+from onboard.to_pid1 import notify
+from services import boots, seed
+
+KEPT = (clock, seed, boots)  # the clock first: the others write the date
+PERIOD = 3600.0  # seconds between two saves
+QUIET = 0.2  # seconds without more of PID 1's stack: that was all of it
+
+
+def each(action: str, folder: str) -> None:
+    """Let each of them restore or save; one that fails is logged and does not stop the others."""
+    for module in KEPT:
+        try:
+            getattr(module, action)(folder)
+        except Exception as error:
+            print(f"<4>{module.__name__}: {action}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+
+
+class Keeper:
+    """The one place that sleeps: until the next save, PID 1's stack, or TERM."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.ending = False
+        self.poll = select.poll()
+        self.wakeup, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        signal.set_wakeup_fd(writer)
+        self.poll.register(self.wakeup, select.POLLIN)
+        self.stuck = -1
+        if os.path.exists(boot_ends.STUCK):  # a board with a watchdog
+            self.stuck = os.open(boot_ends.STUCK, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            self.poll.register(self.stuck, select.POLLIN)
+
+    def run(self) -> None:
+        """Until TERM."""
+        os.makedirs(self.folder, 0o700, exist_ok=True)
+        each("restore", self.folder)
+        notify("READY=1")
+        due = time.monotonic() + PERIOD
+        while not self.ending:
+            for fd, _ in self.poll.poll(max(0, int((due - time.monotonic()) * 1000))):
+                if fd == self.wakeup:
+                    self.ending = True
+                else:
+                    self.take_stack()
+            if time.monotonic() >= due:
+                due = time.monotonic() + PERIOD
+                each("save", self.folder)
+        each("save", self.folder)
+
+    def take_stack(self) -> None:
+        """PID 1 has not fed the dog for long: what it was doing must be on the disk before the reset."""
+        text = b""
+        while (block := self.read_stack()) and len(text) < 65536:
+            text += block
+            time.sleep(QUIET)
+        try:
+            boots.stuck(self.folder, text.decode(errors="replace"))
+        except OSError as error:
+            print(f"<3>PID 1's stack cannot be saved: {error}", file=sys.stderr, flush=True)
+        for line in text.decode(errors="replace").splitlines():
+            print(f"<4>{line}", file=sys.stderr, flush=True)
+
+    def read_stack(self) -> bytes:
+        try:
+            return os.read(self.stuck, 65536)
+        except BlockingIOError:
+            return b""
+
+
+def main(arguments: list[str]) -> None:
+    """`keeper FOLDER`, as a service with `module="keeper"`."""
+    Keeper(arguments[0]).run()

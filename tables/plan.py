@@ -1,0 +1,32 @@
+"""`stack.py --plan`: what a boot would do, printed on any machine."""
+
+from __future__ import annotations
+
+import sys
+
+from base.stdlib import signal
+from tables.load import load
+
+
+def plan(options: dict[str, str]) -> int:
+    """Print what a boot would do; the exit status is 1 where a table has a fault."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--plan | head`
+    tables = load(options)
+    print(f"profile   {', '.join(tables.profiles) or 'default'}")
+    for row in tables.MOUNTS:
+        print(f"mount     {row.target:<16} {row.source} {row.fstype} {row.options}{'' if row.required else ' (best effort)'}")
+    for name in tables.MODULES:
+        print(f"module    {name}")
+    for name, value in tables.SYSCTLS:
+        print(f"sysctl    {name} = {value}")
+    for name in tables.order:
+        row = tables.services[name]
+        print(f"service   {name:<16} {' '.join(word or repr(word) for word in row.argv)}")
+        waits = [f"{other} ({tables.services[other].ready or 'started'})" for other in row.after if other in tables.services]
+        if waits:
+            print(f"{'':<26} after {', '.join(waits)}")
+    for name, row in tables.templates.items():
+        print(f"template  {name:<16} {' '.join(row.argv)}")
+    for text in tables.rejected:
+        print(f"rejected  {text}", file=sys.stderr)
+    return 1 if tables.rejected else 0

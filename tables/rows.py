@@ -1,0 +1,146 @@
+"""The columns of the tables in settings.py: what a row may say, in the terms of the man pages."""
+
+from __future__ import annotations
+
+from base.stdlib import NamedTuple
+
+
+class Mount(NamedTuple):
+    """One file system (`man 2 mount`, `man 5 fstab`).
+
+    A mount that fails is logged and the boot goes on; where it is `required`, a rescue prompt opens as well.
+    """
+
+    source: str
+    target: str  # absolute; made if it is missing
+    fstype: str
+    options: str = ""  # as in fstab: nosuid, nodev, noexec, ro, relatime, remount, bind... the rest goes to the driver
+    required: bool = True
+
+
+class Directory(NamedTuple):
+    """A directory made after the mounts, with its parents."""
+
+    path: str
+    mode: int = 0o755
+    user: str = ""  # owner; empty is root
+
+
+class Device(NamedTuple):
+    """A node or a symbolic link that must be there, made where it is missing (`man 2 mknod`)."""
+
+    path: str
+    kind: str  # "c", "b" or "link"
+    major: int = 0
+    minor: int = 0
+    mode: int = 0o600
+    target: str = ""  # of the link
+
+
+class Service(NamedTuple):
+    """One process that PID 1 keeps running."""
+
+    name: str  # one that ends in "@" is a template: "start gps@ttyUSB0" runs it with {instance} replaced by "ttyUSB0"
+    argv: tuple[str, ...]  # argv[0] is found in PATH
+    after: tuple[str, ...] = ()  # starts when these are ready, or when settings.AFTER_TIMEOUT has passed
+    # How it says that it is ready: "" at once; "notify" by READY=1 on $NOTIFY_SOCKET (`man 3 sd_notify`); "exit" by
+    # ending with status 0 (a job that runs once); "/a/path" when that path appears.
+    ready: str = ""
+    ready_timeout: float = 30.0  # seconds; after that it is logged, and those that wait for it go on
+    restart: str = "always"  # or "on-failure", "never"; exit status 125 always means: do not restart me
+    stop_signal: str = "TERM"
+    stop_timeout: float = 5.0  # seconds between the stop signal and KILL
+    user: str = ""  # name or number; empty is root
+    groups: tuple[str, ...] = ()  # supplementary groups; the primary one is the user's
+    capabilities: tuple[str, ...] | None = None  # the only ones left (ambient): "net_admin"...; None: what the user has
+    no_new_privs: bool = False
+    rlimits: tuple[tuple[str, int], ...] = ()  # ("nofile", 1024)...: soft and hard, -1 is unlimited
+    nice: int = 0
+    oom_score: int = 0  # oom_score_adj, -1000 to 1000
+    memory_max: int | str = 0  # bytes, "64M" or "25%" of the board's, of all its processes; more, and it is killed; 0: no limit
+    pids_max: int = 512  # its processes and threads; when one more is refused, it is killed; 0: no limit
+    cpu_weight: int = 100  # 1 to 10000: its share where there is not enough for all
+    kill: str = "all"  # what a stop ends: "all" that it has started, or its "main" process alone: ssh's sessions go on
+    umask: int = 0o022
+    cwd: str = "/"
+    env: tuple[tuple[str, str], ...] = ()
+    tty: str = ""  # a terminal of its own ("/dev/console"), controlling; empty: /dev/null and the log
+    log: str = "memory"  # "memory" (/run/log), "disk" (settings.LOG_KEEP as well: after=("storage",)), "none"
+    watchdog: float = 0.0  # seconds; killed when it has not sent WATCHDOG=1 for so long
+    critical: bool = False  # the board reboots when this one keeps failing
+    logger: bool = False  # this is the one that reads the log pipes of all others
+    may: str = ""  # the setting that lists what it may ask of PID 1 without being root: "COMMANDS"
+    # A module of LIB whose main(argv[1:]) runs in a copy of PID 1, as root: no exec, and memory is shared until written.
+    module: str = ""
+
+
+class Interface(NamedTuple):
+    """One network interface that network.py keeps up (`man 8 ip`)."""
+
+    name: str  # "eth0"
+    wifi: bool = False  # wpa_supplicant associates it, and the ladder looks after it
+    # "dhcp": IPv4 from a DHCP server (RFC 2131); "ra": IPv6 from router advertisements (RFC 4861);
+    # "192.168.1.5/24", "2001:db8::5/64": these. Any number of them.
+    addresses: tuple[str, ...] = ("dhcp", "ra")
+    gateways: tuple[str, ...] = ()  # default routes beside the fixed addresses, one for each family
+    nameservers: tuple[str, ...] = ()  # before those that DHCP and router advertisements name
+    metric: int = 100  # of its default routes: the lowest one carries the traffic
+    hostname: bool = True  # tell the DHCP server ours
+    module: str = ""  # the driver's, for the ladder; empty: what /sys/class/net/NAME/device/driver/module says
+
+
+class WifiNetwork(NamedTuple):
+    """One network that wpa_supplicant may join (`man 5 wpa_supplicant.conf`)."""
+
+    ssid: str | bytes
+    psk: str = ""  # passphrase of 8 to 63 characters, or 64 hexadecimal digits
+    security: str = ""  # "open", "psk" (WPA2), "sae" (WPA3), "psk+sae" (either); empty: psk where there is one
+    hidden: bool = False  # it does not say its name: ask for it
+    priority: int = 0  # the highest one in reach is joined
+    frequencies: tuple[int, ...] = ()  # MHz: scan these alone, which is faster
+
+
+class Rule(NamedTuple):
+    """What hotplug.py does about a device: all patterns (`man 7 glob`) fit, and everything that the row names is done.
+
+    In what it names, `{devname}` and the like are the device's properties in lower case, "/" become "-": hotplug.py lists them.
+    """
+
+    subsystem: str = "*"  # "tty", "block", "net", "usb"...
+    action: str = "add"  # of the kernel's: add, remove, change, bind, unbind...; what is there at boot is added then
+    # All of these properties are there and fit: those of the uevent (DEVNAME, PRODUCT, INTERFACE, ...), and of the USB device
+    # that it belongs to, as udev names them: ID_VENDOR_ID, ID_MODEL_ID, ID_VENDOR, ID_MODEL, ID_SERIAL_SHORT, ID_PATH...
+    properties: tuple[tuple[str, str], ...] = ()  # (("ID_VENDOR_ID", "1546"), ("DEVNAME", "ttyACM*"))
+    path: str = "*"  # below /sys: "/devices/platform/*"
+    module: str = ""  # load it
+    group: str = ""  # may use the device's node in /dev: its group, and mode 660
+    start: str = ""  # a service ("gps@{devname}"): where the action is "add", it runs as long as such a device is there
+    stop: str = ""  # a service
+    publish: str = ""  # a topic of the bus: action, path and properties
+
+
+class Delays(NamedTuple):
+    """The delays of settings.py that pid1/process.py needs, in seconds."""
+
+    SV_COOLDOWN: float = 10.0
+    BACKOFF_FIRST: float = 0.1
+    BACKOFF_MAX: float = 60.0
+    AFTER_TIMEOUT: float = 60.0
+    KILL_RETRY: float = 1.0
+
+
+class NetworkDelays(NamedTuple):
+    """The settings of the same names, in seconds."""
+
+    NETWORK_RETRY: float = 5.0
+    DHCP_TIMEOUT: float = 120.0
+    ONLINE_TIMEOUT: float = 300.0
+    LADDER_REASSOCIATE: float = 60.0
+    LADDER_SUPPLICANT: float = 180.0
+    LADDER_MODULE: float = 600.0
+    LADDER_REBOOT: float = 1800.0
+    LADDER_STEADY: float = 60.0
+    REBOOT_INTERVAL: float = 3600.0
+
+
+__all__ = ["Device", "Directory", "Interface", "Mount", "Rule", "Service", "WifiNetwork"]

@@ -1,0 +1,1 @@
+"""The service that brings records to the mothership."""
