@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 
-TYPE_CHECKING = False
+from base.stdlib import TYPE_CHECKING
+from tables.rows import Device, Directory, Interface, Mount, Rule, Service, WifiNetwork
+
 if TYPE_CHECKING:
     from typing import Any
-
-from tables.rows import Device, Directory, Interface, Mount, Rule, Service, WifiNetwork
 
 # --- names and places ---------------------------------------------------------------------------------------------
 HOSTNAME = "stack"
@@ -187,8 +187,8 @@ def app(
 ) -> Service:  # fmt: skip
     """A row for one of our applications: a Python module in LIB, unprivileged."""
     return program(
-        name, path or name, *arguments, after=after, user="{APP_USER}", capabilities=capabilities, no_new_privs=True, oom_score=200,
-        memory_max="96M", pids_max=64,
+        name, path or name, *arguments, after=after, user="{APP_USER}", capabilities=capabilities, no_new_privs=True,
+        oom_score=200, memory_max="96M", pids_max=64,
     )  # fmt: skip
 
 

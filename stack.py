@@ -19,15 +19,16 @@ from onboard import boot_ends, clock, events, to_pid1
 from onboard.mounts import make_device, make_directory, mount_row, write_file
 from onboard.to_pid1 import SVError
 from pid1.control import Control, page
-from pid1.loop import Loop, trace
+from pid1.life import Life
+from pid1.loop import trace
 from pid1.rescue import Rescue
 from pid1.spawn import Spawner
 from pid1.teardown import tear_down
 from pid1.watchdog import Watchdog
 from sv import SV
 from tables import load as tables_module
-from tables.load import Tables
 from tables.rows import Directory
+from tables.tables import Tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,28 +45,23 @@ ON_SIGNAL: dict[int, int] = {
 FACTS = ("storage", "bootfiles")  # what services have found out about the board: /run/stack/NAME.json is NAME of board()
 
 
-class Init:
-    """The board's life in one object: what was asked, what is known, and the loop."""
+class Init(Life):
+    """PID 1: the boot's steps in their order, the loop, the end."""
 
     def __init__(self, arguments: list[str], began: float = 0.0) -> None:
+        super().__init__()
         self.arguments = arguments
-        self.born = time.monotonic()
         self.began = began or self.born  # our first line, before the imports
         self.options: dict[str, str] = {}
-        self.tables = Tables()
-        self.loop = Loop()
         self.deaths: list[tuple[int, int]] = []  # reaped, not yet handled
-        self.command: int | None = None  # how it ends, once somebody has asked
-        self.faults: list[str] = []  # what went wrong in this boot
         self.steps: list[tuple[str, float, float]] = []  # name, start, seconds
         self.wakeup = -1
         self.sv = SV(self.tables, self.loop, Spawner({}))  # of an empty table: boot is a reload from nothing
         self.sv.tell = self.tell
-        self.events = events.Events()
         self.events.hold()
         self.incomplete = False
         self.loop.timers += [(self.next_reap, self.reap), (self.sv.next_deadline, self.sv.tick)]
-        self.rescue = Rescue(self)
+        self.rescue = Rescue(self, self.open_control)
         self.watchdog = Watchdog(self)
 
     # --- boot -------------------------------------------------------------------------------------------------------
@@ -86,23 +82,7 @@ class Init:
                 self.fault(f"boot: {step.__name__}: {trace(error)}")
                 self.incomplete = True
             self.steps.append((step.__name__, started, time.monotonic() - started))
-
-    def fault(self, text: str) -> None:
-        """Something that people should see: in the log and in board()."""
-        self.faults = [*self.faults[-49:], text]
-        _log.error(text)
-        self.tell("fault", {"text": text}, time.monotonic())
-
-    def tell(self, kind: str, data: dict[str, Any], now: float) -> None:
-        """Something that the mothership should see, whoever may bring it there."""
-
-        def write(now: float) -> None:
-            try:
-                self.events.tell(kind, data, now)
-            except OSError as error:
-                _log.debug(f"{events.FILE}: {error.strerror}")
-
-        self.loop.guard("events", write, now)  # a fault, or the end, must not fail for being told of
+        self.booted = True
 
     def set_defaults(self) -> None:
         """What children inherit without asking."""
@@ -263,16 +243,6 @@ class Init:
         if self.deaths:
             self.sv.reaped(self.deaths, now)
 
-    def shut_down(self, command: int, reason: str, now: float, cause: str = "") -> None:
-        """Begin the end; asked again, the newest wish says how it ends."""
-        _log.info(f"{Reboot.NAMES[command]}: {reason}")
-        self.command = command
-        facts = {"cause": cause or Reboot.NAMES[command], "reason": reason}
-        self.loop.guard("the end's reason", lambda now: boot_ends.tell(boot_ends.ENDING, facts), now)
-        self.tell("stop", {"command": Reboot.NAMES[command], **facts}, now)
-        self.loop.guard("watchdog", self.watchdog.shut_down, now)
-        self.sv.shut_down(now)
-
     def reload(self, now: float) -> dict[str, list[str]]:
         """Take new tables. A file that cannot be read as a whole changes nothing: a typo must not stop the board.
 
@@ -400,7 +370,10 @@ def main(arguments: list[str], began: float = 0.0) -> int:
         if init:
             init.loop.guard("end", lambda now: init.shut_down(Reboot.RESTART, reason, now, "critical"), time.monotonic())
     try:
-        tear_down(command, init.tables if init else Tables(), init.watchdog if init else None)
+        if init:
+            tear_down(command, init.tables, init.watchdog.wait, init.watchdog.disarm)
+        else:
+            tear_down(command, Tables())
     except BaseException as error:
         _log.error(f"tear-down failed: {trace(error)}")
         reboot(command)

@@ -19,8 +19,8 @@ from pid1.process import Actions, Process, State
 from pid1.readiness import NotifySockets, PathWatch
 from pid1.relatives import Relatives
 from pid1.spawn import EXEC_FAILED, Spawner, find
-from tables.load import Tables
 from tables.rows import Service
+from tables.tables import Tables
 from tables.values import signal_number
 
 if TYPE_CHECKING:

@@ -23,8 +23,7 @@ from network.kernel import DhcpClient, Event, Kernel, Monitor, Overrun, solicit
 from network.links import Action, Link, Links
 from network.supplicant import RUN, connect, fields, has_networks, unescape
 from onboard import to_pid1
-from onboard.to_pid1 import SVError
-from tables.load import of_this_board
+from onboard.to_pid1 import SVError, of_this_board
 from tables.rows import NetworkDelays
 
 TURN = 1.0  # s: deadlines of a second's precision

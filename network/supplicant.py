@@ -14,7 +14,7 @@ import sys
 from typing import Any
 
 from base.files import write_atomically
-from tables.load import of_this_board
+from onboard.to_pid1 import of_this_board
 from tables.rows import WifiNetwork
 
 RUN = "/run/network"

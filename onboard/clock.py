@@ -14,7 +14,8 @@ from base.native import ctypes
 from base.syscalls import libc
 
 STARTED = "/run/stack/clock"  # while nothing but a floor has set the clock: when, by that clock, the kernel started
-BUILD = f"{os.path.dirname(os.path.dirname(os.path.abspath(__file__)))}/build_date"  # `make install` writes the date there, seconds since 1970
+# `make install` writes the date there, in seconds since 1970.
+BUILD = f"{os.path.dirname(os.path.dirname(os.path.abspath(__file__)))}/build_date"
 OLDEST = 1_735_689_600  # 2025-01-01, where there is no build date
 HORIZON = 20 * 365.25 * 86400  # seconds after the build: a later date is a fault of whoever tells it
 SLACK = 1.0  # seconds: less is not worth a step

@@ -10,8 +10,8 @@ from base.syscalls import MOUNT_FLAGS, mount, mount_options
 from tables.accounts import Account
 
 if TYPE_CHECKING:
-    from tables.load import Tables
     from tables.rows import Device, Directory, Mount
+    from tables.tables import Tables
 
 
 def mount_row(row: Mount) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from pid1.process import Process
-    from tables.load import Tables
+    from tables.tables import Tables
 
 LONGEST = 64  # characters of an instance's name: it may come from a device's
 

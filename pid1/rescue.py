@@ -10,53 +10,56 @@ from onboard import to_pid1
 from pid1.process import Process, State
 
 if TYPE_CHECKING:
-    from stack import Init
+    from collections.abc import Callable
+
+    from pid1.life import Life
 
 
 class Rescue:
     """Opens the prompt, takes the console for it, gives it back; reboots a hopeless board on which nobody types."""
 
-    def __init__(self, init: Init) -> None:
-        self.init = init
+    def __init__(self, life: Life, open_control: Callable[[], None]) -> None:
+        self.life = life
+        self.open_control = open_control  # where no boot has come so far
         self.process: Process | None = None
         self.until: float | None = None
         self.displaced: list[Process] = []  # services whose terminal it has taken
         self.boot_waits = False  # it comes before the services
-        init.loop.timers.append((self.deadline, self.tick))
+        life.loop.timers.append((self.deadline, self.tick))
 
     def open(self, reason: str, now: float) -> None:
         """A Python prompt on the console, supervised like any service; a reboot if nobody uses it."""
-        init, tables, sv = self.init, self.init.tables, self.init.sv
+        life, tables, sv = self.life, self.life.tables, self.life.sv
         if not os.path.exists(to_pid1.SOCKET):
-            init.loop.guard("control", lambda now: init.open_control(), now)
+            life.loop.guard("control", lambda now: self.open_control(), now)
         self.displaced = [p for p in sv.processes.values() if p.row.tty == tables.CONSOLE and p.wanted]
         for process in self.displaced:
             sv.stop(process, now)
         timeout = tables.RESCUE_TIMEOUT
-        init.fault(f"rescue prompt on {tables.CONSOLE}: {reason}; in {timeout:g} s without anyone typing it is over")
+        life.fault(f"rescue prompt on {tables.CONSOLE}: {reason}; in {timeout:g} s without anyone typing it is over")
         self.until = now + timeout
         restart = "on-failure" if self.boot_waits else "always"
         self.process = sv.add(tables.rescue._replace(ready_timeout=timeout, restart=restart), now)
 
     def deadline(self) -> float | None:
         """When an unused rescue prompt is over; never, while somebody is there."""
-        used = self.init.command is not None or (self.process is not None and self.process.ready)
+        used = self.life.command is not None or (self.process is not None and self.process.ready)
         return None if used else self.until
 
     def tick(self, now: float) -> None:
         """Every turn: is a rescue prompt needed, used, or over?"""
-        init = self.init
-        if init.command is not None or not init.steps:
+        life = self.life
+        if life.command is not None or not life.booted:
             return
-        hopeless = init.sv.hopeless(now)
+        hopeless = life.sv.hopeless(now)
         if self.process is None:
-            if hopeless and init.tables.RESCUE.name not in init.sv.processes:  # an earlier one may be on its way out
+            if hopeless and life.tables.RESCUE.name not in life.sv.processes:  # an earlier one may be on its way out
                 self.open("no service stays alive", now)
             return
         ended = self.process.state == State.STOPPED
         over = self.until is not None and now >= self.until and not self.process.ready
         if over and not self.boot_waits and hopeless:
-            init.shut_down(Reboot.RESTART, "nobody came to the rescue", now)
+            life.shut_down(Reboot.RESTART, "nobody came to the rescue", now)
         elif over or ended:
             self.close(self.process, now)
 
@@ -64,9 +67,9 @@ class Rescue:
         """Give the console back, and go on with a boot that waited."""
         self.process = self.until = None
         rescue.removed = True
-        self.init.sv.stop(rescue, now)
+        self.life.sv.stop(rescue, now)
         if self.boot_waits:
             self.boot_waits = False
-            self.init.sv.reload(self.init.tables, now)
+            self.life.sv.reload(self.life.tables, now)
         for process in self.displaced:
-            self.init.sv.start(process, now)
+            self.life.sv.start(process, now)

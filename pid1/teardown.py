@@ -12,8 +12,7 @@ from base.syscalls import MOUNT_FLAGS, Reboot, mount, reboot, umount
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pid1.watchdog import Watchdog
-    from tables.load import Tables
+    from tables.tables import Tables
 
 PATIENCE = 2.0  # seconds for one umount(2)
 INITIAL_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO, linux/proc_ns.h
@@ -25,9 +24,18 @@ def budget(tables: Tables) -> float:
     return float(tables.SHUTDOWN_TIMEOUT + 2 * tables.KILL_TIMEOUT + tables.SYNC_TIMEOUT + umounts + PATIENCE)
 
 
-def tear_down(command: int, tables: Tables, watchdog: Watchdog | None = None) -> None:
-    """Everything that still runs, then the file systems, then reboot(2). Nothing in here can wait for ever."""
-    meanwhile = watchdog.wait if watchdog else nothing
+def nothing() -> None:
+    """What to do meanwhile, and to the watchdog at the end, where there is none."""
+
+
+def tear_down(
+    command: int, tables: Tables, meanwhile: Callable[[], object] = nothing, disarm: Callable[[], object] = nothing
+) -> None:
+    """End everything that still runs, close the file systems, call reboot(2). Nothing in here can wait for ever.
+
+    `meanwhile` is called again and again while it waits: it feeds the hardware watchdog. `disarm` stops that watchdog where the
+    machine is to stay halted.
+    """
     for number in (signal.SIGTERM, signal.SIGKILL):
         if wait_for_children(0.0):
             break
@@ -40,13 +48,9 @@ def tear_down(command: int, tables: Tables, watchdog: Watchdog | None = None) ->
             _log.error("some processes cannot be killed; going on without them")
     close_disks(tables, meanwhile)
     _log.info(f"reboot({Reboot.NAMES[command]})")
-    if watchdog and command != Reboot.RESTART:
-        watchdog.disarm()
+    if command != Reboot.RESTART:
+        disarm()
     reboot(command)
-
-
-def nothing() -> None:
-    """What to do meanwhile, where there is no watchdog."""
 
 
 def wait_for_children(seconds: float, only: int = -1, *, meanwhile: Callable[[], object] = nothing) -> bool:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from stack import Init
+    from pid1.life import Life
 
 FEEDS = 3  # meals in one timeout
 DUMP_AT = 2 / 3  # of the timeout without a meal: PID 1's stack is written, and there is time left to save it
@@ -58,8 +58,8 @@ class Device:
 class Watchdog:
     """When the dog is fed, when the board reboots instead, and what is said about it."""
 
-    def __init__(self, init: Init, *, open_device: Callable[[str], Device] = Device) -> None:
-        self.init = init
+    def __init__(self, life: Life, *, open_device: Callable[[str], Device] = Device) -> None:
+        self.life = life
         self.open_device = open_device
         self.device: Device | None = None
         self.error = ""  # why there is none
@@ -72,7 +72,8 @@ class Watchdog:
         self.ending: float | None = None  # by when the shutdown must be over
         self.refused = ""  # the last reboot that was not allowed
         self.report = -1  # where PID 1's stack goes
-        init.loop.timers.append((self.next_deadline, self.tick))
+        life.at_end.append(self.shut_down)
+        life.loop.timers.append((self.next_deadline, self.tick))
 
     # --- the loop's side --------------------------------------------------------------------------------------------
     def next_deadline(self) -> float | None:
@@ -92,7 +93,7 @@ class Watchdog:
 
     def open(self, now: float) -> None:
         """Open the device, which starts it. Its driver may come late: then again, with growing pauses."""
-        path = self.init.tables.WATCHDOG
+        path = self.life.tables.WATCHDOG
         self.due = None
         if not path or self.ending is not None:
             return
@@ -112,7 +113,7 @@ class Watchdog:
         self.error = ""
         self.due = now + self.pause  # where the first meal fails, another one is tried
         self.look_after(now)
-        if self.init.command is None:
+        if self.life.command is None:
             self.due = now + self.timeout / FEEDS
         _log.info(f"watchdog: {path} resets the board when PID 1 hangs for {self.timeout:g} s")
 
@@ -125,16 +126,16 @@ class Watchdog:
                 self.due = None
             return
         self.check(now)
-        if self.init.command is not None:  # that was the end of it, and it is fed for that
+        if self.life.command is not None:  # that was the end of it, and it is fed for that
             return
         late = now - self.fed if self.fed else 0.0
         stuck = late and late >= DUMP_AT * self.timeout
-        if self.asked != self.init.tables.WATCHDOG_TIMEOUT:
-            self.asked = self.init.tables.WATCHDOG_TIMEOUT
+        if self.asked != self.life.tables.WATCHDOG_TIMEOUT:
+            self.asked = self.life.tables.WATCHDOG_TIMEOUT
             self.set_timeout(self.asked)
         self.feed(now)
         if stuck:
-            _log.error(f"PID 1 was stuck for {late:.1f} s; its stack is in {self.init.tables.KEEP}/pid1.late")
+            _log.error(f"PID 1 was stuck for {late:.1f} s; its stack is in {self.life.tables.KEEP}/pid1.late")
             os.write(self.report, boot_ends.RECOVERED.encode())
 
     def set_timeout(self, seconds: float) -> None:
@@ -153,7 +154,7 @@ class Watchdog:
     # --- health -----------------------------------------------------------------------------------------------------
     def check(self, now: float) -> None:
         """A board that is not healthy reboots, if it may."""
-        if self.snoozed is None and (reason := self.init.sv.unhealthy(now)):
+        if self.snoozed is None and (reason := self.life.sv.unhealthy(now)):
             self.escalate(reason, now)
 
     def escalate(self, reason: str, now: float) -> None:
@@ -162,19 +163,19 @@ class Watchdog:
         It may, if it has been up for CRITICAL_INTERVAL, or if the record of boots says that there was no such reboot since
         one was. No clock is needed for that, and without a record it has to be up for so long.
         """
-        init = self.init
-        if init.command is not None or self.snoozed is not None:
+        life = self.life
+        if life.command is not None or self.snoozed is not None:
             return
-        interval = init.tables.CRITICAL_INTERVAL
-        if now - init.born >= interval or boot_ends.read(boot_ends.RECORD).get("may_escalate") is True:
-            init.shut_down(Reboot.RESTART, reason, now, "critical")
+        interval = life.tables.CRITICAL_INTERVAL
+        if now - life.born >= interval or boot_ends.read(boot_ends.RECORD).get("may_escalate") is True:
+            life.shut_down(Reboot.RESTART, reason, now, "critical")
         elif reason != self.refused:
             self.refused = reason
-            init.fault(f"{reason}; no reboot for that before the board is up for {interval:g} s")
+            life.fault(f"{reason}; no reboot for that before the board is up for {interval:g} s")
 
     def snooze(self, minutes: float, now: float) -> dict[str, Any]:
         """Feed the dog and do not reboot, whatever the board's health is, for so long but not for ever; 0 ends it."""
-        minutes = min(minutes, self.init.tables.WATCHDOG_SNOOZE_MAX)
+        minutes = min(minutes, self.life.tables.WATCHDOG_SNOOZE_MAX)
         was, self.snoozed = self.snoozed, now + 60 * minutes if minutes > 0 else None
         if self.snoozed is not None:
             _log.warning(f"watchdog: snoozes for {minutes:g} min: no reboot for bad health")
@@ -188,7 +189,7 @@ class Watchdog:
         """Give it all the time that a shutdown may take, and feed it once: one that hangs ends in a reset."""
         if self.ending is not None:
             return
-        seconds = budget(self.init.tables)
+        seconds = budget(self.life.tables)
         self.ending = now + seconds
         self.snoozed = self.due = None
         if self.device:
@@ -212,7 +213,7 @@ class Watchdog:
     def facts(self, now: float) -> dict[str, Any]:
         """For board()."""
         return {
-            "device": self.init.tables.WATCHDOG, "error": self.error, "timeout": self.timeout if self.device else None,
-            "fed": round(now - self.fed, 3) if self.device else None, "unhealthy": self.init.sv.unhealthy(now),
+            "device": self.life.tables.WATCHDOG, "error": self.error, "timeout": self.timeout if self.device else None,
+            "fed": round(now - self.fed, 3) if self.device else None, "unhealthy": self.life.sv.unhealthy(now),
             "snooze": None if self.snoozed is None else round(self.snoozed - now, 3),
         }  # fmt: skip

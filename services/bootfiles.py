@@ -19,7 +19,7 @@ import time
 from base.files import write_atomically
 from base.stdlib import TYPE_CHECKING, json
 from base.syscalls import MNT_DETACH, mount, mount_options, umount
-from onboard import boot_ends
+from onboard import boot_ends, to_pid1
 from onboard.to_pid1 import SOCKET, SVError, ask
 from services import file_checks, storage
 from tables import load as tables
@@ -342,7 +342,7 @@ def mounted_at(device: str) -> str:
 
 def main(arguments: list[str]) -> None:
     """`bootfiles SOURCE...`: LABEL=, UUID= or PARTUUID= of the partition, or its device; tried in this order."""
-    one = BootFiles(tables.options_of_this_board(), arguments)
+    one = BootFiles(to_pid1.options_of_this_board(), arguments)
     one.attempt("the boot partition", one.bring_up)
     record = one.record()
     one.attempt(RECORD, boot_ends.tell, RECORD, record)

@@ -25,9 +25,8 @@ import pyudev._ctypeslib.utils
 from base.files import write_atomically
 from bus import Bus
 from onboard import to_pid1
-from onboard.to_pid1 import SVError, Unreachable
+from onboard.to_pid1 import SVError, Unreachable, of_this_board
 from services.devices import Properties, describe, fill, fits, link, names, same, scan, uevent
-from tables.load import of_this_board
 from tables.rows import Rule
 
 SYS, DEV = "/sys", "/dev"

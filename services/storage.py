@@ -19,9 +19,8 @@ import time
 from base.files import read_file
 from base.stdlib import TYPE_CHECKING, signal
 from base.syscalls import mount, mount_options, umount
-from onboard import boot_ends
+from onboard import boot_ends, to_pid1
 from onboard.mounts import make_directory, mount_row
-from tables import load as tables
 
 if TYPE_CHECKING:
     from typing import Any
@@ -282,7 +281,7 @@ def last_words(text: str) -> str:
 
 def main(arguments: list[str]) -> None:
     """`storage SOURCE...`: LABEL=, UUID= or PARTUUID= of the partition, or its device; tried in this order."""
-    storage = Storage(tables.of_this_board(), arguments)
+    storage = Storage(to_pid1.of_this_board(), arguments)
     try:
         storage.bring_up()
     except Exception as error:  # the board goes on without its data, whatever it is

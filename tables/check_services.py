@@ -9,8 +9,8 @@ from tables.values import is_text, memory_bytes, signal_number
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tables.load import Tables
     from tables.rows import Service
+    from tables.tables import Tables
 
 RLIMITS = "as core cpu data fsize memlock msgqueue nice nofile nproc rss rtprio rttime sigpending stack".split()
 

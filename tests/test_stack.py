@@ -20,8 +20,8 @@ from base import stdlib, syscalls
 from base.syscalls import Reboot
 from onboard import clock, mounts
 from pid1 import rescue, teardown
-from tables import load as tables
 from tables.rows import Mount
+from tables.tables import Tables
 
 TABLE = """
 MOUNTS = (
@@ -271,7 +271,7 @@ def test_the_plan_is_in_start_order(tmp_path: Path) -> None:
 
 
 def test_tables_of_the_fallback_are_enough_for_a_rescue_prompt() -> None:
-    board = tables.Tables()
+    board = Tables()
     row = board.rescue
     assert row.argv[2].endswith("/prompt/functions.py")
     assert all(isinstance(mount, Mount) for mount in board.MOUNTS)

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from tables import accounts
 from tables import load as tables
 from tables.rows import Device, Directory, Mount, Service
+from tables.tables import Tables
 
 
-def load(tmp_path: Path, text: str, **options: str) -> tables.Tables:
+def load(tmp_path: Path, text: str, **options: str) -> Tables:
     path = tmp_path / "profile.py"
     path.write_text(text)
     return tables.load({"stack.profile": str(path), **{f"stack.{name}": value for name, value in options.items()}})
@@ -239,7 +240,7 @@ COLUMNS = st.sampled_from([name for name in Service._fields if name != "name"])
 @settings(max_examples=300, deadline=None)
 def test_no_row_however_wrong_raises(columns: dict[str, Any]) -> None:
     row = Service(**{"name": "a", "argv": ("x",), **columns})
-    board = tables.Tables()
+    board = Tables()
     board.values["SERVICES"] = (row, Service("good", ("true",)))
     tables._check_services(board)
     assert "good" in board.services

@@ -24,8 +24,9 @@ from pid1.loop import Loop
 from pid1.process import Process
 from pid1.watchdog import DUMP_AT, RETRY_MAX, Device, Watchdog
 from prompt import functions as prompt
-from tables.load import FALLBACK, load
+from tables.load import load
 from tables.rows import Delays, Service
+from tables.tables import FALLBACK
 
 Boot = Callable[..., Board]
 
@@ -57,6 +58,7 @@ class FakeInit:
         self.ill = ""
         self.sv = SimpleNamespace(unhealthy=lambda now: self.ill)
         self.born = 0.0
+        self.at_end: list[Any] = []
         self.command: int | None = None
         self.ends: list[tuple[int, str, str]] = []
         self.faults: list[str] = []

@@ -17,7 +17,7 @@ from typing import Any
 from base.syscalls import IN_CLOSE_WRITE, IN_MOVED_TO, PR_SET_DUMPABLE, inotify_add_watch, inotify_init, prctl
 from bus import Bus, Message, Remote, Tls, pauses
 from onboard import boot_ends, clock, events, to_pid1
-from tables.load import of_this_board
+from onboard.to_pid1 import of_this_board
 from uplink import wire
 from uplink.commands import Commands
 from uplink.outbox import Outbox
