@@ -18,7 +18,7 @@ MACHINE ?= x86_64
 MACHINES = x86_64 virt-arm64 raspi3b
 
 .PHONY: help run boot test test-qemu test-arm test-pythons chaos fleet lint bench bench-boot image install install-board uninstall-board
-.PHONY: setup clean
+.PHONY: setup clean install-files
 
 help:
 	@echo "make run [SECONDS=n] [PROFILE=FILE] [OPTIONS='stack.debug ...']   boot the board in namespaces"
@@ -125,15 +125,18 @@ clean:
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 install:
+	@umask 022 && $(MAKE) -s install-files # the board's files have the same modes whoever installs them
+
+install-files:
 	install -d $(DESTDIR)$(SBINDIR) $(DESTDIR)$(PREFIX)/bin $(addprefix $(DESTDIR)$(LIB)/,$(sort $(dir $(FILES))) names)
 	for file in $(FILES); do install -m 644 $$file $(DESTDIR)$(LIB)/$$file || exit 1; done
 	for name in $(NAMES); do install -m 644 base/on_path.py $(DESTDIR)$(LIB)/names/$$name.py || exit 1; done
 	echo $${SOURCE_DATE_EPOCH:-$$(date +%s)} > $(DESTDIR)$(LIB)/build_date
 	rm -f $(DESTDIR)$(SBINDIR)/stack.py $(DESTDIR)$(PREFIX)/bin/sv # a link to busybox would have busybox written over
-	printf '#!%s -ESB\n%s\n' "$(INIT_PYTHON)" 'import gc, sys, time; began = time.monotonic(); gc.disable(); sys.path.insert(0, "$(LIB)"); import stack; sys.exit(stack.main(sys.argv[1:], began))' > $(DESTDIR)$(SBINDIR)/stack.py
+	sed 's|@PYTHON@|$(INIT_PYTHON)|; s|@LIB@|$(LIB)|' pid1/launcher.py.in > $(DESTDIR)$(SBINDIR)/stack.py
 	printf '#!/bin/sh\nPYTHONPATH=$(LIB) exec $(INIT_PYTHON) -P $(LIB)/prompt/functions.py "$$@"\n' > $(DESTDIR)$(PREFIX)/bin/sv
 	chmod 755 $(DESTDIR)$(SBINDIR)/stack.py $(DESTDIR)$(PREFIX)/bin/sv
 	if [ -n "$(SITEDIR)" ]; then install -d $(DESTDIR)$(SITEDIR) && echo 'import sys; sys.path.insert(0, "$(LIB)/names")' > $(DESTDIR)$(SITEDIR)/stack.pth; fi
 	find $(DESTDIR)$(LIB) -name __pycache__ -prune -exec rm -rf {} +
-	$(TARGET_PYTHON) -m compileall -q -s "$(DESTDIR)" --invalidation-mode unchecked-hash $(DESTDIR)$(LIB)
-	$(TARGET_PYTHON) -m compileall -q -f -s "$(DESTDIR)" --invalidation-mode checked-hash $(DESTDIR)$(LIB)/settings*.py $(DESTDIR)$(LIB)/profiles
+	$(TARGET_PYTHON) -m compileall -q -s "$(DESTDIR)" --invalidation-mode checked-hash $(DESTDIR)$(LIB)
+	$(TARGET_PYTHON) -ESB $(DESTDIR)$(LIB)/base/bundle.py $(LIB) $(DESTDIR)
