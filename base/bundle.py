@@ -1,6 +1,6 @@
 """One file with the code of all of PID 1's modules: one read(2) where the import system would make some 700 system calls.
 
-`python3 bundle.py LIB [DESTDIR]` writes LIB/pid1.bundle; `make install` calls it. The launcher (pid1/launcher.py.in) loads it, and with it
+`python3 bundle.py LIB [DESTDIR]` writes LIB/pid1.bundle; `make install` calls it. pid1/launcher.py.in loads it, and with it
 this file. A module whose source is no longer the one that was compiled is imported from its source, as if there were no bundle.
 The format is a `.pyc`'s magic number, then marshal (`Doc/library/marshal.rst`): this file's code, and a row for each module.
 """
