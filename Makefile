@@ -110,8 +110,10 @@ BUILD = env -u MAKEFLAGS -u MAKEOVERRIDES -u BOARD -u BUILDROOT $(MAKE) -C $(BUI
 image:
 	@[ -n "$(BOARD)" ] && [ -n "$(filter $(BOARD),$(CARD_BOARDS))" ] || { echo "image: no board '$(BOARD)'; say BOARD= and one of $(CARD_BOARDS)" >&2; exit 1; }
 	@[ -f "$(BUILDROOT)/support/kconfig/merge_config.sh" ] || { echo "image: no Buildroot in '$(BUILDROOT)'; say BUILDROOT= and the path of a checkout (README: An image for a card)" >&2; exit 1; }
+	@[ "$$(id -u)" != 0 ] || [ -n "$(FORCE_UNSAFE_CONFIGURE)" ] || { echo "image: Buildroot does not build as root (its host-tar refuses to be configured): build as an ordinary user, or say FORCE_UNSAFE_CONFIGURE=1" >&2; exit 1; }
 	@mkdir -p $(CARDS)
 	@$(BUILD) O=$(CARDS) BR2_EXTERNAL=$(CURDIR)/buildroot stack_$(BOARD)_defconfig
+	@[ ! -d $(CARDS)/build/stack-local ] || $(BUILD) O=$(CARDS) stack-dirclean # or it would keep what it built before
 	@$(BUILD) O=$(CARDS)
 	@echo "image: $(CARDS)/images/sdcard.img is the card"
 

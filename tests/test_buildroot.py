@@ -599,7 +599,17 @@ def test_make_image_starts_buildroot_without_our_variables(tmp_path: Path) -> No
         '%:\n\t@echo "$@ O=$(O) external=$(BR2_EXTERNAL) board=$(BOARD)$$BOARD"\nall:\n\t@echo "all O=$(O) board=$(BOARD)$$BOARD"\n'
     )
     (tmp_path / "Makefile").write_text(".DEFAULT_GOAL = all\n" + (tmp_path / "Makefile").read_text())
-    done = run("make", "-s", "-C", ROOT, "image", "BOARD=raspberrypi2", f"BUILDROOT={tmp_path}", f"CARDS={tmp_path}/out")
+    done = run(
+        "make",
+        "-s",
+        "-C",
+        ROOT,
+        "image",
+        "BOARD=raspberrypi2",
+        f"BUILDROOT={tmp_path}",
+        f"CARDS={tmp_path}/out",
+        "FORCE_UNSAFE_CONFIGURE=1",
+    )
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if "O=" in line]
     assert lines == [f"stack_raspberrypi2_defconfig O={tmp_path}/out external={TREE} board=", f"all O={tmp_path}/out board="]

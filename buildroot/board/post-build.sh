@@ -19,6 +19,15 @@ open=$(awk -F: '$2 !~ /^[*!]/ { printf "%s ", $1 }' "$target/etc/shadow")
 [ -z "$open" ] || fail "a password would let in: $open(/etc/shadow); unset BR2_TARGET_ENABLE_ROOT_LOGIN, give users none"
 chmod 600 "$target/etc/shadow"
 
+# What nothing on the board runs: pip's own wheel, a shell for SQLite, the daemon beside libudev. The toolchain's C++ and OpenMP
+# libraries go where no program asks for them.
+rm -rf "$target"/usr/lib/python3*/ensurepip "$target/usr/bin/sqlite3" "$target/sbin/udevd" "$target/usr/sbin/udevd" "$target/lib/udev/hwdb.d"
+for library in libstdc++.so libgomp.so libatomic.so; do
+    if ! grep -rlF "$library." "$target/bin" "$target/sbin" "$target/lib" "$target/usr" 2>/dev/null | grep -qv "/$library"; then
+        rm -f "$target"/lib/$library* "$target"/usr/lib/$library* "$target"/lib64/$library* "$target"/usr/lib64/$library*
+    fi
+done
+
 # Places that are mounted over, and links into what can be written. PID 1 has a tmpfs on /var until the data partition comes.
 mkdir -p "$target/var/lib" "$target/var/log" "$target/var/tmp"
 chmod 1777 "$target/var/tmp"
