@@ -126,6 +126,15 @@ def test_an_installed_module_of_the_same_name_hides_none_of_ours(installed: Path
     assert (done.stdout.strip(), done.stderr) == ("stats_process", "")
 
 
+def test_our_own_programs_find_the_modules_themselves(installed: Path) -> None:
+    """Their PYTHONPATH stands behind what the .pth file puts first: the names imported themselves without end."""
+    pth = (installed.parent.parent / "site" / "stack.pth").read_text()
+    code = f"import sys; exec({pth!r}); import settings, bus; print(settings.__file__)"
+    command = [sys.executable, "-P", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={"PYTHONPATH": str(installed)})
+    assert (done.stdout.strip(), done.stderr) == (f"{installed}/settings.py", "")
+
+
 def test_our_folders_hide_nobodys_module(installed: Path, tmp_path: Path) -> None:
     """An app of somebody else may well have a module `tables` or `network`."""
     (tmp_path / "tables.py").write_text("theirs = 1")
