@@ -17,7 +17,7 @@ MACHINE ?= x86_64
 MACHINES = x86_64 virt-arm64 raspi3b
 
 .PHONY: help run boot test test-qemu test-arm test-pythons chaos fleet lint bench bench-boot image install install-board uninstall-board
-.PHONY: setup docs clean
+.PHONY: setup clean
 
 help:
 	@echo "make run [SECONDS=n] [PROFILE=FILE] [OPTIONS='stack.debug ...']   boot the board in namespaces"
@@ -116,6 +116,7 @@ image:
 	@echo "image: $(CARDS)/images/sdcard.img is the card"
 
 # The pages that come from the program, then the site; a warning is an error. -P: mkdocs must not import our modules.
+.PHONY: docs
 docs: NEEDS = requirements-docs.txt
 docs: setup
 	@$(PYTHON) -B docs/generate.py

@@ -236,6 +236,20 @@ def test_the_readme_is_short_and_begins_with_what_to_type() -> None:
         assert command in first_screen
 
 
+def test_quoted_messages_are_the_programs() -> None:
+    """What troubleshooting.md quotes in its symptoms stands in the sources, but for what others say."""
+    others = {"Attempted to kill init", "failed to get random numbers to initialize Python", "?"}
+    folders = [
+        path for path in ROOT.iterdir() if path.is_dir() and path.name.isalnum() and path.name not in ("build", "docs", "tests")
+    ]
+    files = [*ROOT.glob("*.*"), *(path for folder in folders for path in folder.rglob("*.py"))]
+    sources = "\n".join(text(path) for path in files if path.suffix in (".py", ".sh"))
+    symptoms = re.findall(r"^\*\*(.*?)\*\*", text(ROOT / "docs/troubleshooting.md"), re.M)
+    quoted = {words for symptom in symptoms for words in re.findall(r'"(.+?)"', symptom)} - others
+    assert len(quoted) >= 6
+    assert {words for words in quoted if words not in sources} == set()
+
+
 def test_every_page_is_in_the_menu() -> None:
     menu = text(ROOT / "mkdocs.yml")
     assert [path.name for path in (ROOT / "docs").glob("*.md") if path.name not in menu] == []
