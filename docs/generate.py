@@ -1,8 +1,8 @@
-"""Writes the reference part of settings.md and prompt.md from the program; `--check` only says whether they are stale.
+"""Writes parts of settings.md, prompt.md and code.md from the program; `--check` only says whether they are stale.
 
 The columns come from rows.py with their comments, the settings from settings.py with theirs, the messages about common
-mistakes from `stack.py --plan`, and the functions of the prompt from the docstrings of all names in `sv.__all__`. A page keeps
-what stands outside its two markers.
+mistakes from `stack.py --plan`, the functions of the prompt from the docstrings of all names in `sv.__all__`, and who may
+import whom from tests/test_rules.py. A page keeps what stands outside its two markers.
 """
 
 from __future__ import annotations
@@ -241,6 +241,28 @@ def signature(function: Any) -> str:
     return f"({', '.join(parts)}) -> {found.return_annotation}"
 
 
+# --- code.md --------------------------------------------------------------------------------------------------------
+def rule_page() -> str:
+    """Who may import whom, from the test that checks it; empty where that test has no such table."""
+    nodes = ast.parse((ROOT / "tests" / "test_rules.py").read_text(encoding="utf-8")).body
+    found = {
+        node.targets[0].id: node.value
+        for node in nodes
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    if "MAY" not in found:
+        return ""
+    lines = ["| | may import |", "|---|---|"]
+    for who, whom in ast.literal_eval(found["MAY"]).items():
+        lines.append(f"| {code(place(who))} | {', '.join(code(place(other)) for other in whom.split()) or 'nothing of ours'} |")
+    others = ", ".join(code(place(other)) for other in ast.literal_eval(found["AN_APP"]).split())
+    return "\n".join([*lines, f"| an app | {others} |"])
+
+
+def place(name: str) -> str:
+    return f"{name}/" if (ROOT / name).is_dir() else f"{name}.py"
+
+
 # --- both -----------------------------------------------------------------------------------------------------------
 def replaced(page: str, text: str) -> str:
     """A page with new text between its markers."""
@@ -254,8 +276,8 @@ def replaced(page: str, text: str) -> str:
 def pages() -> dict[Path, str]:
     """What the generated pages should contain."""
     sys.path.insert(0, str(ROOT))
-    made = {DOCS / "settings.md": settings_page(), DOCS / "prompt.md": prompt_page()}
-    return {path: replaced(path.read_text(encoding="utf-8"), text) for path, text in made.items()}
+    made = {DOCS / "settings.md": settings_page(), DOCS / "prompt.md": prompt_page(), DOCS / "code.md": rule_page()}
+    return {path: replaced(path.read_text(encoding="utf-8"), text) for path, text in made.items() if text}
 
 
 def main(arguments: list[str]) -> int:
