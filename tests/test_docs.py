@@ -31,7 +31,6 @@ PATH = re.compile(
     r"(?:[a-z_][\w.-]*/)*[\w-][\w.-]*\.(?:py|sh|md|toml|txt|conf|yml)|(?:[a-z_][\w.-]*/)+[\w.-]*|Makefile|LICENSE"
 )
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here, and only root can install it")
 
 # Names in backticks that look like files of this repository and are not, and what they are.
 ELSEWHERE = {
