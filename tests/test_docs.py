@@ -147,8 +147,12 @@ def reason(command: str) -> str:
 COMMANDS = [(path, block) for path in PAGES for block in blocks(path, "sh")]
 
 
+def shell(command: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
 @pytest.mark.skipif(EMULATED, reason="the commands are this machine's")
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(300)
 def test_every_command_that_can_run_does(tmp_path: Path) -> None:
     """In the order of the pages: a certificate is made before it is revoked."""
     from_make = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES", "PROGRAMS", "NEEDS")
@@ -166,9 +170,11 @@ def test_every_command_that_can_run_does(tmp_path: Path) -> None:
             if not line.strip() or reason(line) or needs_openssl or (line.startswith("make run") and NO_NAMESPACES):
                 continue
             command = re.sub(r"\b(DATABASE|FILE|certs|python3)\b", lambda match: examples[match[1]], line)
-            done = subprocess.run(command, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+            done = shell(command, environment)
+            if "make run" in line and "wifi/" not in done.stdout:  # a busy machine: give the board more time
+                done = shell(command.replace("SECONDS=8", "SECONDS=60"), environment)
+                assert "wifi/" in done.stdout, f"{line} printed no observation:\n{done.stdout}{done.stderr}"
             assert done.returncode == 0, f"{name(path)}: {line}\n{done.stdout}{done.stderr}"
-            assert "make run" not in line or "wifi/" in done.stdout, f"{line} printed no observation:\n{done.stdout}"
             ran.append(line)
     assert len(ran) >= 4
 
