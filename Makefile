@@ -33,6 +33,7 @@ help:
 	@echo "make image BOARD=name BUILDROOT=path   a card for a board, by a checkout of Buildroot 2026.05.1"
 	@echo "make install DESTDIR= PREFIX=         what an image needs"
 	@echo "make install-board | uninstall-board  on this Raspberry Pi OS or Debian, beside its systemd"
+	@echo "make docs                             the documentation as a site, in build/site"
 
 run: setup
 	@$(PYTHON) laptop/launcher.py $(if $(SECONDS),--seconds $(SECONDS)) $(if $(PROFILE),--profile $(PROFILE)) -- $(OPTIONS)
@@ -45,7 +46,7 @@ setup:
 CHAOS = tc:iproute2 faketime:faketime
 MOTHERSHIP = pg_ctlcluster:postgresql chromium:chromium openssl:openssl shellcheck:shellcheck
 CARD = genimage:genimage mcopy:mtools mkfs.vfat:dosfstools mke2fs:e2fsprogs mksquashfs:squashfs-tools sfdisk:fdisk
-test: NEEDS = requirements-dev.txt requirements-fleet.txt
+test: NEEDS = requirements-dev.txt requirements-fleet.txt requirements-docs.txt
 test: export PROGRAMS = $(CHAOS) $(MOTHERSHIP) $(CARD) busybox:busybox ip:iproute2 fusermount3:fuse3 wpa_supplicant:wpasupplicant
 test: setup
 	@./test.sh $(TESTS)
@@ -109,13 +110,21 @@ CARDS = $(CURDIR)/build/image/$(BOARD)
 BUILD = env -u MAKEFLAGS -u MAKEOVERRIDES -u BOARD -u BUILDROOT $(MAKE) -C $(BUILDROOT)
 image:
 	@[ -n "$(BOARD)" ] && [ -n "$(filter $(BOARD),$(CARD_BOARDS))" ] || { echo "image: no board '$(BOARD)'; say BOARD= and one of $(CARD_BOARDS)" >&2; exit 1; }
-	@[ -f "$(BUILDROOT)/support/kconfig/merge_config.sh" ] || { echo "image: no Buildroot in '$(BUILDROOT)'; say BUILDROOT= and the path of a checkout (README: An image for a card)" >&2; exit 1; }
+	@[ -f "$(BUILDROOT)/support/kconfig/merge_config.sh" ] || { echo "image: no Buildroot in '$(BUILDROOT)'; say BUILDROOT= and the path of a checkout (docs/first-board.md)" >&2; exit 1; }
 	@[ "$$(id -u)" != 0 ] || [ -n "$(FORCE_UNSAFE_CONFIGURE)" ] || { echo "image: Buildroot does not build as root (its host-tar refuses to be configured): build as an ordinary user, or say FORCE_UNSAFE_CONFIGURE=1" >&2; exit 1; }
 	@mkdir -p $(CARDS)
 	@$(BUILD) O=$(CARDS) BR2_EXTERNAL=$(CURDIR)/buildroot stack_$(BOARD)_defconfig
 	@[ ! -d $(CARDS)/build/stack-local ] || $(BUILD) O=$(CARDS) stack-dirclean # or it would keep what it built before
 	@$(BUILD) O=$(CARDS)
 	@echo "image: $(CARDS)/images/sdcard.img is the card"
+
+# The pages that come from the program, then the site; a warning is an error. -P: mkdocs must not import our modules.
+.PHONY: docs
+docs: NEEDS = requirements-docs.txt
+docs: setup
+	@$(PYTHON) -B docs/generate.py
+	@NO_MKDOCS_2_WARNING=1 $(PYTHON) -P -m mkdocs build --quiet --strict
+	@echo "docs: build/site/index.html (for the search: $(PYTHON) -m http.server -d build/site)"
 
 install-board:
 	@./install_board.sh install
