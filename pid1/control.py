@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 MAX_REQUEST = 64 * 1024
 MAX_CLIENTS = 64  # more, and the one that has been silent for longest is dropped
-A_REPLY = 100  # rows of a list in one reply; the client asks for the rest
 BACKLOG = 128  # all of it is accepted in one turn
 PATIENCE = 10.0  # seconds for a client that has connected and says nothing
 
@@ -126,12 +125,6 @@ class Control:
             self._loop.errors += 1
             _log.error(f"control request {str(request)[:100]}: {type(error).__name__}: {error}")
             return {"error": f"PID 1 failed on this request: {type(error).__name__}: {error}"}
-
-
-def page(rows: list[Any], request: dict[str, Any]) -> list[Any]:
-    """So many of these rows as fit into a reply, from number `first` of the request on."""
-    first = request.get("first", 0)
-    return rows[first : first + A_REPLY] if isinstance(first, int) and first >= 0 else []
 
 
 def accept(listener: socket.socket) -> socket.socket:

@@ -39,6 +39,13 @@ class State:
 class Actions:
     """What a process does to the world; the tests give it lists instead."""
 
+    def __init__(self) -> None:
+        self.changed: list[Process] = []  # whose state is another one: SV looks at what follows from that
+
+    def entered(self, process: Process) -> None:
+        """It is in another state now."""
+        self.changed.append(process)
+
     def spawn(self, process: Process) -> int:
         """Start the program and return its pid, or raise OSError."""
         raise NotImplementedError
@@ -89,6 +96,7 @@ class Process:
         self.total_runtime = 0.0
         self.last_exit: str | None = None  # "exit 1", "signal KILL", "No such file or directory: ..."
         self.status = ""  # its own words, sd_notify's STATUS=
+        self.cgroup = ""  # the folder of its control group, where it has one
 
     # --- events ---------------------------------------------------------------------------------------------------
     def start(self, now: float) -> None:
@@ -225,6 +233,7 @@ class Process:
         self.deadline = None if timeout is None else now + timeout
         if state in (State.WAITING, State.BACKOFF, State.STOPPING):
             self.ready = self.late = False
+        self.actions.entered(self)
 
     def _launch(self, now: float) -> None:
         self.restarts += self.started > 0

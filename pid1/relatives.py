@@ -33,18 +33,22 @@ class Relatives:
         self.by_pid[pid] = process
         self.groups[process.row.name] = {pid}
 
-    def died(self, pid: int) -> Process | None:
-        """The service that ended with the death of this child, if it was one's main process.
+    def owner(self, pid: int) -> Process | None:
+        """The service that ends with the death of this child, if it was one's main process.
 
-        Not if it has named another MAINPID that is our child by now.
+        None if the service has named another MAINPID that is our child by now.
         """
-        process = self.by_pid.pop(pid, None)
+        process = self.by_pid.get(pid)
         if process is None or process.pid is None or process.pid == pid:
             return process
-        if parent_of(process.pid) == os.getpid():
-            return None
-        del self.by_pid[process.pid]  # the one it named died before it: nobody else will tell us
-        return process
+        # Otherwise the one that it named has died before this one: nobody else will tell us.
+        return None if parent_of(process.pid) == os.getpid() else process
+
+    def reaped(self, pid: int) -> None:
+        """The death of this child has been dealt with; its number may become somebody else's."""
+        process = self.by_pid.pop(pid, None)
+        if process is not None and process.pid is None:
+            self.by_pid = {other: owner for other, owner in self.by_pid.items() if owner is not process}
 
     def kill(self, process: Process, number: int) -> None:
         """Signal all of a service, or what its row says."""
