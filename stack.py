@@ -196,7 +196,7 @@ class Init(Life):
         self.sv.world.spawner.environment = {**environment, "PATH": self.tables.PATH}
 
     def open_control(self) -> None:
-        Control(self.loop, to_pid1.SOCKET, self.requests.handle, self.requests.permits)
+        Control(self.loop, to_pid1.SOCKET, self.requests.handle, self.requests.permits, self.sv.world.closer)
 
     def start_services(self) -> None:
         now = time.monotonic()

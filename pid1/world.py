@@ -11,6 +11,7 @@ import time
 import _log
 from base.stdlib import TYPE_CHECKING, signal, socket
 from pid1.cgroup import Cgroups
+from pid1.closer import Closer
 from pid1.log_pipes import LogPipes
 from pid1.process import Actions, Process, State
 from pid1.readiness import NotifySockets, PathWatch
@@ -19,6 +20,7 @@ from pid1.spawn import EXEC_FAILED, Spawner
 
 if TYPE_CHECKING:
     from pid1.life import Life
+    from pid1.readiness import Notification
     from tables.rows import Service
 
 
@@ -32,7 +34,8 @@ class World(Actions):
         self.cgroups = Cgroups(life.loop)
         self.relatives = Relatives(self.cgroups)
         self.pipes = LogPipes(life.loop)
-        self.notify = NotifySockets(life.loop)
+        self.closer = Closer()
+        self.notify = NotifySockets(life.loop, self.closer)
         self.paths = PathWatch(life.loop, Process.became_ready)
         self.logs_are_read = False  # there is a log daemon
 
@@ -41,7 +44,7 @@ class World(Actions):
         account = self.life.tables.account(row)
         if not account.mapped:
             _log.info(f"{row.name}: no user {row.user} in this user namespace; runs as root without capabilities")
-        extra = self._ways_to_speak(process, account.uid if account.mapped else 0)
+        extra = self._ways_to_speak(process)
         log = None
         if row.log != "none" and self.logs_are_read:
             log = self.pipes.write_end(row.name, row.log, process.since)
@@ -60,13 +63,13 @@ class World(Actions):
         self.relatives.born(process, pid)
         return pid
 
-    def _ways_to_speak(self, process: Process, uid: int) -> dict[str, str]:
+    def _ways_to_speak(self, process: Process) -> dict[str, str]:
         """What it needs to say that it is ready and alive, as environment variables."""
         row = process.row
         extra: dict[str, str] = {}
         if row.ready == "notify" or row.watchdog:
             try:
-                extra["NOTIFY_SOCKET"] = self.notify.prepare(process, uid, self._notified)
+                extra["NOTIFY_SOCKET"] = self.notify.prepare(process, self._notified)
             except OSError as error:  # a /run that cannot be written must not keep the rescue prompt from starting
                 _log.warning(f"{row.name}: no notify socket, {error}")
         if row.watchdog:
@@ -75,10 +78,18 @@ class World(Actions):
             self.paths.expect(process)
         return extra
 
-    def _notified(self, process: Process, message: dict[str, str], now: float) -> None:
-        if main := message.get("MAINPID", ""):
-            self.relatives.adopt(process, main, self.life.tables.account(process.row))
-        process.notified(message, now)
+    def _notified(self, process: Process, said: Notification, now: float) -> None:
+        row = process.row
+        account = self.life.tables.account(row)
+        own_user = said.uid == 0 or (account.mapped and said.uid == account.uid)
+        if not own_user and not self.relatives.knows(process, said.pid):  # it may have given up its user by now
+            _log.warning(f"{row.name}: a message of pid {said.pid}, uid {said.uid}, which is none of its own; ignored")
+            return
+        if main := said.words.get("MAINPID", ""):
+            self.relatives.adopt(process, main, account)
+        if "FDSTORE" in said.words:
+            _log.info(f"{row.name}: asks PID 1 to keep descriptors (FDSTORE=1), which it does for nobody; they are closed")
+        process.notified(said.words, now)
 
     def kill(self, process: Process, number: int) -> None:
         self.relatives.kill(process, number)

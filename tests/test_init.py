@@ -732,28 +732,6 @@ def test_descriptors_sent_to_pid_1_do_not_make_it_wait(prepared: Boot) -> None:
     assert board.ask("board")["loop"]["longest_turn_ms"] < 2000
 
 
-def test_descriptors_that_come_all_the_same_are_disarmed() -> None:
-    """What kernels before 6.16 let through."""
-    import struct
-
-    from base import syscalls
-
-    listener = socket.create_server(("127.0.0.1", 0))
-    one = socket.create_connection(listener.getsockname())
-    one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 20))
-    one.setblocking(False)
-    with contextlib.suppress(BlockingIOError):
-        while one.send(bytes(65536)):
-            pass
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    socket.send_fds(theirs, [b"hello"], [one.fileno(), 0])
-    os.close(one.detach())
-    started, count = time.monotonic(), len(os.listdir("/proc/self/fd"))
-    assert syscalls.receive(ours, 100)[0] == b"hello"
-    assert time.monotonic() - started < 2
-    assert len(os.listdir("/proc/self/fd")) == count
-
-
 def test_without_descriptors_left_the_control_socket_recovers(boot: Boot) -> None:
     board = boot(f"{SLEEP},").up()
     import resource
