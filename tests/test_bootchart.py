@@ -10,7 +10,7 @@ from conftest import Board, eventually
 from test_process import EXIT_0, World, make, run
 
 import stack
-from pid1 import control
+from pid1 import requests
 from prompt import bootchart
 from prompt import functions as prompt
 
@@ -60,12 +60,12 @@ def test_rows_come_in_pages_and_in_order() -> None:
     init.sv.processes["1"].first_start = 0.0  # not started
 
     def ask(first: object) -> list[list[Any]]:
-        rows: list[list[Any]] = init.handle({"op": "bootchart", "first": first}, 1000, 400.0)
+        rows: list[list[Any]] = init.requests.handle({"op": "bootchart", "first": first}, 1000, 400.0)
         return rows
 
     rows = ask(0)
     assert rows[:2] == [["imports", "python", 1.0, 1.5], ["load", "step", 1.5, 1.75]]
-    assert len(rows) == control.A_REPLY
+    assert len(rows) == requests.A_REPLY
     starts = [row[2] for row in (rows + ask(100))[2:]]
     assert len(starts) == 148
     assert starts == sorted(starts)

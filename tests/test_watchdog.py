@@ -374,7 +374,7 @@ def test_what_is_halted_stays_so(init: Any, monkeypatch: pytest.MonkeyPatch, com
     monkeypatch.setattr(teardown, "wait_for_children", lambda *_, **__: True)
     monkeypatch.setattr(teardown, "close_disks", lambda *_: one.dog.life.append("disks closed"))
     monkeypatch.setattr(teardown, "reboot", lambda command: one.dog.life.append("reboot(2)"))
-    teardown.tear_down(command, one.tables, one.watchdog)
+    teardown.tear_down(command, one.tables, one.watchdog.wait, one.watchdog.disarm)
     disarmed = [] if command == Reboot.RESTART else ["disarmed"]
     assert one.dog.life[2:] == ["disks closed", *disarmed, "reboot(2)"]
 
