@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tables import accounts
+from tables import accounts, check
 from tables import load as tables
 from tables.rows import Device, Directory, Mount, Service
 from tables.tables import Tables
@@ -242,7 +242,7 @@ def test_no_row_however_wrong_raises(columns: dict[str, Any]) -> None:
     row = Service(**{"name": "a", "argv": ("x",), **columns})
     board = Tables()
     board.values["SERVICES"] = (row, Service("good", ("true",)))
-    tables._check_services(board)
+    check.check_services(board)
     assert "good" in board.services
     assert len(board.services) + len(board.rejected) >= 1
 
