@@ -195,11 +195,9 @@ def test_what_the_menu_leaves_out_is_not_built(menu: Any) -> None:
 def install(folder: Path, *menu: str) -> Path:
     """A target's tree with what stack.mk's own commands put into it, under this machine's Python in place of the host's."""
     source, target = folder / "source", folder / "target"
-    files = run("git", "ls-files", "*.py", "*.conf", "*.txt", "Makefile", cwd=ROOT).stdout.split()
-    for name in files:
-        if "/" not in name:
-            source.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, source / name)
+    for name in run("git", "ls-files", "*.py", "data/*", "Makefile", cwd=ROOT).stdout.split():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, source / name)
     (folder / "host/bin").mkdir(parents=True)
     (folder / "host/bin/python3").symlink_to(PYTHON)
     variables = {
@@ -236,8 +234,8 @@ def in_tree(target: Path, code: str, python: str = PYTHON) -> subprocess.Complet
     head = f"""
 import sys
 sys.path.insert(0, "{target}/usr/lib/stack")
-from tables import load as tables
-tables.read_accounts.__defaults__ = ("{target}/etc",)
+from tables import accounts, load as tables
+accounts.read_accounts.__defaults__ = ("{target}/etc",)
 """
     return run(python, "-ESB", "-c", head + code)
 
@@ -261,13 +259,15 @@ def test_the_package_installs_what_the_target_starts(tmp_path: Path) -> None:
     first, second = (target / "sbin/stack.py").read_text().splitlines()
     assert first == "#!/usr/bin/python3 -ESB"
     assert '"/usr/lib/stack"' in second
-    assert (target / "usr/lib/python3.14/site-packages/stack.pth").read_text() == "/usr/lib/stack\n"
+    pth = (target / "usr/lib/python3.14/site-packages/stack.pth").read_text()
+    assert pth == 'import sys; sys.path.insert(0, "/usr/lib/stack/names")\n'
     lib = target / "usr/lib/stack"
-    assert {path.stem for path in lib.glob("*.py")} == {path.stem for path in ROOT.glob("*.py")} - {"laptop"} | {
-        "settings_image"
-    }
-    for path in lib.glob("*.py"):
-        assert list((lib / "__pycache__").glob(f"{path.stem}.cpython-*.pyc")), f"{path.name} has no byte code"
+    assert {path.name for path in lib.glob("*.py")} == {path.name for path in ROOT.glob("*.py")}
+    for folder in (path.name for path in lib.iterdir() if path.is_dir() and path.name not in ("__pycache__", "data", "names")):
+        ours = {path.name for path in (ROOT / folder).glob("*.py")} if folder != "laptop" else {"broker.py"}
+        assert {path.name for path in (lib / folder).glob("*.py")} == ours | ({"image.py"} if folder == "profiles" else set())
+    for path in lib.rglob("*.py"):
+        assert list((path.parent / "__pycache__").glob(f"{path.stem}.cpython-*.pyc")), f"{path.name} has no byte code"
     done = plan(target, "image")
     assert (done.returncode, done.stderr) == (0, ""), "a row does not fit Buildroot's users and groups"
     assert services(done.stdout) == (services(plan(target, "").stdout) | {"chronyd"} | {"wifi_scan"}) - {"ntpd"}
@@ -303,10 +303,11 @@ def test_without_sources_pid_1_starts_and_what_is_run_by_its_path_does_not(tmp_p
     """Why the image keeps our sources: BR2_PACKAGE_PYTHON3_PYC_ONLY is for /usr/lib/python3 alone, and must not be copied."""
     target = install(tmp_path, "WIFI", "GPS", "UPLINK")
     lib = target / "usr/lib/stack"
-    shutil.rmtree(lib / "__pycache__")
+    for path in list(lib.rglob("__pycache__")):
+        shutil.rmtree(path)
     assert run(PYTHON, "-m", "compileall", "-q", "-b", "--invalidation-mode", "unchecked-hash", lib).returncode == 0
-    for path in lib.glob("*.py"):
-        if not path.stem.startswith("settings_"):
+    for path in lib.rglob("*.py"):
+        if path != lib / "profiles/image.py":
             path.unlink()
     done = plan(target, "image")
     assert (done.returncode, done.stderr) == (0, "")
@@ -318,8 +319,7 @@ def test_without_sources_pid_1_starts_and_what_is_run_by_its_path_does_not(tmp_p
     ]
     assert argv
     assert not [path for path in argv if Path(path).exists()], "apps are named by their sources"
-    for path in lib.glob("settings_*.py"):
-        path.unlink()
+    (lib / "profiles/image.py").unlink()
     done = plan(target, "image")
     assert done.returncode == 1
     assert "profile image" in done.stderr, "a profile is read as a source"

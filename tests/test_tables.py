@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tables import accounts
+from tables import accounts, check
 from tables import load as tables
 from tables.rows import Device, Directory, Mount, Service
 from tables.tables import Tables
@@ -86,7 +86,7 @@ BAD_ROWS: list[tuple[str, str]] = [
     ("Service('a', ('',))", "must be words"),
     ("Service('a', ('x',), ready='soon')", "ready 'soon'"),
     ("Service('a', ('x',), restart='maybe')", "restart 'maybe' is not one of always, on-failure, never"),
-    ("Service('a', ('x',), module='a.b')", "module 'a.b' is not the name of a module"),
+    ("Service('a', ('x',), module='a..b')", "module 'a..b' is not the name of a module"),
     ("Service('a', ('x',), module='b', user='nobody')", "module 'b' has PID 1's memory, with passphrases in it"),
     ("Service('a', ('x',), stop_signal='NOPE')", "stop_signal 'NOPE' is not a signal"),
     ("Service('a', ('x',), stop_timeout=-1)", "stop_timeout -1"),
@@ -220,7 +220,7 @@ def test_skipped_services_are_known_names(tmp_path: Path) -> None:
 
 def test_a_profile_stands_on_the_table_before_it(tmp_path: Path) -> None:
     board = load(tmp_path, "SERVICES += (app('hello', after=()),)")
-    assert board.services["hello"].argv == ("/usr/bin/python3", f"{board.LIB}/hello.py")
+    assert board.services["hello"].argv == ("/usr/bin/python3", "-P", f"{board.LIB}/hello.py")
     assert "dropbear" in board.services
 
 
@@ -242,7 +242,7 @@ def test_no_row_however_wrong_raises(columns: dict[str, Any]) -> None:
     row = Service(**{"name": "a", "argv": ("x",), **columns})
     board = Tables()
     board.values["SERVICES"] = (row, Service("good", ("true",)))
-    tables._check_services(board)
+    check.check_services(board)
     assert "good" in board.services
     assert len(board.services) + len(board.rejected) >= 1
 
