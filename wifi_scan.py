@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from bus import Bus
-from network.supplicant import connect, fields, unescape
+from onboard.wpa_control import connect, fields, unescape
 
 PERIOD = 5.0  # s: from the end of a scan to the next one
 RETRY = 1.0  # s: the radio was busy

@@ -21,9 +21,10 @@ from bus import Bus, Message
 from network import links
 from network.kernel import DhcpClient, Event, Kernel, Monitor, Overrun, solicit
 from network.links import Action, Link, Links
-from network.supplicant import RUN, connect, fields, has_networks, unescape
+from network.supplicant import RUN, has_networks
 from onboard import to_pid1
 from onboard.to_pid1 import SVError, of_this_board
+from onboard.wpa_control import connect, fields, unescape
 from tables.rows import NetworkDelays
 
 TURN = 1.0  # s: deadlines of a second's precision

@@ -32,9 +32,9 @@ import receiver
 from receiver import Receiver, Share
 from store import News, Store, Unavailable
 
-from bus import Remote, Tls
 from uplink import wire
 from uplink.outbox import Outbox
+from uplink.remote import Remote, Tls
 from uplink.service import Sender
 
 NO_POSTGRES = why_no_postgres()

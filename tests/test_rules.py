@@ -28,7 +28,7 @@ MAY = {
     "network": "base tables onboard bus",
     "uplink": "base tables onboard bus _log",
     "laptop": "base tables onboard",
-    "mothership": "bus uplink",
+    "mothership": "uplink",
     "lab": "base tables onboard bus uplink settings laptop _log",
     "bench": "base tables laptop",
     "buildroot": "settings tables",
@@ -43,7 +43,7 @@ FILES = {
 FILES["buildroot.settings_image"] = ROOT / "buildroot" / "package" / "stack" / "settings_image.py"
 TOP = {name for name in FILES if "." not in name}
 APPS = {name for name in TOP if FILES[name].parent == ROOT} - set(MAY)
-THIRD_PARTY = {"paho": "bus", "amqtt": "laptop.broker", "pyroute2": "network.kernel", "pyudev": "services.hotplug",
+THIRD_PARTY = {"paho": "onboard.mqtt", "amqtt": "laptop.broker", "pyroute2": "network.kernel", "pyudev": "services.hotplug",
                "psycopg": "mothership.postgres"}  # fmt: skip
 # What PID 1's own files may take from the standard library, besides __future__.
 AFFORDABLE = {"gc", "faulthandler", "os", "sys", "time", "select", "errno", "fcntl", "ctypes", "graphlib", "resource", "_signal", "_socket", "_json",
@@ -150,6 +150,15 @@ def test_each_third_party_library_has_one_owner() -> None:
     board = {name for name in FILES if room(name) not in ("lab", "bench", "mothership", "buildroot")}
     outside = {room(module) for name in board for module in imports(name)} - ours - set(sys.stdlib_module_names)
     assert outside - set(THIRD_PARTY) <= {"_frozen_importlib_external"}
+
+
+def test_who_loads_the_mqtt_library_says_so_by_bus_or_by_remote() -> None:
+    """Loading paho costs 14 MiB, and an app loads the bus alone, not the client of the mothership's broker."""
+    board = {name for name in FILES if room(name) not in ("lab", "bench")}
+    assert {name for name in board if "onboard.mqtt" in imports(name)} == {"bus", "uplink.remote"}
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import bus; print(*sys.modules)"
+    loaded = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "uplink.remote" not in loaded
 
 
 def test_no_file_on_pythons_path_takes_a_name_of_python() -> None:
