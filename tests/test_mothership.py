@@ -151,9 +151,9 @@ def test_what_no_database_stores_alike_is_mended_and_does_not_block_the_board(da
 
 
 def receiver_sqlite() -> type:
-    import store
+    from sqlite import Sqlite
 
-    return store.Sqlite
+    return Sqlite
 
 
 def test_what_is_mended_loses_only_what_is_odd(tmp_path: Path) -> None:
