@@ -35,7 +35,7 @@ from store import News, Store, Unavailable
 from bus import Remote, Tls
 from uplink import wire
 from uplink.outbox import Outbox
-from uplink.service import Sender
+from uplink.sender import Sender
 
 NO_POSTGRES = why_no_postgres()
 needs_postgres = pytest.mark.skipif(bool(NO_POSTGRES), reason=NO_POSTGRES or "-")
