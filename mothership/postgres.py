@@ -13,7 +13,7 @@ except ImportError as problem:
         f"a database at postgresql://... takes the library psycopg ({problem}): pip install -r requirements-mothership.txt"
     ) from None
 
-from store import SCHEMA, Row
+from database import SCHEMA, Row
 
 TYPES = (
     (" STRICT, WITHOUT ROWID", ""), (" STRICT", ""), (" INTEGER", " BIGINT"), (" REAL", " DOUBLE PRECISION"),

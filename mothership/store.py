@@ -17,32 +17,14 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from database import Database, Row
+from sqlite import Sqlite
+
 from uplink.wire import LONGEST, Batch
-
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS board (
-    name TEXT PRIMARY KEY, seq INTEGER NOT NULL, seen REAL NOT NULL, state TEXT, state_since REAL, boot TEXT, info TEXT
-) STRICT;
-CREATE TABLE IF NOT EXISTS record (
-    board TEXT NOT NULL, seq INTEGER NOT NULL, kind TEXT NOT NULL, boot TEXT, mono REAL, time REAL, clock TEXT,
-    body TEXT NOT NULL, received REAL NOT NULL, PRIMARY KEY (board, seq)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS boot (
-    board TEXT NOT NULL, boot TEXT NOT NULL, "offset" REAL NOT NULL, clock TEXT NOT NULL, PRIMARY KEY (board, boot)
-) STRICT, WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS boots ON record (board, seq) WHERE kind = 'boot';
-CREATE VIEW IF NOT EXISTS placed AS SELECT record.*,
-    CASE WHEN record.clock = 'synchronised' AND record.time IS NOT NULL THEN record.time
-         ELSE coalesce(record.mono + boot."offset", record.time, record.received) END AS at
-    FROM record LEFT JOIN boot ON boot.board = record.board AND boot.boot = record.boot;
-"""
-LATER = ("state TEXT", "state_since REAL", "boot TEXT", "info TEXT")  # columns of `board` that its first version had not
-
-BUSY = 5.0  # seconds that a locked SQLite is waited for, before it is Unavailable
 
 CLOCKS = ("received", "plausible", "synchronised")  # who places a boot in time, the best last
 RANK = "CASE {} WHEN 'synchronised' THEN 2 WHEN 'plausible' THEN 1 ELSE 0 END"
@@ -59,8 +41,6 @@ UPDATE board SET state = ?, boot = ?, state_since = ?
 WHERE name = ? AND (coalesce(state, '') <> ? OR coalesce(boot, '') <> ?)
 """  # the broker tells a retained state again: it is not news
 
-Row = tuple[Any, ...]
-
 
 class Unavailable(Exception):
     """The database cannot be reached or written now: nothing has been committed, and the same may succeed later."""
@@ -72,71 +52,6 @@ class News(NamedTuple):
     board: str
     what: str
     said: dict[str, Any]
-
-
-class Database(Protocol):
-    """What SQLite and PostgreSQL have in common: statements with ? for what is filled in."""
-
-    error: tuple[type[Exception], ...]  # it may be gone or locked: try again
-    lock: str  # what ends a SELECT whose row is to be ours until the commit
-
-    def execute(self, statement: str, values: Iterable[Any] = ()) -> Any: ...
-    def executemany(self, statement: str, rows: Iterable[Row]) -> None: ...
-    def transaction(self) -> contextlib.AbstractContextManager[None]: ...
-    def rows(self, statement: str, values: Iterable[Any] = ()) -> Iterator[Row]: ...
-
-
-class Sqlite:
-    """A file. Other processes may use it too: a transaction has it alone."""
-
-    error: tuple[type[Exception], ...] = (sqlite3.OperationalError,)
-    lock = ""
-
-    def __init__(self, path: str) -> None:
-        self.connection = sqlite3.connect(path, timeout=BUSY, isolation_level=None)
-        self._write_ahead()
-        self.connection.execute("PRAGMA synchronous=FULL")
-        with self.transaction():
-            for statement in SCHEMA.split(";\n"):
-                self.connection.execute(statement)
-            have = {row[1] for row in self.connection.execute("PRAGMA table_info(board)")}
-            for column in LATER:
-                if column.split()[0] not in have:
-                    self.connection.execute(f"ALTER TABLE board ADD COLUMN {column}")
-
-    def _write_ahead(self) -> None:
-        """WAL. Where others open the database at the same moment SQLite fails at once here, instead of waiting as elsewhere."""
-        deadline = time.monotonic() + BUSY
-        while True:
-            try:
-                self.connection.execute("PRAGMA journal_mode=WAL")
-                return
-            except sqlite3.OperationalError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.02)
-
-    def execute(self, statement: str, values: Iterable[Any] = ()) -> sqlite3.Cursor:
-        return self.connection.execute(statement, tuple(values))
-
-    def executemany(self, statement: str, rows: Iterable[Row]) -> None:
-        self.connection.executemany(statement, rows)
-
-    @contextlib.contextmanager
-    def transaction(self) -> Iterator[None]:
-        """All or nothing; written to the disk where it ends well."""
-        self.connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self.connection.execute("COMMIT")
-        except BaseException:
-            if self.connection.in_transaction:
-                self.connection.execute("ROLLBACK")
-            raise
-
-    def rows(self, statement: str, values: Iterable[Any] = ()) -> Iterator[Row]:
-        """As they are read: never all of them in memory."""
-        yield from self.connection.execute(statement, tuple(values))
 
 
 def connect(database: str) -> Database:

@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT / "lab"))
 
 import fleet
 import fleet_boards
+import fleet_programs
 
 from bus import Bus
 from uplink import wire
@@ -178,7 +179,7 @@ def flood(chosen: random.Random, count: int) -> Iterator[tuple[str, bytes, bool 
 
 # --- the receiver ------------------------------------------------------------------------------------------------------
 @pytest.mark.timeout(120)
-@pytest.mark.skipif(fleet.find("mosquitto") is None, reason="no mosquitto here, and only root can install it")
+@pytest.mark.skipif(fleet_programs.find("mosquitto") is None, reason="no mosquitto here, and only root can install it")
 @pytest.mark.xfail(
     not (ROOT / "mothership/postgres.py").exists(), reason="a lone surrogate is the end of this receiver", strict=True
 )
@@ -211,7 +212,7 @@ def test_the_receiver_survives_and_the_honest_board_loses_nothing(
 
 
 def boards_of(database: Path) -> set[str]:
-    return {name for (name,) in fleet.query(database, "SELECT name FROM board")}
+    return {name for (name,) in fleet_programs.query(database, "SELECT name FROM board")}
 
 
 def refused_of(log: str) -> int:

@@ -35,7 +35,7 @@ from store import News, Store, Unavailable
 from uplink import wire
 from uplink.outbox import Outbox
 from uplink.remote import Remote, Tls
-from uplink.service import Sender
+from uplink.sender import Sender
 
 NO_POSTGRES = why_no_postgres()
 needs_postgres = pytest.mark.skipif(bool(NO_POSTGRES), reason=NO_POSTGRES or "-")
@@ -151,9 +151,9 @@ def test_what_no_database_stores_alike_is_mended_and_does_not_block_the_board(da
 
 
 def receiver_sqlite() -> type:
-    import store
+    from sqlite import Sqlite
 
-    return store.Sqlite
+    return Sqlite
 
 
 def test_what_is_mended_loses_only_what_is_odd(tmp_path: Path) -> None:

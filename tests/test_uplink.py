@@ -30,7 +30,7 @@ from store import Store
 from uplink import wire
 from uplink.outbox import Outbox
 from uplink.remote import Remote, Tls
-from uplink.service import ASK_FIRST, ASK_MAX, SILENCE, UNREAD, WINDOW, Sender
+from uplink.sender import ASK_FIRST, ASK_MAX, SILENCE, UNREAD, WINDOW, Sender
 
 # --- the format --------------------------------------------------------------------------------------------------------
 RECORDS = [(18, "wifi", {"a": [1, "é"]}), (20, "evt", None)]
@@ -319,7 +319,7 @@ import os, sys, time; sys.path.insert(0, {root!r})
 import select
 from uplink.remote import Remote
 from uplink.outbox import Outbox
-from uplink.service import Sender
+from uplink.sender import Sender
 from uplink import wire
 from uplink.remote import Remote, Tls
 box = Outbox(sys.argv[1], 1 << 30, 0, (), print)
