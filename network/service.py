@@ -1,4 +1,4 @@
-"""Keeps each interface up, associated, addressed and routed: links.py decides, netlink.py and wpa_supplicant carry out.
+"""Keeps each interface up, associated, addressed and routed: links.py decides, kernel.py, dhcp.py and wpa_supplicant carry out.
 
 What it knows is retained on the bus under `network/NAME`, and in a file that `network()` in the prompt reads. It waits
 for nobody: programs are polled, DHCP clients are children that may be killed, and PID 1 answers at once or is not asked
@@ -18,16 +18,19 @@ from typing import Any
 
 from base.files import write_atomically
 from bus import Bus, Message
-from network import links
-from network.kernel import DhcpClient, Event, Kernel, Monitor, Overrun, solicit
-from network.links import Action, Link, Links
-from network.supplicant import RUN, connect, fields, has_networks, unescape
+from network import actions
+from network.actions import Action
+from network.dhcp import DhcpClient
+from network.kernel import Kernel, solicit
+from network.kernel_events import Event, Monitor, Overrun
+from network.links import Link, Links
+from network.radio import Radio
+from network.supplicant import has_networks
 from onboard import to_pid1
 from onboard.to_pid1 import SVError, of_this_board
 from tables.rows import NetworkDelays
 
 TURN = 1.0  # s: deadlines of a second's precision
-ASK_SUPPLICANT = 30.0  # s between looks at SSID and signal
 JOB_TIMEOUT = 60.0  # s for a modprobe
 PATIENCE = 2.0  # s for PID 1's answer
 SUPPLICANT = "wpa_supplicant"  # the service
@@ -137,9 +140,9 @@ class Network:
         self.refresh(now)
 
     # --- what goes out ------------------------------------------------------------------------------------------------
-    def do(self, actions: list[Action], now: float) -> None:
+    def do(self, wanted: list[Action], now: float) -> None:
         """Carry actions out; one that fails is logged, and asked for again because what we see does not change."""
-        for action in actions:
+        for action in wanted:
             try:
                 self._do(action, now)
             except (OSError, SVError) as error:
@@ -151,36 +154,36 @@ class Network:
         seen = self.links[name].seen
         ifindex = seen.ifindex if seen else 0
         match action:
-            case links.Configure():
+            case actions.Configure():
                 self._configure(self.links[name])
-            case links.Raise():
+            case actions.Raise():
                 self.kernel.raise_link(ifindex)
-            case links.Solicit():
+            case actions.Solicit():
                 try:
                     solicit(name)
                 except OSError:  # our own address is not confirmed yet: the kernel itself asks when it is
                     pass
-            case links.StartDhcp():
+            case actions.StartDhcp():
                 client = DhcpClient(name, socket.gethostname() if self.links[name].row.hostname else "")
                 self.clients[name] = client
                 self.bus.watch(client.reader, functools.partial(self.on_client, name))
-            case links.StopDhcp():
+            case actions.StopDhcp():
                 self._end_client(name)
-            case links.AddAddress(_, address, seconds):
+            case actions.AddAddress(_, address, seconds):
                 self.kernel.add_address(ifindex, address, seconds)
                 self.dirty.add(name)
-            case links.AddRoute(_, gateway, metric, source):
+            case actions.AddRoute(_, gateway, metric, source):
                 self.kernel.add_route(ifindex, gateway, metric, source)
                 self.dirty.add(name)
-            case links.RemoveAddress() | links.RemoveRoute():
+            case actions.RemoveAddress() | actions.RemoveRoute():
                 self._remove(action, ifindex)
                 self.dirty.add(name)
             case _:
                 self._climb(action, now)
 
-    def _remove(self, action: links.RemoveAddress | links.RemoveRoute, ifindex: int) -> None:
+    def _remove(self, action: actions.RemoveAddress | actions.RemoveRoute, ifindex: int) -> None:
         try:
-            if isinstance(action, links.RemoveAddress):
+            if isinstance(action, actions.RemoveAddress):
                 self.kernel.remove_address(ifindex, action.address)
             else:
                 self.kernel.remove_route(ifindex, action.gateway, action.metric)
@@ -212,20 +215,20 @@ class Network:
         """One rung of the ladder; each is logged."""
         name, link = action.name, self.links[action.name]
         words = f"{name}: {link.state} for {now - link.since:.0f} s"
-        if isinstance(action, links.Reassociate):
+        if isinstance(action, actions.Reassociate):
             self.log.warning("%s: wpa_supplicant shall reassociate", words)
             self.radios[name].send("REASSOCIATE")
-        elif isinstance(action, links.RestartSupplicant):
+        elif isinstance(action, actions.RestartSupplicant):
             self.log.warning("%s: wpa_supplicant is restarted", words)
             self._ask(op="restart", name=SUPPLICANT)
-        elif isinstance(action, links.ReloadModule):
+        elif isinstance(action, actions.ReloadModule):
             module = link.row.module or self.modules.get(name, "")
             if not module:
                 self.log.warning("%s: which module drives it is not known; nothing to reload", words)
                 return
             self.log.warning("%s: module %s is reloaded", words, module)
             self.jobs.append(Job([["modprobe", "-r", *module.split()], ["modprobe", "-a", *module.split()]], now))
-        elif isinstance(action, links.Reboot):
+        elif isinstance(action, actions.Reboot):
             # The stamp first: it keeps us from asking again and again in this boot, should PID 1 not be able to reboot.
             write_atomically(self.chosen.NETWORK_STAMP, json.dumps({"boot": self.bus.boot_id, "mono": now, "interface": name}))
             self.log.error("%s: nothing else has helped: the board reboots", words)
@@ -282,63 +285,6 @@ class Network:
         if text not in self._complaints:
             self._complaints.add(text)
             self.log.warning("%s", text)
-
-
-class Radio:
-    """What wpa_supplicant knows of one interface, asked now and then, without waiting for the answer."""
-
-    def __init__(self, name: str, folder: str, bus: Bus) -> None:
-        self.name = name
-        self.air: dict[str, Any] = {}
-        self._folder = folder
-        self._bus = bus
-        self._socket: socket.socket | None = None
-        self._due = 0.0
-
-    def turn(self, now: float, *, carrier: bool) -> None:
-        """Ask, if it is time; at once after a new association."""
-        if not carrier:
-            self.air, self._due = {}, 0.0
-        elif now >= self._due:
-            self._due = now + (ASK_SUPPLICANT if self.air else 0.0)  # until it has answered, at every turn
-            try:
-                self.send("STATUS")
-                self.send("SIGNAL_POLL")
-            except OSError:  # it is not there; the ladder knows when that matters
-                pass
-
-    def send(self, command: str) -> None:
-        """OSError where nobody listens."""
-        if self._socket is None:
-            os.makedirs(RUN, exist_ok=True)
-            self._socket = connect(self._folder, self.name, f"{RUN}/{self.name}.control")
-            self._bus.watch(self._socket.fileno(), self._answered)
-        try:
-            self._socket.send(command.encode())
-        except OSError:
-            self._close()
-            raise
-
-    def _answered(self) -> None:
-        if self._socket is None:
-            return
-        try:
-            told = fields(self._socket.recv(65536).decode("ascii", "replace"))
-        except BlockingIOError:
-            return
-        except OSError:
-            self._close()
-            return
-        if "ssid" in told:
-            self.air["ssid"] = unescape(told["ssid"]).decode("utf-8", "replace")
-        if "RSSI" in told:
-            self.air["signal"] = int(told["RSSI"])
-
-    def _close(self) -> None:
-        if self._socket is not None:
-            self._bus.unwatch(self._socket.fileno())
-            self._socket.close()
-            self._socket = None
 
 
 class Job:

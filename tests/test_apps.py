@@ -28,7 +28,7 @@ import fakegps
 import wifi_analyzer
 import wifi_scan
 from _log import counts, get_logger
-from network import supplicant
+from onboard import wpa_control
 
 
 # --- fakegps --------------------------------------------------------------------------------------------------------
@@ -63,7 +63,7 @@ def printf_encode(ssid: bytes) -> str:
 
 @given(st.binary(max_size=32))
 def test_any_ssid_survives_the_round_trip(ssid: bytes) -> None:
-    assert supplicant.unescape(printf_encode(ssid)) == ssid
+    assert wpa_control.unescape(printf_encode(ssid)) == ssid
 
 
 def test_recorded_answers() -> None:

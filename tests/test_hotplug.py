@@ -281,7 +281,9 @@ def test_what_happened_while_it_was_away_is_put_in_order(boot: Callable[..., Boa
 @needs_ip
 def test_orders_wait_for_pid_1(boot: Callable[..., Board]) -> None:
     """Its socket is moved out of the way while a device comes."""
-    quick = "import sys; sys.path.insert(0, sys.argv[1]); import hotplug; hotplug.RETRY = 0.2; hotplug.main()"
+    quick = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from services import hotplug, orders; orders.RETRY = 0.2; hotplug.main()"
+    )
     board = boot(f"Service('hotplug', ('{{PYTHON}}', '-c', {quick!r}, '{{LIB}}')), {KEEPER}", settings=RULES).up()
     eventually(lambda: started(board), 20)
     name = board.ask("run", argv=["sh", "-ec", "cd /run/stack; mv control away; ip link add dev0 type veth peer name dev1; sleep 0.5;"
@@ -324,7 +326,7 @@ def test_one_modprobe_for_all_and_one_that_hangs_is_ended(boot: Callable[..., Bo
     rules = """RULES = (Rule("net", properties=(("INTERFACE", "lo"),), module="of-{interface}"),
                         Rule("net", properties=(("INTERFACE", "hang"),), module="hang"),
                         Rule("net", properties=(("INTERFACE", "late*"),), module="{interface}"))"""
-    quick = "import sys; sys.path.insert(0, sys.argv[1]); import hotplug; hotplug.LOADER_TIMEOUT = 2.0; hotplug.main()"
+    quick = "import sys; sys.path.insert(0, sys.argv[1]); from services import hotplug, modprobe; modprobe.LOADER_TIMEOUT = 2.0; hotplug.main()"
     row = f"Service('hotplug', ('{{PYTHON}}', '-c', {quick!r}, '{{LIB}}'), env=(('PATH', '/run/bin:/usr/bin:/bin'),)),"
     first = "Service('files', ('sh', '-c', 'mkdir /run/bin; cp /test/modprobe /run/bin; chmod 755 /run/bin/modprobe'), ready='exit', restart='never'),"
     board = boot(first + row.replace("env=", "after=('files',), env="), settings=rules, files={"modprobe": MODPROBE}).up()

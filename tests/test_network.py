@@ -47,9 +47,10 @@ import sys; sys.path.insert(0, {root!r})
 from tables import load as tables
 chosen = tables.load({{"stack.profile": {profile!r}}})
 assert not chosen.rejected, chosen.rejected
+from network import radio
 from network import service as network
 network.of_this_board = lambda: chosen
-network.RUN = {run!r}
+radio.RUN = {run!r}
 network.main()
 """
 
@@ -116,7 +117,7 @@ class Lab:
             "WIFI_CONTROL": "wpa",
         }
         text = "".join(f"{name} = {str(self.folder / place)!r}\n" for name, place in places.items())
-        profile.write_text(f"from rows import *\n{text}INTERFACES = ({interfaces},)\n{more}\n")
+        profile.write_text(f"from tables.rows import *\n{text}INTERFACES = ({interfaces},)\n{more}\n")
         code = RUN.format(root=str(ROOT), profile=str(profile), run=str(self.folder / "run"))
         path = f"{self.fake_bin}:{os.environ['PATH']}"
         env = {
@@ -581,7 +582,7 @@ def test_a_board_shows_its_network_in_the_prompt(boot: Callable[..., Board]) -> 
 
 def test_what_the_prompt_shows_of_a_network_that_nobody_keeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "state.json"
-    monkeypatch.setattr("prompt.settings.NETWORK_STATE", str(file))
+    monkeypatch.setattr("settings.NETWORK_STATE", str(file))
     with pytest.raises(SVError, match=r"network\.py has written nothing: .*No such file"):
         prompt.network()
     row = {"name": "eth0", "state": "local", "since": time.monotonic() - 5, "addresses": ["192.0.2.5/24"], "gateway": [], "metric": 100,
