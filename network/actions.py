@@ -41,6 +41,7 @@ class Seen(NamedTuple):
     addresses: tuple[str, ...] = ()  # global ones that may be used: "192.0.2.5/24"
     routes: tuple[tuple[str, int], ...] = ()  # default routes: gateway ("" for none), metric
     dynamic: tuple[str, ...] = ()  # those of the IPv4 addresses that expire: a lease of ours, of this life or an earlier one
+    crowd: int = 0  # IPv6 routes that the kernel has made from advertisements
 
 
 class Lease(NamedTuple):
@@ -68,6 +69,12 @@ class Raise(NamedTuple):
 
 class Solicit(NamedTuple):
     """Ask the routers for an advertisement now (RFC 4861, 4.1): the kernel does not repeat what it heard before us."""
+
+    name: str
+
+
+class RefuseRouters(NamedTuple):
+    """Let the kernel take no more advertisements: it has no limit of its own for routes, and somebody floods it."""
 
     name: str
 
@@ -141,7 +148,7 @@ class Reboot(NamedTuple):
 
 
 Action = (
-    Configure | Raise | Solicit | StartDhcp | StopDhcp | AddAddress | RemoveAddress | AddRoute | RemoveRoute
+    Configure | Raise | Solicit | RefuseRouters | StartDhcp | StopDhcp | AddAddress | RemoveAddress | AddRoute | RemoveRoute
     | Reassociate | RestartSupplicant | ReloadModule | Reboot
 )  # fmt: skip
 

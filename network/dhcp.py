@@ -12,8 +12,6 @@ import functools
 import json
 import os
 import signal
-import socket
-import struct
 import time
 from typing import Any
 
@@ -23,6 +21,7 @@ from pyroute2.dhcp.hooks import Hook, Trigger
 
 from base.syscalls import PR_SET_PDEATHSIG, prctl
 from network.actions import Lease
+from network.bounds import LINE, SERVERS, domain_name, lease_of
 
 FOREVER = 0xFFFFFFFF  # seconds of a lease that does not end (RFC 2131, 3.3)
 
@@ -40,16 +39,27 @@ class DhcpClient:
             _child(name, hostname, writer)
         os.close(writer)
 
-    def read(self) -> list[Lease | None] | None:
-        """Leases since the last time, None among them where one was lost; None instead of a list: the child has ended."""
+    def read(self) -> list[Lease | ValueError | None] | None:
+        """Leases since the last time, None among them where one was lost, an error where one cannot be true.
+
+        None instead of a list: the child has ended, or makes no sense.
+        """
         try:
-            data = os.read(self.reader, 65536)
+            data = os.read(self.reader, 16 * LINE)
         except BlockingIOError:
             return []
         if not data:
             return None
         *lines, self._buffer = (self._buffer + data).split(b"\n")
-        return [lease_of(json.loads(line)) for line in lines]
+        if len(self._buffer) > LINE:
+            return None  # no client of ours writes such a line
+        leases: list[Lease | ValueError | None] = []
+        for line in lines:
+            try:
+                leases.append(lease_of(json.loads(line)))
+            except ValueError as error:
+                leases.append(error)
+        return leases
 
     def end(self) -> None:
         """Kill it: it keeps nothing that needs care, and a lease that is not given back expires."""
@@ -62,13 +72,6 @@ class DhcpClient:
         if not self._gone:  # once reaped, its number may be somebody else's
             self._gone = os.waitpid(self.pid, os.WNOHANG)[0] == self.pid
         return self._gone
-
-
-def lease_of(told: dict[str, Any]) -> Lease | None:
-    """What the child wrote."""
-    if not told:
-        return None
-    return Lease(**{**told, "nameservers": tuple(told["nameservers"])})
 
 
 def _child(name: str, hostname: str, writer: int) -> None:
@@ -110,12 +113,11 @@ async def _lease_forever(name: str, hostname: str, writer: int) -> None:
     async def granted(lease: dhcp_leases.Lease) -> None:
         options = lease.ack["options"]
         seconds = None if lease.lease_time in (-1, FOREVER) else float(lease.lease_time)
-        mask = struct.unpack("!I", socket.inet_aton(options.get("subnet_mask") or "255.255.255.0"))[0]
-        routers = [router for router in options.get("router") or () if router != "0.0.0.0"]
         tell({
-            "address": f"{lease.ip}/{mask.bit_count()}", "gateway": routers[0] if routers else "",
-            "nameservers": list(options.get("name_server") or ()), "seconds": seconds,
-            "domain": text(options.get("domain_name") or ""),
+            "address": lease.ip, "mask": options.get("subnet_mask") or "255.255.255.0", "seconds": seconds,
+            "routers": list(options.get("router") or ())[:SERVERS],
+            "nameservers": list(options.get("name_server") or ())[:SERVERS],
+            "domain": domain_name(options.get("domain_name") or ""),
         })  # fmt: skip
 
     async def lost(lease: dhcp_leases.Lease) -> None:
@@ -141,9 +143,3 @@ async def _lease_forever(name: str, hostname: str, writer: int) -> None:
         for task in done:  # neither should end: the interface went down, or a packet that it cannot read
             task.result()
         raise OSError(errno.ENETDOWN, "the interface went down")
-
-
-def text(value: str | bytes) -> str:
-    """A domain name that may go into a file; empty where it is none. Some servers end it with NUL."""
-    name = (value.decode("ascii", "replace") if isinstance(value, bytes) else value).rstrip("\0")
-    return name if name.isascii() and name.translate(dict.fromkeys(map(ord, "-_."))).isalnum() else ""

@@ -7,12 +7,15 @@ for all of them, and what a fleet of other interfaces does costs no more than a 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 import struct
 import sys
 from collections.abc import Iterator
 from typing import NamedTuple
+
+from network.bounds import DATAGRAMS
 
 # linux/rtnetlink.h
 GROUPS = (1, 5, 7, 9, 11, 20)  # LINK, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE, ND_USEROPT
@@ -43,6 +46,7 @@ class Monitor:
             self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, receive_buffer)
         except PermissionError:  # root of a user namespace: as much as net.core.rmem_max allows
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self._overrun = False
         self._socket.bind((0, 0))
         for group in GROUPS:
             self._socket.setsockopt(270, 1, group)  # SOL_NETLINK, NETLINK_ADD_MEMBERSHIP
@@ -51,13 +55,12 @@ class Monitor:
         return self._socket.fileno()
 
     def read(self) -> Iterator[Event]:
-        """All that has arrived. Overrun, at its end, where the kernel had to drop some: ask for everything anew.
+        """What has arrived, at most DATAGRAMS. Overrun, at the end of all, where some were lost: ask for everything anew.
 
         After ENOBUFS the kernel drops on, and does not say so again, until we have emptied the socket
         (NETLINK_S_CONGESTED in net/netlink/af_netlink.c): who asks before that misses what happens next.
         """
-        overrun = False
-        while True:
+        for _ in range(DATAGRAMS):
             try:
                 data = self._socket.recv(65536)
             except BlockingIOError:
@@ -65,22 +68,20 @@ class Monitor:
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
-                overrun = True
+                self._overrun = True
                 continue
             yield from parse(data)
-        if overrun:
+        else:
+            return  # the rest in the next turn
+        if self._overrun:
+            self._overrun = False
             raise Overrun
 
 
 def parse(data: bytes) -> Iterator[Event]:
     """The events of one datagram. Fixed offsets instead of pyroute2's decoder, which takes 0.3 ms for a link."""
-    offset = 0
-    while offset + 16 <= len(data):
-        length, kind = struct.unpack_from("=IH", data, offset)
-        if length < 16:
-            return
-        body = data[offset + 16 : offset + length]
-        try:
+    for kind, body in messages(data):
+        with contextlib.suppress(struct.error, IndexError):  # shorter than it says: not from this kernel
             if kind in (NEWLINK, DELLINK):
                 name = attribute(body, 16, IFLA_IFNAME).rstrip(b"\0").decode("utf-8", "replace")
                 yield Event(struct.unpack_from("=i", body, 4)[0], name)
@@ -90,8 +91,16 @@ def parse(data: bytes) -> Iterator[Event]:
                 yield Event(int.from_bytes(attribute(body, 12, RTA_OIF), sys.byteorder))
             elif kind == NEWNDUSEROPT:
                 yield nameservers(body)
-        except (struct.error, IndexError):
-            pass  # shorter than it says: not from this kernel
+
+
+def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Kind and body of each netlink message in a datagram (struct nlmsghdr)."""
+    offset = 0
+    while offset + 16 <= len(data):
+        length, kind = struct.unpack_from("=IH", data, offset)
+        if length < 16:
+            return
+        yield kind, data[offset + 16 : offset + length]
         offset += (length + 3) & ~3
 
 

@@ -41,5 +41,11 @@ class Ladder:
         if self.rung == len(RUNGS):
             self.rung, self._trouble = 0, now
 
+    def due(self) -> float | None:
+        """When climb() has something to do, should nothing else happen."""
+        if self._good is not None:
+            return self._good + self._steady if self._trouble is not None else None
+        return None if self._trouble is None else self._trouble + self._delays[self.rung]
+
     def _allowed(self, action: Rung, now: float) -> bool:
         return not isinstance(action, Reboot) or self._may_reboot(now)

@@ -15,6 +15,7 @@ from network.actions import (
     Configure,
     Lease,
     Raise,
+    RefuseRouters,
     RemoveAddress,
     RemoveRoute,
     Seen,
@@ -25,10 +26,12 @@ from network.actions import (
     family,
     host,
 )
+from network.bounds import CROWD, SERVERS, usable
 from network.ladder import Ladder
 from tables.rows import Interface, NetworkDelays
 
 NAMESERVERS = 3  # what a resolver reads (`man 5 resolv.conf`, MAXNS)
+FLOOD_PAUSE = 600.0  # s for which a flood of advertisements makes us deaf to all of them
 
 
 class Link:
@@ -58,6 +61,8 @@ class Link:
         self._routed: set[str] = set()  # gateways
         self._renew: set[str] = set()  # addresses whose life has changed
         self._tried: dict[Action | str, float] = {}
+        self._deaf: float | None = None  # until when advertisements are refused
+        self.dropped = 0  # nameservers that were too many
 
     # --- events -----------------------------------------------------------------------------------------------------
     def observe(self, seen: Seen | None, now: float) -> list[Action]:
@@ -67,6 +72,7 @@ class Link:
             self._routed.clear()
             self._tried.clear()
             self.rdnss.clear()
+            self._deaf = None
         self.seen = seen
         return list(self._settle(now))
 
@@ -93,9 +99,15 @@ class Link:
         return list(self._settle(now))
 
     def advertised(self, servers: dict[str, float], now: float) -> list[Action]:
-        """A router has named nameservers, each with its lifetime in seconds; 0 takes it back."""
-        for server, seconds in servers.items():
-            self.rdnss[server] = now + seconds
+        """A router has named nameservers, each with its lifetime in seconds; 0 takes it back. SERVERS of them are kept."""
+        self._forget_nameservers(now)
+        for server, seconds in servers.items() if "ra" in self.row.addresses else ():
+            if seconds <= 0:
+                self.rdnss.pop(server, None)
+            elif server in self.rdnss or (len(self.rdnss) < SERVERS and usable(server)):
+                self.rdnss[server] = now + seconds
+            else:
+                self.dropped += 1
         return list(self._settle(now))
 
     def acknowledged(self, sent: float, now: float) -> list[Action]:
@@ -121,7 +133,11 @@ class Link:
         fresh = self.proven is not None and now - self.proven < self.delays.ONLINE_TIMEOUT
         return State.ONLINE if fresh else State.LOCAL
 
+    def _forget_nameservers(self, now: float) -> None:
+        self.rdnss = {server: until for server, until in self.rdnss.items() if until > now}
+
     def _settle(self, now: float) -> Iterator[Action]:
+        self._forget_nameservers(now)
         if self._expires is not None and now >= self._expires:
             self.lease = self._expires = None
         state, raised = self._judge(now), False
@@ -148,8 +164,19 @@ class Link:
         if self.seen is not None and self._configured != self.seen.ifindex:
             self._configured = self.seen.ifindex
             yield Configure(self.name)
+        yield from self._routers(now)
         if self.seen is not None and not self.seen.up and self._may_try(Raise(self.name), now):
             yield Raise(self.name)
+
+    def _routers(self, now: float) -> Iterator[Action]:
+        """Deaf to advertisements while there is a flood of them; what the kernel has by then goes with its lifetime."""
+        if self._deaf is not None and now >= self._deaf:
+            self._deaf = None
+            yield Configure(self.name)
+            yield Solicit(self.name)
+        elif self._deaf is None and self.seen is not None and self.seen.crowd > CROWD and "ra" in self.row.addresses:
+            self._deaf = now + FLOOD_PAUSE
+            yield RefuseRouters(self.name)
 
     def _dhcp(self, now: float) -> Iterator[Action]:
         wanted = self.state.carries and "dhcp" in self.row.addresses
@@ -212,6 +239,19 @@ class Link:
         self._tried[what] = now
         return True
 
+    def due(self, ticked: float) -> float | None:
+        """When tick() has something to do, should nothing else happen; None: never. `ticked` is its last call."""
+        times = [tried + self.delays.NETWORK_RETRY for tried in self._tried.values()]
+        times = [time for time in times if time > ticked] + [*self.rdnss.values()]
+        times += [time for time in (self._expires, self._deaf, self._overdue if self.client else None) if time is not None]
+        if self.state.carries and "dhcp" in self.row.addresses and not self.client:
+            times.append(self._client_due)
+        if self.state is State.ONLINE and self.proven is not None:
+            times.append(self.proven + self.delays.ONLINE_TIMEOUT)
+        if self.joins and (rung := self.ladder.due()) is not None:
+            times.append(rung)
+        return min(times, default=None)
+
     # --- looks ------------------------------------------------------------------------------------------------------
     def nameservers(self, now: float) -> list[str]:
         """Those of the row, then DHCP's, then the routers'; a link-local one with its zone (RFC 4007)."""
@@ -235,6 +275,10 @@ class Links:
     def tick(self, now: float) -> list[Action]:
         """Whatever is due, of all interfaces."""
         return [action for link in self.links.values() for action in link.tick(now)]
+
+    def due(self, ticked: float) -> float | None:
+        """When tick() has something to do, should nothing else happen; None: never. `ticked` is its last call."""
+        return min((due for link in self.links.values() if (due := link.due(ticked)) is not None), default=None)
 
     def acknowledged(self, sent: float, now: float) -> list[Action]:
         """An acknowledgement proves the interface that carries the default route."""

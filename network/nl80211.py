@@ -6,6 +6,7 @@ A program of its own: a scan may never return, and importing pyroute2's part for
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 import time
@@ -13,6 +14,11 @@ from typing import Any
 
 from pyroute2 import IPRoute
 from pyroute2.iwutil import IW
+from pyroute2.netlink.exceptions import NetlinkError
+
+from network.bounds import SSID
+
+MOST = 350  # access points, the strongest: what a pipe holds, for a reader that takes all at the end
 
 
 def scan(interface: str) -> list[dict[str, Any]]:
@@ -27,7 +33,19 @@ def scan(interface: str) -> list[dict[str, Any]]:
     with IW() as radio:
         found = [message.get_attr("NL80211_ATTR_BSS") for message in radio.scan(index)]
     took = (time.monotonic() - started) * 1000
-    return [access_point(bss) for bss in found if bss.get_attr("NL80211_BSS_SEEN_MS_AGO") <= took]
+    points = [access_point(bss) for bss in found if bss.get_attr("NL80211_BSS_SEEN_MS_AGO") <= took]
+    return sorted(points, key=lambda point: -int(point["signal"]))[:MOST]
+
+
+def main(interface: str) -> int:
+    """Print what was heard; or say in a sentence why nothing was."""
+    try:
+        print(json.dumps(scan(interface)))
+    except (OSError, NetlinkError) as error:
+        why = os.strerror(error.code) if isinstance(error, NetlinkError) else error.strerror or error
+        print(f"<4>nl80211: {interface} cannot scan: {why}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def access_point(bss: Any) -> dict[str, Any]:
@@ -35,7 +53,7 @@ def access_point(bss: Any) -> dict[str, Any]:
     elements = bss.get_attr("NL80211_BSS_INFORMATION_ELEMENTS") or {}
     private = "Privacy" in bss.get_attr("NL80211_BSS_CAPABILITY")["CAPABILITIES"]
     return {
-        "bssid": bss.get_attr("NL80211_BSS_BSSID"), "ssid_hex": bytes(elements.get("SSID", b"")).hex(),
+        "bssid": bss.get_attr("NL80211_BSS_BSSID"), "ssid_hex": bytes(elements.get("SSID", b""))[:SSID].hex(),
         "frequency": bss.get_attr("NL80211_BSS_FREQUENCY"),
         "signal": bss.get_attr("NL80211_BSS_SIGNAL_MBM")["VALUE"] // 100, "security": _security(elements, private),
     }  # fmt: skip
@@ -53,4 +71,4 @@ def _security(elements: dict[str, Any], private: bool) -> str:
 
 
 if __name__ == "__main__":
-    print(json.dumps(scan(sys.argv[1])))
+    sys.exit(main(sys.argv[1]))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from typing import Any
 
 from bus import Bus
+from network.bounds import SSID
 from network.supplicant import RUN
 from onboard.wpa_control import connect, fields, unescape
 
+ANSWER = 4096  # bytes: wpa_supplicant's own limit for an answer
+FIRST_PAUSE = 0.5  # s; doubled
 ASK_SUPPLICANT = 30.0  # s between looks at SSID and signal
 
 
@@ -23,18 +27,24 @@ class Radio:
         self._bus = bus
         self._socket: socket.socket | None = None
         self._due = 0.0
+        self._pause = FIRST_PAUSE  # until it has answered, soon again
 
     def turn(self, now: float, *, carrier: bool) -> None:
         """Ask, if it is time; at once after a new association."""
         if not carrier:
-            self.air, self._due = {}, 0.0
+            self.air, self._due, self._pause = {}, 0.0, FIRST_PAUSE
         elif now >= self._due:
-            self._due = now + (ASK_SUPPLICANT if self.air else 0.0)  # until it has answered, at every turn
+            self._pause = ASK_SUPPLICANT if self.air else min(2 * self._pause, ASK_SUPPLICANT)
+            self._due = now + self._pause
             try:
                 self.send("STATUS")
                 self.send("SIGNAL_POLL")
             except OSError:  # it is not there; the ladder knows when that matters
                 pass
+
+    def due(self, *, carrier: bool) -> float | None:
+        """When it is time to ask; None: not at all."""
+        return self._due if carrier else None
 
     def send(self, command: str) -> None:
         """OSError where nobody listens."""
@@ -52,15 +62,15 @@ class Radio:
         if self._socket is None:
             return
         try:
-            told = fields(self._socket.recv(65536).decode("ascii", "replace"))
+            told = fields(self._socket.recv(ANSWER).decode("ascii", "replace"))
         except BlockingIOError:
             return
         except OSError:
             self._close()
             return
         if "ssid" in told:
-            self.air["ssid"] = unescape(told["ssid"]).decode("utf-8", "replace")
-        if "RSSI" in told:
+            self.air["ssid"] = unescape(told["ssid"])[:SSID].decode("utf-8", "replace")
+        if re.fullmatch(r"-?\d{1,3}", told.get("RSSI", "")):
             self.air["signal"] = int(told["RSSI"])
 
     def _close(self) -> None:

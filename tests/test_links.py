@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -314,6 +315,44 @@ def test_nameservers_come_in_the_order_of_the_metrics() -> None:
     assert world.links.resolver(world.now)[0] == ["203.0.113.1", "203.0.113.2"]
 
 
+def test_a_router_that_names_thousands_of_nameservers_is_heard_for_eight() -> None:
+    world = World(ETH)
+    local(world, "eth0")
+    link = world.links["eth0"]
+    world.do(link.advertised({f"2001:db8::{n:x}": 60.0 for n in range(1, 1001)}, world.now))
+    assert list(link.rdnss) == [f"2001:db8::{n}" for n in range(1, 9)]
+    assert link.dropped == 992
+    world.do(link.advertised({"2001:db8::1": 0.0, "2001:db8::2": 600.0, "2001:db8::99": 600.0, "ff02::1": 600.0}, world.now))
+    assert "2001:db8::1" not in link.rdnss, "taken back"
+    assert "2001:db8::99" in link.rdnss, "in its place"
+    world.wait(61)
+    assert list(link.rdnss) == ["2001:db8::2", "2001:db8::99"], "the others are forgotten with their lifetime"
+
+
+def test_nameservers_of_routers_that_are_not_wanted() -> None:
+    world = World(Interface("eth0", addresses=("dhcp",)))
+    local(world, "eth0")
+    world.do(world.links["eth0"].advertised({"2001:db8::53": 60.0}, world.now))
+    assert world.links.resolver(world.now)[0] == ["192.0.2.53"]
+
+
+def test_a_flood_of_routes_makes_an_interface_deaf_for_ten_minutes() -> None:
+    world = World(ETH)
+    local(world, "eth0")
+    world.seen["eth0"] = world.look_at("eth0")._replace(crowd=256)
+    assert world.look("eth0") == []
+    world.seen["eth0"] = world.look_at("eth0")._replace(crowd=257)
+    assert world.look("eth0") == [actions.RefuseRouters("eth0")]
+    assert [one for one in world.wait(300) if isinstance(one, actions.RefuseRouters)] == [], "once"
+    world.seen["eth0"] = world.look_at("eth0")._replace(crowd=0)
+    world.look("eth0")
+    world.lease("eth0")
+    heard = [one for one in world.wait(301) if isinstance(one, (actions.Configure, actions.Solicit))]
+    assert heard == [actions.Configure("eth0"), actions.Solicit("eth0")]
+    world.seen["eth0"] = world.look_at("eth0")._replace(crowd=257)
+    assert world.look("eth0") == [actions.RefuseRouters("eth0")], "and again"
+
+
 # --- the ladder -------------------------------------------------------------------------------------------------------
 def rungs(world: World) -> list[tuple[float, str]]:
     return [(when - 1000, type(action).__name__) for when, action in world.times if isinstance(action, RUNGS)]
@@ -447,6 +486,40 @@ def happen(world: World, name: str, what: str) -> None:
         world.do(world.links[name].advertised({"2001:db8::53": 30.0}, world.now))
 
 
+def test_what_is_due_next_by_hand() -> None:
+    world = World(ETH)
+    assert world.links.due(world.now) is None, "an absent cable is waited for"
+    local(world, "eth0")  # at 1000, for 600 s
+    world.wait(6)
+    assert world.links.due(world.now) == 1562.5, "fifteen sixteenths of the lease: its client is overdue"
+    world.do(world.links["eth0"].advertised({"2001:db8::53": 30.0}, world.now))
+    assert world.links.due(world.now) == 1036.0, "the nameserver's lifetime"
+    world.wait(31)
+    world.do(world.links.acknowledged(world.now, world.now))
+    assert world.links.due(world.now) == 1337.0, "online until then"
+    world.wait(533)
+    assert world.now == 1570.0
+    assert world.links.due(world.now) == 1600.0, "the end of the lease; the new client has until 1683"
+    world.wait(31)
+    assert world.state("eth0") is State.ADDRESSING
+    assert world.links.due(world.now) == 1683.0
+    world.clients.clear()
+    world.do(world.links["eth0"].client_ended(world.now))
+    assert world.links.due(world.now) == 1606.0, "five seconds after the client's death"
+
+
+def nothing_is_due_early(world: World) -> None:
+    """Whoever sleeps until due() misses nothing: a tick just before it does nothing and changes nothing."""
+    probe = copy.deepcopy(world.links)
+    due = probe.due(world.now)
+    early = min(world.now + 5000.0 if due is None else due, world.now + 5000.0) - 0.001
+    if early > world.now:
+        states, told = [link.state for link in probe.links.values()], probe.resolver(world.now)
+        assert probe.tick(early) == []
+        assert [link.state for link in probe.links.values()] == states
+        assert probe.resolver(early) == told
+
+
 @settings(max_examples=300, deadline=None)
 @given(EVENTS)
 def test_in_no_order_of_events_does_anything_get_out_of_step(events: list[tuple[str, str, float]]) -> None:
@@ -464,6 +537,7 @@ def test_in_no_order_of_events_does_anything_get_out_of_step(events: list[tuple[
             assert link.state.carries == bool(seen and seen.up and seen.carrier)
             assert link.state.addressed == bool(link.state.carries and seen and seen.addresses)
             assert link.client == (one in world.clients)
+        nothing_is_due_early(world)
     reboots = [when for when, action in world.times if isinstance(action, actions.Reboot)]
     assert all(later - earlier >= 3600 for earlier, later in itertools.pairwise(reboots))
     for name in world.links.links:
