@@ -27,6 +27,10 @@ class Names:
         """A device gives its names back."""
         self._changed |= self._claims.pop(path, None) is not None
 
+    def due(self) -> bool:
+        """Whether apply() has something to do."""
+        return self._changed
+
     def clean(self) -> None:
         """Remove what a predecessor has left."""
         shutil.rmtree(f"{DEV}/serial", ignore_errors=True)

@@ -13,17 +13,20 @@ import time
 from itertools import islice
 from typing import Any
 
+from base.files import read_file
 from bus import Bus
 from onboard.to_pid1 import of_this_board
 from services.device_names import DEV, Names
-from services.devices import Properties, describe, fill, fits, link, names, same, scan, uevent
+from services.devices import Properties, consoles, describe, fill, fits, link, names, same, scan, uevent
 from services.modprobe import Loader
 from services.orders import Orders, read_started
 from services.uevents import Monitor, Overrun
 from tables.rows import Rule
 
 SYS = "/sys"
-TURN = 1.0  # s
+AGAIN = 1.0  # s until what failed is tried again
+GAP = 0.05  # s between two turns, whatever is due
+DEVICES = 10_000  # that are known; a Raspberry Pi has some 600
 EVENTS = 1000  # at once; then the bus and our deadlines get their turn
 MOST = 20_000  # events to forget at once
 
@@ -31,18 +34,22 @@ MOST = 20_000  # events to forget at once
 class Hotplug:
     """The devices that are there, and what follows from them."""
 
-    def __init__(self, bus: Bus, chosen: Any) -> None:
+    def __init__(self, bus: Bus, chosen: Any, monitor: Monitor | None = None, sys: str = SYS) -> None:
         self.bus = bus
         self.log = bus.log
         self.rules: tuple[Rule, ...] = chosen.RULES
         self.groups: dict[str, int] = chosen.group_ids
-        self.monitor = Monitor(chosen.NETLINK_BUFFER)
+        self.sys, self.console = sys, chosen.CONSOLE
+        self.monitor = monitor or Monitor(chosen.NETLINK_BUFFER)
         self.loader = Loader(bus)
         self.orders = Orders(bus, read_started())
         self.names = Names()
         self.known: dict[str, Properties] = {}  # by path
         self.overruns = 0
         self.lost = False  # events that we have not made good yet
+        self.dropped = 0  # devices that were too many
+        self._said = False
+        self._turned = 0.0
         bus.watch(self.monitor.fileno(), self.on_events)
 
     def start(self, now: float) -> None:
@@ -54,11 +61,20 @@ class Hotplug:
 
     def turn(self, now: float) -> None:
         """Carry out what has gathered."""
+        self._turned = now
         if self.lost:
             self.catch_up()
         self.names.apply(self.log)
         self.loader.turn(now)
         self.orders.turn(now)
+        if not self._said and (self.dropped or self.monitor.dropped or self.loader.dropped):
+            self._said = True
+            self.log.warning("devices: there are more than %d, or some that say what is no text: left out", DEVICES)
+
+    def due(self) -> float:
+        """When turn() has something to do: the bus sleeps until then."""
+        times = [self.loader.due(), self.orders.due(), self._turned + AGAIN if self.lost or self.names.due() else None]
+        return max(self._turned + GAP, min((time for time in times if time is not None), default=self._turned + 3600.0))
 
     # --- what comes in ------------------------------------------------------------------------------------------------
     def on_events(self) -> None:
@@ -91,11 +107,11 @@ class Hotplug:
 
     def rescan(self) -> None:
         """Find in sysfs what has come and what has gone."""
-        there = {path: uevent(path, SYS) for path in scan(SYS)}
+        there = {path: uevent(path, self.sys) for path in islice(scan(self.sys), DEVICES)}
         for path in [path for path in reversed(self.known) if path not in there]:
             self.gone(self.known[path])
         for path, found in there.items():
-            if path not in self.known or not same(self.known[path], describe(found, SYS)):
+            if path not in self.known or not same(self.known[path], describe(found, self.sys)):
                 self.came("add", found)
 
     def on_event(self, event: Properties) -> None:
@@ -111,7 +127,10 @@ class Hotplug:
 
     def came(self, action: str, event: Properties) -> None:
         """A device is there, or has changed."""
-        path, found = event["DEVPATH"], describe(event, SYS)
+        path, found = event["DEVPATH"], describe(event, self.sys)
+        if path not in self.known and len(self.known) >= DEVICES:
+            self.dropped += 1
+            return
         before = self.known.get(path, {})
         if action == "add" and before and not same(before, found):
             self.gone(before)  # without our hearing of it
@@ -119,9 +138,9 @@ class Hotplug:
         found = {**before, **found}
         if path.startswith("/devices/"):  # drivers, modules and buses have events too
             self.known[path] = found
-        if action == "add" and "MODALIAS" in event and not link(path, "driver", SYS):
+        if action == "add" and "MODALIAS" in event and not link(path, "driver", self.sys):
             self.loader.want(event["MODALIAS"])
-        self.names.came(path, names(found, SYS), found.get("DEVNAME", ""))
+        self.names.came(path, names(found, self.sys), found.get("DEVNAME", ""))
         self.follow(action, found)
 
     def gone(self, properties: Properties) -> None:
@@ -146,10 +165,19 @@ class Hotplug:
                 except (OSError, ValueError) as error:
                     self.log.warning("%s: %s", properties["DEVPATH"], error)
 
+    def is_console(self, properties: Properties) -> bool:
+        """Whether the kernel, or our own prompt, has this terminal."""
+        if properties.get("SUBSYSTEM") != "tty":
+            return False
+        return properties.get("DEVNAME") in consoles(self.sys, read_file("/proc/cmdline"), self.console)
+
     def carry_out(self, rule: Rule, action: str, properties: Properties) -> None:
         """One rule, for one device."""
         if rule.module:
             self.loader.want(fill(rule.module, properties))
+        if (rule.group or rule.start) and self.is_console(properties):
+            self.log.info("%s is the console: no rule gives it to anybody", properties["DEVNAME"])
+            return
         if rule.group and action != "remove":
             path = f"{DEV}/{properties['DEVNAME']}"
             os.chown(path, -1, self.groups[rule.group])
@@ -169,7 +197,7 @@ def main() -> None:
     bus = Bus("hotplug")
     hotplug = Hotplug(bus, of_this_board())
     hotplug.start(time.monotonic())
-    for now in bus.every(TURN):
+    for now in bus.when(hotplug.due):
         hotplug.turn(now)
 
 

@@ -9,6 +9,9 @@ import time
 from bus import Bus
 
 LOADER_TIMEOUT = 60.0  # s for a modprobe: a driver may hang in its start
+BATCH = 200  # names for one modprobe
+WANTED = 2000  # names that wait
+WORDS = 4096  # bytes of its complaints that are logged at once
 
 
 class Loader:
@@ -20,10 +23,14 @@ class Loader:
         self._words = -1  # the pipe with what the running one says
         self._children: list[subprocess.Popen[bytes]] = []  # the running one last; before it those that are stuck in the kernel
         self._deadline = 0.0
+        self.dropped = 0  # names that were too many
 
     def want(self, module: str) -> None:
         """A module's name, or what a device is (its modalias)."""
-        self._wanted[module] = None
+        if len(self._wanted) < WANTED:
+            self._wanted[module] = None
+        else:
+            self.dropped += 1
 
     def turn(self, now: float) -> None:
         """Start the next one, or end the one that takes too long."""
@@ -33,8 +40,16 @@ class Loader:
             self._ended()
         self._children = [child for child in self._children if child.poll() is None]
         if self._words < 0 and self._wanted:
-            self._start(["modprobe", "-a", "-b", "-q", "--", *self._wanted], now)
-            self._wanted.clear()
+            batch = list(self._wanted)[:BATCH]
+            self._start(["modprobe", "-a", "-b", "-q", "--", *batch], now)
+            for module in batch:
+                del self._wanted[module]
+
+    def due(self) -> float | None:
+        """When turn() has something to do; None: when a modprobe has ended, or somebody wants one."""
+        if self._words >= 0:
+            return self._deadline
+        return 0.0 if self._wanted else None
 
     def _start(self, argv: list[str], now: float) -> None:
         words, writer = os.pipe()
@@ -51,7 +66,7 @@ class Loader:
 
     def _on_words(self) -> None:
         """Its complaints; their end is its own. Its exit status says nothing: most devices need no module."""
-        if words := os.read(self._words, 65536):
+        if words := os.read(self._words, WORDS):
             self._bus.log.warning("%s", words.decode(errors="replace").strip())
             return
         self._ended()

@@ -11,6 +11,7 @@ from onboard.to_pid1 import SVError, Unreachable
 
 STARTED = "/run/hotplug/started.json"  # services that run because of a device: what a successor of ours has to stop
 PATIENCE = 2.0  # s for PID 1's answer
+LARGEST = 1024 * 1024  # bytes of that file
 RETRY = 5.0  # s until PID 1 is asked again
 
 
@@ -73,6 +74,10 @@ class Orders:
                 self._log.warning("%s: %s", order, error)
             del self._pending[service]
 
+    def due(self) -> float | None:
+        """When turn() has something to do."""
+        return self._retry if self._pending else None
+
     def _remember(self) -> None:
         try:
             write_atomically(STARTED, json.dumps(list(self._keeping)))
@@ -84,6 +89,6 @@ def read_started() -> list[str]:
     """The services that our predecessor in this boot has started."""
     try:
         with open(STARTED, encoding="utf-8") as file:
-            return [str(name) for name in json.load(file)]
+            return [str(name) for name in json.loads(file.read(LARGEST))]
     except (OSError, ValueError, TypeError):
         return []

@@ -31,6 +31,7 @@ class Monitor:
         except OSError:  # in a user namespace: the kernel gives what anybody may have (net.core.rmem_max)
             pass
         self._monitor.start()
+        self.dropped = 0  # events that are no text
         self._socket = socket.socket(fileno=os.dup(self.fileno()))
 
     def fileno(self) -> int:
@@ -46,6 +47,7 @@ class Monitor:
                     return
                 event = dict(device.properties)
             except UnicodeDecodeError:  # a property that is no text
+                self.dropped += 1
                 continue
             except OSError as error:  # pyudev's poll says "error" without a number, and leaves it where it is
                 if ENOBUFS in (error.errno, self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
