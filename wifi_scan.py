@@ -216,7 +216,7 @@ class Nl80211:
         if self.child is None:
             if now >= self.due:
                 folder = os.path.dirname(os.path.abspath(__file__))
-                command = [sys.executable, "-P", f"{folder}/network/kernel.py", "scan", self.interface]
+                command = [sys.executable, "-P", f"{folder}/network/nl80211.py", self.interface]
                 self.child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
                 self.deadline = now + SCAN_LIMIT
         elif self.child.poll() is not None:

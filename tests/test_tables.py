@@ -271,3 +271,10 @@ def test_a_profile_may_have_names_of_its_own(tmp_path: Path) -> None:
     path.write_text("_EXTRA = ('a',)\nHOSTNAME = 'mine'\n")
     board = tables.load({"stack.profile": str(path)})
     assert (board.HOSTNAME, board.rejected) == ("mine", [])
+
+
+@pytest.mark.parametrize("profile", ["", "debian"])
+def test_no_service_may_take_all_memory(profile: str) -> None:
+    """The rescue prompt alone may: it runs where nothing else could be started."""
+    board = tables.load({"stack.profile": profile} if profile else {})
+    assert [row.name for row in board.SERVICES if not row.memory_max] == []
