@@ -131,7 +131,7 @@ install:
 	echo $${SOURCE_DATE_EPOCH:-$$(date +%s)} > $(DESTDIR)$(LIB)/build_date
 	rm -f $(DESTDIR)$(SBINDIR)/stack.py $(DESTDIR)$(PREFIX)/bin/sv # a link to busybox would have busybox written over
 	printf '#!%s -ESB\n%s\n' "$(INIT_PYTHON)" 'import gc, sys, time; began = time.monotonic(); gc.disable(); sys.path.insert(0, "$(LIB)"); import stack; sys.exit(stack.main(sys.argv[1:], began))' > $(DESTDIR)$(SBINDIR)/stack.py
-	printf '#!/bin/sh\nPYTHONPATH=$(LIB) exec $(INIT_PYTHON) -P $(LIB)/prompt/functions.py "$$@"\n' > $(DESTDIR)$(PREFIX)/bin/sv
+	printf '#!/bin/sh\nPYTHONPATH=$(LIB) exec $(INIT_PYTHON) -P $(LIB)/prompt/command.py "$$@"\n' > $(DESTDIR)$(PREFIX)/bin/sv
 	chmod 755 $(DESTDIR)$(SBINDIR)/stack.py $(DESTDIR)$(PREFIX)/bin/sv
 	if [ -n "$(SITEDIR)" ]; then install -d $(DESTDIR)$(SITEDIR) && echo 'import sys; sys.path.insert(0, "$(LIB)/names")' > $(DESTDIR)$(SITEDIR)/stack.pth; fi
 	find $(DESTDIR)$(LIB) -name __pycache__ -prune -exec rm -rf {} +

@@ -1,6 +1,6 @@
 """Keeps services running (`SV`, one `Process` each), and the functions of the Python prompt: `from sv import *`.
 
-PID 1 holds one `SV`. The prompt's functions live in prompt.py and are loaded when somebody asks for them.
+PID 1 holds one `SV`. The prompt's functions live in prompt/ and are loaded when somebody asks for them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import time
 
 import _log
 from base.stdlib import TYPE_CHECKING, signal, socket
-from onboard.to_pid1 import SVError
+from onboard.to_pid1 import SVError as SVError
 from pid1.cgroup import Cgroups
 from pid1.control import page
 from pid1.instances import changed, fits, instance_row
@@ -28,39 +28,22 @@ if TYPE_CHECKING:
     from typing import Any
 
     from pid1.loop import Loop
-    from prompt.functions import (
-        board,
-        bootchart,
-        halt,
-        logs,
-        network,
-        post_mortem,
-        poweroff,
-        reboot,
-        reload,
-        restart_process,
-        signal_process,
-        snooze,
-        start_process,
-        stats_process,
-        stop_process,
-        top,
-    )
-
-__all__ = [
-    "SVError", "board", "bootchart", "halt", "logs", "network", "post_mortem", "poweroff", "reboot", "reload",
-    "restart_process", "signal_process", "snooze", "start_process", "stats_process", "stop_process", "top",
-]  # fmt: skip
+    from prompt.functions import *  # noqa: F403
 
 RETRY = 1.0  # seconds
 ENDED_COMMANDS = 20
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        from prompt import functions as prompt
+    """The prompt's functions, loaded when somebody asks for one; `__all__`, which `import *` asks for, lists them."""
+    if name == "__all__" or not name.startswith("_"):
+        from prompt import functions
 
-        return getattr(prompt, name)
+        listed = [one for one in vars(functions) if not one.startswith("_")]
+        if name == "__all__":
+            return listed
+        if name in listed:
+            return getattr(functions, name)
     raise AttributeError(f"module 'sv' has no attribute {name!r}")
 
 

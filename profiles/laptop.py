@@ -42,5 +42,5 @@ SERVICES = (
         "observations", "bus", "wifi/#", after=("broker",), tty="{CONSOLE}", user="{APP_USER}",
         capabilities=(), no_new_privs=True,
     ),
-    program("prompt", "prompt/functions", "console", tty="{CONSOLE}"),
+    program("prompt", "prompt/console", "prompt", tty="{CONSOLE}"),
 )  # fmt: skip

@@ -7,19 +7,18 @@ kernel's log, where that can be read.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from typing import Any
 
-from base.stdlib import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from typing import Any
+from prompt.asking import ask
+from prompt.shapes import Stats
 
 WIDTH = 60  # of a bar that is as long as the boot
 LATEST = 300.0  # seconds after PID 1's start: what comes later is no part of the boot
 RUN = "as init process"  # the kernel's words before it starts init; an initramfs may write the same to /dev/kmsg
 
 
-class Chart(list["dict[str, Any]"]):
+class Chart(list[Stats]):
     """Rows that show themselves as bars: `=` is work, `>` ends a service's start, and one that is not ready has no end."""
 
     def __repr__(self) -> str:
@@ -89,3 +88,15 @@ def begun() -> float:
     """When PID 1 was made, in seconds since the kernel's start (`man 5 proc`, starttime)."""
     with open("/proc/1/stat", encoding="utf-8", errors="replace") as file:
         return int(file.read().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+
+
+def bootchart() -> list[Stats]:
+    """The boot as bars: what came before PID 1, its imports and steps, and each service from its start until it is ready.
+
+    A row is name, kind (before, python, step, service), start and end in seconds since the kernel's start; end is None for
+    a service that has not been ready yet. What the kernel and the interpreter took is told apart where /dev/kmsg can be read.
+    """
+    rows: list[list[Any]] = []
+    while page := ask("bootchart", first=len(rows)):
+        rows += page
+    return chart(rows, before_pid_1(kernel_log(), begun(), rows[0][2]))

@@ -581,7 +581,7 @@ def test_a_board_shows_its_network_in_the_prompt(boot: Callable[..., Board]) -> 
 
 def test_what_the_prompt_shows_of_a_network_that_nobody_keeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "state.json"
-    monkeypatch.setattr("prompt.settings.NETWORK_STATE", str(file))
+    monkeypatch.setattr("prompt.board_facts.settings.NETWORK_STATE", str(file))
     with pytest.raises(SVError, match=r"network\.py has written nothing: .*No such file"):
         prompt.network()
     row = {"name": "eth0", "state": "local", "since": time.monotonic() - 5, "addresses": ["192.0.2.5/24"], "gateway": [], "metric": 100,

@@ -132,7 +132,7 @@ def test_who_needs_sysconfig_finds_the_real_one() -> None:
 
 def test_only_one_module_of_the_board_loads_ctypes() -> None:
     """What it does first comes too late after another's."""
-    assert {name for name in FILES if "ctypes" in imports(name)} - {"laptop.launcher"} == {"base.native"}
+    assert {name for name in FILES if "ctypes" in imports(name)} - {"laptop.root"} == {"base.native"}
 
 
 def test_apps_never_import_apps_and_nobody_imports_stack() -> None:
