@@ -36,7 +36,9 @@ def become_init(options: argparse.Namespace, console: str, words: list[str]) -> 
         os.dup2(fd, target)
     os.closerange(3, 1024)
     base = os.path.realpath("/python/bin/python")
-    os.execve(base, [base, *options.flags, *options.init, *words], {"PATH": os.defpath})
+    os.execve(
+        base, [base, *options.flags, *options.init, *words], {"PATH": os.defpath, "TERM": os.environ.get("TERM", "linux")}
+    )
 
 
 class Board:

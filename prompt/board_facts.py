@@ -1,16 +1,11 @@
-"""The board as a whole: what it is, how it ended last, its network, and its own end."""
+"""The board as a whole: what it is, how it ended last, and its own end."""
 
 from __future__ import annotations
 
-import json
-import os
-import time
-
-import settings
 from onboard import boot_ends
 from onboard.to_pid1 import SVError
 from prompt.asking import ask
-from prompt.shapes import Facts, NetworkTable, Stats
+from prompt.shapes import Facts, Stats
 
 
 def board() -> Stats:
@@ -59,22 +54,3 @@ def halt() -> str:
 def poweroff() -> str:
     """Stop everything and switch off."""
     return str(ask("poweroff"))
-
-
-def network() -> list[Stats]:
-    """The interfaces that network.py keeps: a dict for each, also while the bus is down.
-
-    name, state (absent, down, no carrier, associating, addressing, local, online; with "?" what network.py knew when it
-    ended), since (s in this state), addresses, gateway (of its default routes), metric, ssid, signal (dBm), rung (of the
-    ladder for Wi-Fi that stays down; 0 is the ground).
-    """
-    try:
-        with open(settings.NETWORK_STATE, encoding="ascii") as file:
-            facts = json.load(file)
-    except (OSError, ValueError) as error:
-        raise SVError(f"network.py has written nothing: {error}; see stats_process('network') and logs('network')") from None
-    doubt = "" if os.path.exists(f"/proc/{facts['pid']}") else "?"
-    now = time.monotonic()
-    return NetworkTable(
-        {**row, "state": row["state"] + doubt, "since": round(now - row["since"], 1)} for row in facts["interfaces"]
-    )

@@ -11,31 +11,34 @@ from collections.abc import Iterable
 from typing import Any
 
 from prompt.asking import ask
-from prompt.shapes import Stats
+from prompt.shapes import Shape, Stats
 
-WIDTH = 60  # of a bar that is as long as the boot
+WIDTH, LEAST = 60, 10  # of a bar that is as long as the boot, where the terminal is wide enough, and where it is not
+FIGURES = 30  # characters between a row's name and its bar
 LATEST = 300.0  # seconds after PID 1's start: what comes later is no part of the boot
 RUN = "as init process"  # the kernel's words before it starts init; an initramfs may write the same to /dev/kmsg
 
 
-class Chart(list[Stats]):
+class Chart(Shape, list[Stats]):
     """Rows that show themselves as bars: `=` is work, `>` ends a service's start, and one that is not ready has no end."""
 
-    def __repr__(self) -> str:
+    def text(self, width: int = 0, *, colour: bool = False) -> str:
         if not self:
             return "(none)"
         origin = self[0]["start"]
         limit = origin + LATEST
         ends = [row["start"] if row["end"] is None else row["end"] for row in self if row["start"] < limit]
-        scale = WIDTH / max(0.001, min(max(ends), limit) - origin)
         name = max(len(row["name"]) for row in self)
-        return "\n".join(self._line(row, name, origin, scale) for row in self)
+        self.bar = max(LEAST, min(WIDTH, width - name - FIGURES)) if width else WIDTH
+        scale = self.bar / max(0.001, min(max(ends), limit) - origin)
+        lines = (self._line(row, name, origin, scale) for row in self)
+        return "\n".join(line[:width] if width else line for line in lines)
 
     def _line(self, row: dict[str, Any], width: int, origin: float, scale: float) -> str:
         start, end = row["start"], row["end"]
-        left = min(WIDTH - 1, int((start - origin) * scale))
-        right = WIDTH if end is None else min(WIDTH, int((end - origin) * scale))
-        head = "." * WIDTH if end is None else "=" * WIDTH
+        left = min(self.bar - 1, int((start - origin) * scale))
+        right = self.bar if end is None else min(self.bar, int((end - origin) * scale))
+        head = "." * self.bar if end is None else "=" * self.bar
         bar = head[: max(1, right - left) - 1] + (">" if row["kind"] == "service" and end is not None else head[0])
         seconds = "   -   " if end is None else f"{end - start:7.3f}"
         return f"{row['name']:<{width}}  {row['kind']:<7}  {start:8.3f}  {seconds}  {' ' * left}{bar}"

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import os
 import sys
+import typing
 from collections.abc import Callable
 from typing import Any
 
 from onboard.to_pid1 import SVError
 from prompt import functions
+from prompt.shapes import show
 
 SHORT = {"lines": "-n", "follow": "-f"}  # as tail(1) has them
 
@@ -45,8 +48,11 @@ def first_sentence(text: str) -> str:
 def _add(sub: argparse.ArgumentParser, parameter: inspect.Parameter, *, first: bool) -> None:
     """One parameter: needed ones and the first are words, others are options."""
     name, default = parameter.name, parameter.default
-    kind = next((one for one in (int, float) if isinstance(default, one)), str)
-    if default is parameter.empty:
+    kinds = typing.get_args(parameter.annotation) or (parameter.annotation,)
+    kind: Any = next((one for one in (str, int, float) if one in kinds), str)
+    if name == "show":  # how what comes live is shown: as JSON, or as the function has it
+        sub.set_defaults(show=None)
+    elif default is parameter.empty:
         sub.add_argument(name, metavar=name.upper())
     elif isinstance(default, bool):
         sub.add_argument(*filter(None, (SHORT.get(name), f"--{name}")), action="store_true", dest=name)
@@ -61,13 +67,18 @@ def main(arguments: list[str]) -> int:
     """Call one function and print its value; exit status 1 with the error's sentence where it fails."""
     options = vars(parser().parse_args(arguments))
     as_json, name = options.pop("json"), options.pop("command")
+    if as_json and "show" in options:
+        options["show"] = lambda value: print(json.dumps(value), flush=True)
     try:
         answer = commands()[name](**options)
+        if answer is not None and not (answer == [] and options.get("follow")):
+            text = json.dumps(answer) if as_json else show(answer)
+            print(text + "\n" if text else "", end="", flush=True)
     except SVError as error:
         print(f"sv: {error}", file=sys.stderr)
         return 1
-    if answer is not None:
-        print(json.dumps(answer) if as_json else answer if isinstance(answer, str) else repr(answer))
+    except BrokenPipeError:  # `sv logs | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for Python's own flush at its end
     return 0
 
 

@@ -38,10 +38,10 @@ def login(kind: str) -> None:
 
 
 def interactive() -> tuple[str, list[str], dict[str, str]]:
-    """The prompt as execve(2) takes it: program, arguments, environment."""
-    hello = "from sv import *; import sv; print('functions: ' + ', '.join(sv.__all__))"
-    environment = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(os.path.abspath(__file__)))}
-    return sys.executable, [sys.executable, "-q", "-i", "-c", hello], environment
+    """The prompt as execve(2) takes it: program, arguments, environment. A Python started from it finds `sv` and `bus`."""
+    library = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    environment = {**os.environ, "PYTHONPATH": f"{library}/names"}
+    return sys.executable, [sys.executable, "-P", f"{library}/prompt/repl.py"], environment
 
 
 def prompt() -> None:

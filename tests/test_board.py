@@ -347,7 +347,13 @@ def test_the_sv_command(boot: Boot, tmp_path: Path) -> None:
     assert [row["name"] for row in rows] == ["logd", "s"]
     assert json.loads(sv("stats", "s", "--json").stdout)[0]["state"] == "running"
     assert "sleep 1000" in sv("stats").stdout
-    assert json.loads(sv("stop", "s", "--json").stdout)["state"] == "stopped"
+    facts = json.loads(sv("status", "s", "--json").stdout)
+    assert (facts["name"], facts["exits"], facts["log"]) == ("s", [], [])
+    assert "running for" in sv("status", "s").stdout
+    busy = json.loads(sv("top", "0.1", "--json").stdout)
+    assert {row["name"] for row in busy} == {"logd", "s"}
+    assert all(0 <= row["percent"] < 400 for row in busy)
+    assert json.loads(sv("stop", "s", "--json").stdout)[0]["state"] == "stopped"
     assert sv("start", "s").returncode == 0
     assert sv("restart", "s").returncode == 0
     assert sv("signal", "s", "CONT").returncode == 0

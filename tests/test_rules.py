@@ -20,7 +20,7 @@ MAY = {
     "profiles": "settings tables",
     "onboard": "base tables",
     "pid1": "base tables onboard _log",
-    "prompt": "base tables onboard settings",
+    "prompt": "base tables onboard settings bus",
     "sv": "base tables onboard pid1 _log prompt",
     "stack": "base tables onboard pid1 _log sv",
     "bus": "base onboard settings _log",
