@@ -3,6 +3,8 @@
 They return data (lists and dicts that print themselves as a table) and raise `SVError` with a sentence.
 """
 
+import sys as _sys
+
 from onboard.to_pid1 import SVError as SVError
 from prompt.board_facts import board as board
 from prompt.board_facts import halt as halt
@@ -22,3 +24,8 @@ from prompt.processes import status as status
 from prompt.processes import stop_process as stop_process
 from prompt.top import top as top
 from prompt.watch import watch as watch
+
+if hasattr(_sys, "ps1"):  # `from sv import *`, typed into a plain Python
+    from prompt.hooks import install as _install
+
+    _install()

@@ -10,16 +10,14 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable
-from types import CodeType, TracebackType
+from types import CodeType
 from typing import Any
 
 if __name__ == "__main__":  # root's shell runs this file: our modules are in the folder above
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from onboard.to_pid1 import SVError
-from prompt import functions
+from prompt import functions, hooks
 from prompt.asking import tables
-from prompt.shapes import show, terminal_width
+from prompt.shapes import terminal_width
 
 try:
     import readline
@@ -38,44 +36,13 @@ def namespace() -> dict[str, Any]:
     return {"__name__": "__main__", **{name: value for name, value in vars(functions).items() if not name.startswith("_")}}
 
 
-# --- how values and errors are shown ----------------------------------------------------------------------------------
-def display(value: object) -> None:
-    """sys.displayhook: shapes for a terminal; a function that was only named says how it is called."""
-    if value is None:
-        return
-    import builtins
-
-    builtins._ = value  # type: ignore[attr-defined]
-    if inspect.isfunction(value) and value in vars(functions).values():
-        print(usage(value))
-    else:  # a text as Python shows it
-        print(repr(value) if isinstance(value, str) else show(value) or "(no lines)")
-
-
-def usage(function: Callable[..., object]) -> str:
-    """What to type to call a function, and what it does."""
-    needed = [p.name for p in inspect.signature(function).parameters.values() if p.default is p.empty]
-    name, first = function.__name__, (inspect.getdoc(function) or "").partition("\n")[0]
-    return f"type {name}({', '.join(f'{one.upper()}' for one in needed)}) to call it: {first} help({name}) says more."
-
-
-def complain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """sys.excepthook: an SVError is a sentence, others are Python's."""
-    if issubclass(kind, SVError):
-        print(f"SVError: {error}", file=sys.stderr)
-    elif issubclass(kind, KeyboardInterrupt):
-        print("KeyboardInterrupt", file=sys.stderr)
-    else:
-        sys.__excepthook__(kind, error.with_traceback(None if issubclass(kind, SyntaxError) else trace), trace)
-
-
 class Prompt(code.InteractiveConsole):
     """Python's own console, with our way to show errors."""
 
     def showtraceback(self) -> None:
         kind, error, trace = sys.exc_info()
         if kind and error:
-            complain(kind, error, trace.tb_next if trace else None)  # without the console's own frame
+            hooks.complain(kind, error, trace.tb_next if trace else None)  # without the console's own frame
 
     def raw_input(self, prompt: str = "") -> str:
         line = super().raw_input(prompt)
@@ -178,7 +145,7 @@ def python_of_ours(line: str) -> CodeType | None:
 
 def main(arguments: list[str]) -> None:
     """Without arguments interactive; `-c LINE` runs one line."""
-    sys.displayhook, sys.excepthook = display, complain
+    hooks.install()
     if arguments[:1] == ["-c"] and len(arguments) > 1:
         run_line(arguments[1])
     else:

@@ -18,7 +18,7 @@ from test_board import Terminal, plain
 
 import sv
 from onboard.to_pid1 import SVError
-from prompt import asking, command, functions, repl, shapes, top
+from prompt import asking, command, functions, hooks, repl, shapes, top
 
 Boot = Callable[..., Board]
 needs_namespaces = pytest.mark.skipif(bool(NO_NAMESPACES), reason=NO_NAMESPACES)
@@ -88,7 +88,7 @@ def test_an_error_is_a_sentence(pid1: dict[str, Any], capsys: pytest.CaptureFixt
     try:
         sv.stop_process("nobody")
     except SVError:
-        repl.complain(*sys.exc_info())
+        hooks.complain(*sys.exc_info())
     assert re.fullmatch(r"SVError: there is no service 'nobody'.*\n", capsys.readouterr().err)
     console = repl.Prompt(repl.namespace())
     console.push("stop_process('nobody')")
@@ -101,13 +101,13 @@ def test_an_error_is_a_sentence(pid1: dict[str, Any], capsys: pytest.CaptureFixt
 
 def test_a_function_without_its_brackets_says_what_to_type(capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("network", "halt", "board"):
-        repl.display(getattr(functions, name))
+        hooks.display(getattr(functions, name))
         assert capsys.readouterr().out.startswith(f"type {name}() to call it: ")
-    repl.display(functions.stop_process)
+    hooks.display(functions.stop_process)
     assert capsys.readouterr().out.startswith("type stop_process(NAME) to call it: Stop a service")
-    repl.display("text")
-    repl.display(7)
-    repl.display(None)
+    hooks.display("text")
+    hooks.display(7)
+    hooks.display(None)
     assert capsys.readouterr().out == "'text'\n7\n"
 
 
@@ -129,6 +129,22 @@ def test_no_network_service(pid1: dict[str, Any], monkeypatch: pytest.MonkeyPatc
     assert (one["name"], one[0]["state"]) == ("usb0", "local")
     with pytest.raises(SVError, match=r"no interface 'eth1' in INTERFACES; there are eth0, usb0; did you mean 'eth0'\?"):
         sv.network("eth1")
+
+
+def test_a_plain_python_gets_the_same_sentences(tmp_path: Path) -> None:
+    """The one that Debian gives to a board's owner: python3, and then `from sv import *`."""
+    terminal = Terminal(["/usr/bin/env", f"PYTHONPATH={ROOT}", "PYTHON_BASIC_REPL=1", "STACK_CONTROL=/nowhere", PYTHON, "-q"])
+    terminal.expect(">>> ")
+    terminal.type("from sv import *\n")
+    terminal.expect(">>> ")
+    terminal.type("stats_process()\n")
+    terminal.expect("SVError: cannot reach PID 1 at /nowhere")
+    terminal.expect(">>> ")
+    assert "Traceback" not in terminal.seen
+    terminal.type("halt\n")
+    terminal.expect("type halt() to call it")
+    terminal.type("exit()\n")
+    terminal.wait()
 
 
 # --- shapes -------------------------------------------------------------------------------------------------------------
