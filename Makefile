@@ -45,9 +45,10 @@ setup:
 
 CHAOS = tc:iproute2 faketime:faketime
 MOTHERSHIP = pg_ctlcluster:postgresql chromium:chromium openssl:openssl shellcheck:shellcheck
+SSH = dropbear:dropbear-bin ssh:openssh-client rsync:rsync /usr/lib/openssh/sftp-server:openssh-sftp-server
 CARD = genimage:genimage mcopy:mtools mkfs.vfat:dosfstools mke2fs:e2fsprogs mksquashfs:squashfs-tools sfdisk:fdisk
 test: NEEDS = requirements-dev.txt requirements-fleet.txt requirements-docs.txt
-test: export PROGRAMS = $(CHAOS) $(MOTHERSHIP) $(CARD) busybox:busybox ip:iproute2 fusermount3:fuse3 wpa_supplicant:wpasupplicant
+test: export PROGRAMS = $(CHAOS) $(MOTHERSHIP) $(CARD) $(SSH) busybox:busybox ip:iproute2 fusermount3:fuse3 wpa_supplicant:wpasupplicant
 test: setup
 	@./test.sh $(TESTS)
 
@@ -70,8 +71,8 @@ boot: setup
 	@$(AS_ROOT) $(PYTHON) lab/boot.py $(MACHINE) $(if $(PROFILE),--profile $(PROFILE)) -- $(OPTIONS)
 
 # The longest first: a worker takes a file.
-QEMU_TESTS = $(patsubst %,tests/qemu_%.py,wifi powercuts watchdog exits cgroup storage install bootfiles board hotplug uplink outbox raspi clock card)
-test-qemu: export PROGRAMS = $(LAB) $(CARD) qemu-system-x86_64:qemu-system-x86 $(ARM)
+QEMU_TESTS = $(patsubst %,tests/qemu_%.py,wifi powercuts watchdog exits cgroup storage install bootfiles board ssh hotplug uplink outbox raspi clock card)
+test-qemu: export PROGRAMS = $(LAB) $(CARD) $(SSH) qemu-system-x86_64:qemu-system-x86 $(ARM)
 test-qemu: setup
 	@$(AS_ROOT) $(PYTHON) lab/image.py $(MACHINES)
 	@$(AS_ROOT) $(PYTHON) -m pytest -q -rs -p no:cacheprovider -n 2 --dist loadfile --no-loadscope-reorder --timeout 400 $(or $(TESTS),$(QEMU_TESTS))
@@ -143,10 +144,11 @@ install-files:
 	for file in $(FILES); do install -m 644 $$file $(DESTDIR)$(LIB)/$$file || exit 1; done
 	for name in $(NAMES); do install -m 644 base/on_path.py $(DESTDIR)$(LIB)/names/$$name.py || exit 1; done
 	echo $${SOURCE_DATE_EPOCH:-$$(date +%s)} > $(DESTDIR)$(LIB)/build_date
-	rm -f $(DESTDIR)$(SBINDIR)/stack.py $(DESTDIR)$(PREFIX)/bin/sv # a link to busybox would have busybox written over
+	rm -f $(DESTDIR)$(SBINDIR)/stack.py $(DESTDIR)$(PREFIX)/bin/sv $(DESTDIR)$(PREFIX)/bin/stack-shell # a link to busybox would have busybox written over
 	sed 's|@PYTHON@|$(INIT_PYTHON)|; s|@LIB@|$(LIB)|' pid1/launcher.py.in > $(DESTDIR)$(SBINDIR)/stack.py
-	printf '#!/bin/sh\nPYTHONPATH=$(LIB) exec $(INIT_PYTHON) -P $(LIB)/prompt/functions.py "$$@"\n' > $(DESTDIR)$(PREFIX)/bin/sv
-	chmod 755 $(DESTDIR)$(SBINDIR)/stack.py $(DESTDIR)$(PREFIX)/bin/sv
+	printf '#!/bin/sh\nPYTHONPATH=$(LIB) exec $(INIT_PYTHON) -P $(LIB)/prompt/command.py "$$@"\n' > $(DESTDIR)$(PREFIX)/bin/sv
+	sed 's,@PYTHON@,$(INIT_PYTHON),; s,@LIB@,$(LIB),' prompt/shell.sh > $(DESTDIR)$(PREFIX)/bin/stack-shell
+	chmod 755 $(DESTDIR)$(SBINDIR)/stack.py $(DESTDIR)$(PREFIX)/bin/sv $(DESTDIR)$(PREFIX)/bin/stack-shell
 	if [ -n "$(SITEDIR)" ]; then install -d $(DESTDIR)$(SITEDIR) && echo 'import sys; sys.path.insert(0, "$(LIB)/names")' > $(DESTDIR)$(SITEDIR)/stack.pth; fi
 	find $(DESTDIR)$(LIB) -name __pycache__ -prune -exec rm -rf {} +
 	$(TARGET_PYTHON) -m compileall -q -s "$(DESTDIR)" --invalidation-mode checked-hash $(DESTDIR)$(LIB)

@@ -263,10 +263,12 @@ SERVICES: tuple[Service, ...] = (
         "network", "network/service", after=("modules", "storage", "bootfiles"), oom_score=-900, nice=-5,
         log="disk", cpu_weight=400, memory_max="128M",
     ),
-    program("console", "prompt/functions", "login", "{CONSOLE_LOGIN}", after=("dropbear",), tty="{CONSOLE}", memory_max="50%"),
+    program(
+        "console", "prompt/console", "login", "{CONSOLE_LOGIN}", after=("dropbear",), tty="{CONSOLE}", memory_max="50%",
+    ),
     BROKER,
     *APPS,
 )  # fmt: skip
 
 # The last resort, on the console: `stack.rescue`, or nothing else could be started.
-RESCUE = program("rescue", "prompt/functions", "rescue", ready="notify", tty="{CONSOLE}")
+RESCUE = program("rescue", "prompt/console", "rescue", ready="notify", tty="{CONSOLE}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 
 from base.stdlib import TYPE_CHECKING
-from onboard.to_pid1 import SVError
+from onboard.to_pid1 import SVError as SVError
 from pid1.changes import plan
 from pid1.life import Supervisor
 from pid1.process import Process, State
@@ -20,40 +20,23 @@ if TYPE_CHECKING:
 
     from pid1.changes import Change
     from pid1.life import Life
-    from prompt.functions import (
-        board,
-        bootchart,
-        halt,
-        logs,
-        network,
-        post_mortem,
-        poweroff,
-        reboot,
-        reload,
-        restart_process,
-        signal_process,
-        snooze,
-        start_process,
-        stats_process,
-        stop_process,
-        top,
-    )
+    from prompt.functions import *  # noqa: F403
     from tables.rows import Service
-
-__all__ = [
-    "SVError", "board", "bootchart", "halt", "logs", "network", "post_mortem", "poweroff", "reboot", "reload",
-    "restart_process", "signal_process", "snooze", "start_process", "stats_process", "stop_process", "top",
-]  # fmt: skip
 
 RETRY = 1.0  # seconds until our own code gets another try, where it has failed
 ENDED_COMMANDS = 20  # of the prompt, that can still be looked at
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        from prompt import functions as prompt
+    """The prompt's functions, loaded when somebody asks for one; `__all__`, which `import *` asks for, lists them."""
+    if name == "__all__" or not name.startswith("_"):
+        from prompt import functions
 
-        return getattr(prompt, name)
+        listed = [one for one in vars(functions) if not one.startswith("_")]
+        if name == "__all__":
+            return listed
+        if name in listed:
+            return getattr(functions, name)
     raise AttributeError(f"module 'sv' has no attribute {name!r}")
 
 

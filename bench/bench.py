@@ -25,7 +25,8 @@ import costs  # noqa: E402
 from costs import memory, namespace, row  # noqa: E402
 
 from base.syscalls import PR_SET_PDEATHSIG, mount, prctl  # noqa: E402
-from laptop import launcher as laptop  # noqa: E402
+from laptop import namespaces  # noqa: E402
+from laptop.root import make_root  # noqa: E402
 
 BUILD = HERE.parent / "build" / "bench"
 INSTALLED = HERE.parent / "build" / "root" / "stack"
@@ -130,7 +131,7 @@ class Run:
 
     def _keep(self, argv: list[str], folder: Path, writer: int) -> None:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        laptop.enter_namespaces()
+        namespaces.enter_namespaces()
         pid = os.fork()
         if pid == 0:
             try:
@@ -144,7 +145,7 @@ class Run:
     def _become(self, argv: list[str], folder: Path, writer: int, outside: str) -> None:
         inittab = folder / "conf" / "inittab"
         files = {"inittab": inittab.read_bytes()} if inittab.exists() else {}
-        laptop.make_root({"stack": str(INSTALLED), "+bench": str(folder)}, str(VENV / "python"), files, {})
+        make_root({"stack": str(INSTALLED), "+bench": str(folder)}, str(VENV / "python"), files, {})
         if files:  # busybox has one place for it
             users = {name: Path("/etc", name).read_bytes() for name in ("passwd", "group", "ld.so.cache")}
             mount("etc", "/etc", "tmpfs", 0, "")
@@ -191,8 +192,8 @@ def prepare(peer: Peer, count: int) -> tuple[list[str], Path]:
     argv = peer.prepare(folder / "conf", count)
     if os.getuid() == 0:  # some write beside their configuration
         for path in (folder / "conf").rglob("*"):
-            os.chown(path, laptop.FOREIGN_ROOT, laptop.FOREIGN_ROOT)
-        os.chown(folder / "conf", laptop.FOREIGN_ROOT, laptop.FOREIGN_ROOT)
+            os.chown(path, namespaces.FOREIGN_ROOT, namespaces.FOREIGN_ROOT)
+        os.chown(folder / "conf", namespaces.FOREIGN_ROOT, namespaces.FOREIGN_ROOT)
     return argv, folder
 
 

@@ -28,7 +28,7 @@ FALLBACK: dict[str, Any] = {
     "DATA": (), "DATA_OPTIONS": "noexec,noatime", "DATA_REMAKE": False, "DATA_GROW": False, "DATA_WAIT": 10.0,
     "DATA_TIMEOUT": 600.0, "BOOT_FILES": (), "BOOT_WAIT": 2.0,
     "RESCUE": Service(
-        "rescue", ("{PYTHON}", "-P", "{LIB}/prompt/functions.py", "rescue"), ready="notify", tty="{CONSOLE}",
+        "rescue", ("{PYTHON}", "-P", "{LIB}/prompt/console.py", "rescue"), ready="notify", tty="{CONSOLE}",
         env=(("PYTHONPATH", "{PYTHONPATH}"),),
     ),
     "LIB": LIB, "PYTHONPATH": LIB,

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from conftest import Board, eventually
 from test_process import EXIT_0, World, make, run
 
@@ -111,14 +112,14 @@ def test_on_a_board(boot: Boot) -> None:
     assert not [row for row in board.ask("bootchart", first=0) if row[0] == "sleep"], "a command of the prompt is no boot"
 
 
-def test_the_prompt_asks_for_page_after_page(monkeypatch: object) -> None:
+def test_the_prompt_asks_for_page_after_page(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [["imports", "python", 1.0, 2.0], *(["s", "service", 3.0, 4.0] for _ in range(250))]
     asked: list[int] = []
 
-    def ask(op: str, first: int) -> object:
-        asked.append(first)
-        return rows[first : first + 100]
+    def ask(_path: str, request: dict[str, Any]) -> object:
+        asked.append(request["first"])
+        return rows[request["first"] : request["first"] + 100]
 
-    monkeypatch.setattr(prompt, "_ask", ask)  # type: ignore[attr-defined]
+    monkeypatch.setattr("onboard.to_pid1.ask", ask)
     assert len([row for row in prompt.bootchart() if row["kind"] == "service"]) == 250
     assert asked == [0, 100, 200, 251]

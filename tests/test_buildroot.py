@@ -195,7 +195,8 @@ def test_what_the_menu_leaves_out_is_not_built(menu: Any) -> None:
 def install(folder: Path, *menu: str) -> Path:
     """A target's tree with what stack.mk's own commands put into it, under this machine's Python in place of the host's."""
     source, target = folder / "source", folder / "target"
-    for name in run("git", "ls-files", "*.py", "data/*", "Makefile", cwd=ROOT).stdout.split():
+    files = run("git", "ls-files", "*.py", "data/*", "prompt/shell.sh", "pid1/launcher.py.in", "Makefile", cwd=ROOT).stdout.split()
+    for name in files:
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, source / name)
     (folder / "host/bin").mkdir(parents=True)
@@ -219,7 +220,7 @@ def skeleton(target: Path) -> None:
         (target / name).mkdir(parents=True, exist_ok=True)
     for name, text in (("passwd", PASSWD), ("group", GROUP), ("shadow", SHADOW), ("shells", "/bin/sh\n")):
         (target / "etc" / name).write_text(text)
-    for path in ("usr/bin/python3", "sbin/stack.py"):
+    for path in ("usr/bin/python3", "usr/bin/stack-shell", "sbin/stack.py"):
         if not (target / path).exists():
             (target / path).write_text("#!/bin/sh\n")
         (target / path).chmod(0o755)
@@ -374,8 +375,8 @@ def test_post_build_makes_a_board_of_a_tree(target: Path) -> None:
     done = post_build(target)
     assert (done.returncode, done.stderr) == (0, "")
     etc = target / "etc"
-    assert (etc / "passwd").read_text() == PASSWD.replace("/root:/bin/sh", "/root:/usr/bin/python3")
-    assert (etc / "shells").read_text() == "/bin/sh\n/usr/bin/python3\n"
+    assert (etc / "passwd").read_text() == PASSWD.replace("/root:/bin/sh", "/root:/usr/bin/stack-shell")
+    assert (etc / "shells").read_text() == "/bin/sh\n/usr/bin/stack-shell\n"
     links = {path: os.readlink(target / path) for path in ("var/run", "etc/resolv.conf", "etc/dropbear", "root/.ssh")}
     assert links == {
         "var/run": "../run", "etc/resolv.conf": settings.RESOLV_CONF, "etc/dropbear": "/var/lib/dropbear", "root/.ssh": OWNERS,

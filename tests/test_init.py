@@ -15,7 +15,7 @@ from types import ModuleType
 import pytest
 from conftest import EMULATED, PATIENCE, Board, eventually
 
-from laptop import launcher as laptop
+from laptop.namespaces import FOREIGN_ROOT
 from onboard import to_pid1
 from onboard.to_pid1 import SVError
 
@@ -198,7 +198,7 @@ def test_an_unprivileged_service_has_only_what_its_row_names(boot: Boot) -> None
     assert int(everything["CapEff"], 16) != 0
     user = board.stats("none")["user"]
     if user == "nobody":
-        assert none["Uid"].split()[0] == str(laptop.FOREIGN_ROOT + 65534 if os.getuid() == 0 else 65534)
+        assert none["Uid"].split()[0] == str(FOREIGN_ROOT + 65534 if os.getuid() == 0 else 65534)
     else:
         assert os.getuid() != 0, "only a user namespace with one user may keep root's number"
 
@@ -208,7 +208,7 @@ def test_supplementary_groups(boot: Boot) -> None:
     eventually(is_sleeping(board, "s"))
     if board.stats("s")["user"] != "nobody":
         pytest.skip("a user namespace with one user has no groups to give")
-    outside = [laptop.FOREIGN_ROOT + number if os.getuid() == 0 else number for number in (4, 20)]
+    outside = [FOREIGN_ROOT + number if os.getuid() == 0 else number for number in (4, 20)]
     assert list(map(int, status_of(board, "s")["Groups"].split())) == outside
 
 
@@ -623,7 +623,7 @@ def test_only_root_acts(boot: Boot) -> None:
     pid = os.fork()
     if pid == 0:
         try:
-            os.setresuid(laptop.FOREIGN_ROOT + 7, laptop.FOREIGN_ROOT + 7, laptop.FOREIGN_ROOT + 7)
+            os.setresuid(FOREIGN_ROOT + 7, FOREIGN_ROOT + 7, FOREIGN_ROOT + 7)
             near = f"/proc/self/fd/{folder}/control"
             assert to_pid1.ask(near, {"op": "stats"})[1]["name"] == "s"
             for op in ("stop", "start", "restart", "signal", "run", "reload", "reboot", "halt", "poweroff"):

@@ -202,7 +202,7 @@ def test_a_record_that_is_no_json_is_the_first(lives: Lives) -> None:
 
 
 def test_the_prompt_tells_it(lives: Lives, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prompt, "_ask", lambda op: {"hostname": "x"})
+    monkeypatch.setattr("onboard.to_pid1.ask", lambda _path, _asked: {"hostname": "x"})
     with pytest.raises(SVError, match="no record of boots"):
         prompt.post_mortem()
     assert prompt.board()["last_boot"] == {}

@@ -20,7 +20,7 @@ MAY = {
     "profiles": "settings tables",
     "onboard": "base tables",
     "pid1": "base tables onboard _log",
-    "prompt": "base tables onboard settings",
+    "prompt": "base tables onboard settings bus",
     "sv": "base tables onboard pid1 _log prompt",
     "stack": "base tables onboard pid1 _log sv",
     "bus": "base onboard settings _log",
@@ -133,7 +133,7 @@ def test_who_needs_sysconfig_finds_the_real_one() -> None:
 
 def test_only_one_module_of_the_board_loads_ctypes() -> None:
     """What it does first comes too late after another's."""
-    assert {name for name in FILES if "ctypes" in imports(name)} - {"laptop.launcher"} == {"base.native"}
+    assert {name for name in FILES if "ctypes" in imports(name)} - {"laptop.root"} == {"base.native"}
 
 
 def test_apps_never_import_apps_and_nobody_imports_stack() -> None:

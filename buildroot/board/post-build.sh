@@ -4,15 +4,17 @@
 set -eu
 target=$1
 python=/usr/bin/python3
+shell=/usr/bin/stack-shell
 
 fail() { echo "stack: $*" >&2; exit 1; }
 
 [ -x "$target$python" ] || fail "there is no $python in $target: BR2_PACKAGE_PYTHON3 is what PID 1 runs in"
 [ -x "$target/sbin/stack.py" ] || fail "there is no /sbin/stack.py in $target: is BR2_PACKAGE_STACK set?"
 
-# Root's shell is Python; dropbear asks /etc/shells whether it is one.
-sed -i "/^root:/s,[^:]*\$,$python," "$target/etc/passwd"
-grep -qsx "$python" "$target/etc/shells" || echo "$python" >>"$target/etc/shells"
+# Root's shell is the Python prompt, and /bin/sh for programs; dropbear asks /etc/shells whether it is one.
+[ -x "$target$shell" ] || fail "there is no $shell in $target: \`make install\` puts it there"
+sed -i "/^root:/s,[^:]*\$,$shell," "$target/etc/passwd"
+grep -qsx "$shell" "$target/etc/shells" || echo "$shell" >>"$target/etc/shells"
 
 # Nobody logs in by password: whoever has one here, or needs none, is a mistake of the configuration.
 open=$(awk -F: '$2 !~ /^[*!]/ { printf "%s ", $1 }' "$target/etc/shadow")
