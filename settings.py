@@ -28,7 +28,7 @@ LOG_KEEP = "/var/log/board"  # on the data partition, for services with log="dis
 LIB = os.path.dirname(os.path.abspath(__file__))  # where `make install` has put the modules
 PYTHON = "/usr/bin/python3"
 PYTHONPATH = "{LIB}"  # where our own Python programs find our modules, and libraries that nobody else needs
-APP_USER = "nobody"
+APP_USER = "{name}"  # of each app: a user of its own, that needs no line in /etc/passwd; or one for all, such as "nobody"
 
 BUS = "/run/bus/mqtt.sock"  # a Unix socket, or "host:port" for a broker that has none
 GPS_BAUD = 0  # of receivers on a serial line; 0: the usual ones in turn, until there is sense in what comes
@@ -86,8 +86,8 @@ MOUNTS = (
     Mount("pstore", "/sys/fs/pstore", "pstore", "nosuid,nodev,noexec", required=False),
 )
 DIRECTORIES = (  # those below /var are made on the data partition too
-    Directory("/run/bus", 0o755, "{APP_USER}"),
-    Directory("/var/lib/outbox", 0o700, "{APP_USER}"),
+    Directory("/run/bus", 0o755, "broker"),  # nobody else can put another socket in its place
+    Directory("/var/lib/outbox", 0o700, "uplink"),
     Directory("/var/lib/dropbear", 0o700),  # the image links /etc/dropbear to it: host keys are made on the board
 )
 DEVICES = (  # what devtmpfs leaves to udev

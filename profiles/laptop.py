@@ -26,7 +26,7 @@ MOUNTS = (  # the launcher has made /, /dev, /proc and /sys
     Mount("/run", "/var/run", "", "bind"),
     Mount("/tmp", "/var/tmp", "", "bind"),
 )
-DIRECTORIES = (Directory("/run/bus", 0o755, "{APP_USER}"), Directory("/var/lib/outbox", 0o700, "{APP_USER}"))
+DIRECTORIES = (Directory("/run/bus", 0o755, "broker"), Directory("/var/lib/outbox", 0o700, "uplink"))
 DEVICES = ()
 MODULES = ()
 SYSCTLS = ()

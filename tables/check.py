@@ -8,6 +8,7 @@ from base.stdlib import TYPE_CHECKING
 from tables.check_network import clash, interface_fault, wifi_fault
 from tables.check_rules import command_fault, rule_fault
 from tables.check_services import service_faults, user_fault
+from tables.rights import own_users
 from tables.rows import Device, Directory, Interface, Mount, Service, WifiNetwork
 from tables.tables import FALLBACK, expand_row
 from tables.values import is_text
@@ -41,6 +42,7 @@ def check_tables(tables: Tables) -> None:
             tables.rejected.append(f"{name} = {value} is not a sane number; {default} is used")
             tables.values[name] = default
     _check_health(tables)
+    own_users(tables)
     for name, check in (
         ("MOUNTS", _mount_fault), ("DIRECTORIES", _directory_fault), ("DEVICES", _device_fault),
         ("SYSCTLS", _sysctl_fault), ("MODULES", _module_fault), ("DATA", _source_fault), ("BOOT_FILES", _source_fault),
@@ -104,11 +106,13 @@ def _mount_fault(_: Tables, row: Any) -> str:
 def _directory_fault(tables: Tables, row: Any) -> str:
     if not isinstance(row, Directory):
         return "is not a Directory(...) row"
-    if not is_text(row.path, row.user) or not row.path.startswith("/"):
+    if not is_text(row.path, row.user, row.group) or not row.path.startswith("/"):
         return f"path {row.path!r} is not absolute"
     if not isinstance(row.mode, int) or not 0 <= row.mode <= 0o7777:
         return f"mode {row.mode!r} is not a mode such as 0o755"
-    return user_fault(tables, row.user)
+    if row.group and row.group not in tables.owners and tables.expand(row.group) not in tables.group_ids:
+        return f"group {row.group!r} is neither in /etc/group nor a service"
+    return "" if row.user in tables.owners else user_fault(tables, row.user)
 
 
 def _device_fault(_: Tables, row: Any) -> str:

@@ -50,7 +50,7 @@ def _base(tables: Tables) -> None:
     import settings  # not at the top: a mistake in it must not keep PID 1 from starting
 
     tables.values.update(vars(settings))
-    tables.defaults = service_names(settings.SERVICES)
+    tables.defaults, tables.default_rows = service_names(settings.SERVICES), tuple(settings.SERVICES)
 
 
 def _run(path: str, names: dict[str, Any]) -> dict[str, Any]:
