@@ -262,6 +262,10 @@ class World:
             self.uplink.take("evt", "evt", {**GOOD, "seq": self.made})
         self.box.flush(time.monotonic())
 
+    def answer(self, seq: Any, nonce: Any = None) -> bytes:
+        """About the stream that was asked for."""
+        return json.dumps({"seq": seq, "nonce": nonce, "outbox": self.uplink.sender.stream.identity}).encode()
+
     def hear(self, what: str, payload: bytes) -> None:
         self.link.down.append((wire.topic("b1", what) if what else "", payload))
         self.uplink.arrived()
@@ -298,7 +302,7 @@ ACKS = st.one_of(
     st.binary(max_size=40),
     st.sampled_from((b"", b"{", b"[" * 1000, b"[" * 5000, b'{"seq":1' + b"0" * 4000 + b"}", b'{"seq":NaN}', b"\xff\xfe{\x00}\x00", b"null")),
     st.fixed_dictionaries(
-        {"seq": SEQS}, optional={"nonce": st.one_of(st.none(), st.text(max_size=12), st.integers(), st.lists(st.none())),
+        {"seq": SEQS, "outbox": st.sampled_from(("STREAM", "STREAM", "STREAM", "another", "", None, 7))}, optional={"nonce": st.one_of(st.none(), st.text(max_size=12), st.integers(), st.lists(st.none())),
                                  "time": st.one_of(st.floats(), st.none(), st.text(max_size=3), st.integers())}
     ).map(lambda answer: json.dumps(answer).encode()),
 )  # fmt: skip
@@ -312,13 +316,13 @@ def test_no_acknowledgement_takes_what_was_not_sent(tmp_path_factory: pytest.Tem
     world.record(5)
     for step in steps:
         if isinstance(step, bytes):
-            world.hear("ack", step)
+            world.hear("ack", step.replace(b"STREAM", world.uplink.sender.stream.identity.encode()))
         elif step == "record":
             world.record(3)
         elif step == "connect":
             world.hear("", b"")
         elif step == "answer":
-            world.hear("ack", json.dumps({"seq": 0, "nonce": world.nonce()}).encode())
+            world.hear("ack", world.answer(0, world.nonce()))
         else:
             world.uplink.turn(time.monotonic() + 60)
         assert set(range(1, world.made + 1)) <= world.waiting() | world.sent()
@@ -331,9 +335,9 @@ def test_no_answer_makes_numbers_that_nobody_takes(world: World, seq: int) -> No
     world.record(3)
     for _ in range(3):
         world.hear("", b"")
-        world.hear("ack", json.dumps({"seq": seq, "nonce": world.nonce()}).encode())
+        world.hear("ack", world.answer(seq, world.nonce()))
     world.hear("", b"")
-    world.hear("ack", json.dumps({"seq": 0, "nonce": world.nonce()}).encode())
+    world.hear("ack", world.answer(0, world.nonce()))
     assert world.sent() == {1, 2, 3}
     assert world.box.next < 2**62
 
@@ -354,7 +358,7 @@ COMMANDS: tuple[bytes, ...] = (
 def test_no_malformed_command_is_carried_out(world: World) -> None:
     world.record(3)
     world.hear("", b"")
-    world.hear("ack", json.dumps({"seq": 0, "nonce": world.nonce(), "time": 1e9}).encode())
+    world.hear("ack", json.dumps({**json.loads(world.answer(0, world.nonce())), "time": 1e9}).encode())
     for payload in COMMANDS:
         world.hear("cmd", payload)
     assert world.asked == []
@@ -397,7 +401,7 @@ def test_nothing_on_the_local_bus_stops_the_uplink(tmp_path_factory: pytest.Temp
                 bus._on_message(None, None, SimpleNamespace(topic=topic, payload=payload))  # type: ignore[arg-type]
     world.record(1)
     world.hear("", b"")
-    world.hear("ack", json.dumps({"seq": 0, "nonce": world.nonce()}).encode())
+    world.hear("ack", world.answer(0, world.nonce()))
     taken = [wire.unpack(payload) for topic, payload in world.link.up if topic.endswith("/up")]
     assert sum(len(one.records) for one in taken) == world.box.count() > 0
     world.close()

@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT / "mothership"))
 import boards
 import receiver
 from receiver import Receiver, Share
-from store import News, Store, Unavailable
+from store import News, Store, Taking, Unavailable
 
 from bus import Remote, Tls
 from uplink import wire
@@ -77,10 +77,10 @@ def batch(prev: int, *bodies: Any, kind: str = "evt") -> wire.Batch:
 def test_each_record_once_and_none_after_a_gap(database: str) -> None:
     store = Store(database)
     assert store.last("b1") == 0
-    assert store.take([("b1", batch(0, "a", "b")), ("b2", batch(0, "x"))]) == {"b1": 2, "b2": 1}
-    assert store.take([("b1", batch(0, "a", "b", "c"))]) == {"b1": 3}, "a repeated batch that has grown"
-    assert store.take([("b1", batch(5, "f"))]) == {"b1": 3}, "one that misses the one before it"
-    assert store.take([("b1", batch(3, "d")), ("b1", batch(4, "e")), ("b1", batch(3, "d"))]) == {"b1": 5}
+    assert store.take([("b1", batch(0, "a", "b")), ("b2", batch(0, "x"))]) == {("b1", ""): 2, ("b2", ""): 1}
+    assert store.take([("b1", batch(0, "a", "b", "c"))]) == {("b1", ""): 3}, "a repeated batch that has grown"
+    assert store.take([("b1", batch(5, "f"))]) == {("b1", ""): 3}, "one that misses the one before it"
+    assert store.take([("b1", batch(3, "d")), ("b1", batch(4, "e")), ("b1", batch(3, "d"))]) == {("b1", ""): 5}
     found = rows(Store(database), "SELECT board, seq, body FROM record ORDER BY board, seq")
     assert found == [*(("b1", i + 1, json.dumps(body)) for i, body in enumerate("abcde")), ("b2", 1, '"x"')]
 
@@ -142,7 +142,7 @@ ODD = [
 def test_what_no_database_stores_alike_is_mended_and_does_not_block_the_board(database: str, kind: str, body: Any) -> None:
     store = Store(database)
     payload = wire.pack(0, [(1, json.dumps(kind)[1:-1], json.dumps(body).encode()), (2, "evt", b'"next"')])
-    assert store.take([("b1", wire.unpack(payload))]) == {"b1": 2}
+    assert store.take([("b1", wire.unpack(payload))]) == {("b1", ""): 2}
     check = "json_valid(body)" if isinstance(store.database, receiver_sqlite()) else "body::jsonb IS NOT NULL"
     found = rows(store, f"SELECT kind, mono, time, clock, body, {check} FROM placed ORDER BY seq")
     assert [row[-1] for row in found] == [True, True]
@@ -209,17 +209,18 @@ def test_a_database_that_somebody_else_is_making_is_waited_for(tmp_path: Path) -
 def test_a_board_is_one_receivers_until_its_commit(database: str) -> None:
     """Two connections: the second one's numbers are those that the first one has committed."""
     first, second = Store(database), Store(database)
-    taken: list[dict[str, int]] = []
+    taken: list[dict[tuple[str, str], int | str]] = []
     other = threading.Thread(target=lambda: taken.append(Store(database).take([("b1", batch(0, "x", "y"))])))
     with first.database.transaction():
-        first._claim({"b1"}, 1.0)
+        Taking(first.database, [], [], 1.0)._claim(["b1"])
         other.start()
         other.join(0.3)
         assert other.is_alive(), "it waits"
         first.database.execute("INSERT INTO record VALUES ('b1', 1, 'evt', NULL, NULL, NULL, NULL, '\"a\"', 1.0)")
         first.database.execute("UPDATE board SET seq = 1 WHERE name = 'b1'")
+        first.database.execute("INSERT INTO stream VALUES ('b1', '', 1, 1, 1.0)")
     other.join(10)
-    assert taken == [{"b1": 2}]
+    assert taken == [{("b1", ""): 2}]
     assert rows(second, "SELECT body FROM record ORDER BY seq") == [('"a"',), ('"y"',)], "the first record is the first one's"
 
 

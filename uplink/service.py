@@ -36,7 +36,7 @@ class Uplink:
         self.urgent = chosen.UPLINK_URGENT
         self.outbox = outbox
         self.remote = remote
-        self.sender = Sender(outbox, board, partial(remote.publish, qos=1), bus.boot_id)
+        self.sender = Sender(outbox, board, partial(remote.publish, qos=1), bus.boot_id, self.complain)
         self.commands = Commands(outbox, bus.boot_id, ask, lambda data: self.take("cmd", "cmd", bus.envelope("cmd", data)))
         self.event = outbox.mark("event") if outbox.mark("events of") == bus.boot_id else 0  # PID 1's last one
         self.state = ""
@@ -47,6 +47,10 @@ class Uplink:
         bus.subscribe("diag", self.on_diag)
         bus.watch(remote.fd, self.arrived)
         self.watch_pid_1()
+
+    def complain(self, why: str) -> None:
+        """What people should know of the connection."""
+        self.bus.log.warning("uplink: %s", why)
 
     # --- records ----------------------------------------------------------------------------------------------------
     def take(self, kind: str, topic: str, message: Message, marks: dict[str, int | str] | None = None) -> None:
@@ -237,7 +241,14 @@ def run(chosen: Any, addresses: tuple[str, ...]) -> None:
     board = chosen.UPLINK_BOARD or os.uname().nodename
     if not wire.is_name(board):
         raise SystemExit(f"{board!r} is not a board's name: letters, digits, - _ . and at most {wire.LONGEST} of them")
-    outbox = Outbox(chosen.OUTBOX, chosen.OUTBOX_SIZE, chosen.OUTBOX_SPARE, chosen.OUTBOX_GIVE_UP, bus.log.warning)
+    outbox = Outbox(
+        chosen.OUTBOX,
+        chosen.OUTBOX_SIZE,
+        chosen.OUTBOX_SPARE,
+        chosen.OUTBOX_GIVE_UP,
+        bus.log.warning,
+        birth("serial-number") or "",
+    )
     tls = Tls(*chosen.UPLINK_TLS) if chosen.UPLINK_TLS else None
     will = (wire.topic(board, "state"), json.dumps({"state": "lost", "boot": bus.boot_id}).encode())
     patterns = (wire.topic(board, "ack"), wire.topic(board, "cmd"))
