@@ -88,7 +88,7 @@ install_board() {
     fi
     packages
     make -s install DESTDIR= PREFIX=/usr SBINDIR=/sbin
-    say "installed $LIB, /sbin/stack.py and /usr/bin/sv"
+    say "installed $LIB, /sbin/stack.py, /usr/bin/sv and /usr/bin/stack-shell"
     libraries
     profile
     python3 -B /sbin/stack.py --plan >/dev/null || fail "the table has faults: python3 /sbin/stack.py --plan names them"
@@ -110,8 +110,8 @@ uninstall_board() {
         cp -p $OWN /root/settings_prod.py && say "your settings are in /root/settings_prod.py"
     fi
     for site in $(python3 -c 'import site; print(*site.getsitepackages())'); do rm -f "$site/stack.pth"; done
-    rm -rf $LIB /sbin/stack.py /usr/bin/sv
-    say "removed $LIB, /sbin/stack.py and /usr/bin/sv"
+    rm -rf $LIB /sbin/stack.py /usr/bin/sv /usr/bin/stack-shell
+    say "removed $LIB, /sbin/stack.py, /usr/bin/sv and /usr/bin/stack-shell"
     if [ -n "$brought" ]; then
         # shellcheck disable=SC2086
         say "packages that came with it, if nothing else needs them: apt-get purge" $brought

@@ -28,7 +28,7 @@ LOG_KEEP = "/var/log/board"  # on the data partition, for services with log="dis
 LIB = os.path.dirname(os.path.abspath(__file__))  # where `make install` has put the modules
 PYTHON = "/usr/bin/python3"
 PYTHONPATH = "{LIB}"  # where our own Python programs find our modules, and libraries that nobody else needs
-APP_USER = "nobody"
+APP_USER = "{name}"  # of each app: a user of its own, that needs no line in /etc/passwd; or one for all, such as "nobody"
 
 BUS = "/run/bus/mqtt.sock"  # a Unix socket, or "host:port" for a broker that has none
 GPS_BAUD = 0  # of receivers on a serial line; 0: the usual ones in turn, until there is sense in what comes
@@ -86,8 +86,8 @@ MOUNTS = (
     Mount("pstore", "/sys/fs/pstore", "pstore", "nosuid,nodev,noexec", required=False),
 )
 DIRECTORIES = (  # those below /var are made on the data partition too
-    Directory("/run/bus", 0o755, "{APP_USER}"),
-    Directory("/var/lib/outbox", 0o700, "{APP_USER}"),
+    Directory("/run/bus", 0o755, "broker"),  # nobody else can put another socket in its place
+    Directory("/var/lib/outbox", 0o700, "uplink"),
     Directory("/var/lib/dropbear", 0o700),  # the image links /etc/dropbear to it: host keys are made on the board
 )
 DEVICES = (  # what devtmpfs leaves to udev
@@ -197,12 +197,25 @@ LOGD = Service(
     ("logd", "--folder={LOG}", "--keep={LOG_KEEP}", "--file-size={LOG_FILE_SIZE}",
      "--total-size={LOG_TOTAL_SIZE}", "--rate={LOG_RATE}", "--burst={LOG_BURST}"),
     module="services.logd", logger=True, log="none", oom_score=-900, nice=5,
+    memory_max="64M",  # what it writes to /run/log counts: LOG_TOTAL_SIZE of it
 )  # fmt: skip
 STORAGE = Service(
-    "storage", ("storage", "{DATA}"), module="services.storage", ready="exit", ready_timeout=50.0, restart="never"
+    "storage",
+    ("storage", "{DATA}"),
+    module="services.storage",
+    ready="exit",
+    ready_timeout=50.0,
+    restart="never",
+    memory_max="75%",
 )
 BOOT = Service(
-    "bootfiles", ("bootfiles", "{BOOT_FILES}"), ("storage",), module="services.bootfiles", ready="exit", restart="never"
+    "bootfiles",
+    ("bootfiles", "{BOOT_FILES}"),
+    ("storage",),
+    module="services.bootfiles",
+    ready="exit",
+    restart="never",
+    memory_max="50%",
 )
 KEEPER = Service(
     "keeper",
@@ -212,6 +225,7 @@ KEEPER = Service(
     ready="notify",
     stop_timeout=10.0,
     oom_score=-900,
+    memory_max="32M",
 )
 DROPBEAR = Service(
     "dropbear", ("dropbear", "-F", "-E", "-s", "-R"), after=("syslogd", "storage"), oom_score=-900, cpu_weight=400,
@@ -233,26 +247,28 @@ APPS = (
 )
 
 SERVICES: tuple[Service, ...] = (
-    Service("modules", ("modprobe", "-a", "{MODULES}"), ready="exit", restart="never"),
+    Service("modules", ("modprobe", "-a", "{MODULES}"), ready="exit", restart="never", memory_max="64M"),
     LOGD,
     STORAGE,
     BOOT,
     KEEPER,
-    Service("klogd", ("klogd", "-n")),
-    Service("syslogd", ("syslogd", "-n", "-C64")),
+    Service("klogd", ("klogd", "-n"), memory_max="16M"),
+    Service("syslogd", ("syslogd", "-n", "-C64"), memory_max="16M"),
     DROPBEAR,
     # Where chronyd takes its place: with `rtcsync`, without which it does not tell the kernel that the clock is synchronised.
-    Service("ntpd", ("ntpd", "-n", "-p", "pool.ntp.org"), after=("network",), nice=-5),
-    program("wpa_supplicant", "network/supplicant", "{WIFI_INTERFACE}", after=("modules", "bootfiles")),
-    program("hotplug", "services/hotplug", oom_score=-900, nice=-5),
+    Service("ntpd", ("ntpd", "-n", "-p", "pool.ntp.org"), after=("network",), nice=-5, memory_max="16M"),
+    program("wpa_supplicant", "network/supplicant", "{WIFI_INTERFACE}", after=("modules", "bootfiles"), memory_max="64M"),
+    program("hotplug", "services/hotplug", oom_score=-900, nice=-5, memory_max="96M"),
     program(
         "network", "network/service", after=("modules", "storage", "bootfiles"), oom_score=-900, nice=-5,
-        log="disk", cpu_weight=400,
+        log="disk", cpu_weight=400, memory_max="128M",
     ),
-    program("console", "prompt/functions", "login", "{CONSOLE_LOGIN}", after=("dropbear",), tty="{CONSOLE}"),
+    program(
+        "console", "prompt/console", "login", "{CONSOLE_LOGIN}", after=("dropbear",), tty="{CONSOLE}", memory_max="50%",
+    ),
     BROKER,
     *APPS,
 )  # fmt: skip
 
 # The last resort, on the console: `stack.rescue`, or nothing else could be started.
-RESCUE = program("rescue", "prompt/functions", "rescue", ready="notify", tty="{CONSOLE}")
+RESCUE = program("rescue", "prompt/console", "rescue", ready="notify", tty="{CONSOLE}")

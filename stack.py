@@ -12,17 +12,16 @@ import sys
 import time
 
 import _log
-from base.files import read_file
 from base.stdlib import TYPE_CHECKING, signal, socket
 from base.syscalls import Reboot, interface_up, mount, mount_options, reboot
-from onboard import boot_ends, clock, events, to_pid1
+from onboard import clock, events, to_pid1
 from onboard.mounts import make_device, make_directory, mount_row, write_file
 from onboard.to_pid1 import SVError
-from pid1.control import Control, page
+from pid1.control import Control
 from pid1.life import Life
 from pid1.loop import trace
+from pid1.requests import Requests
 from pid1.rescue import Rescue
-from pid1.spawn import Spawner
 from pid1.teardown import tear_down
 from pid1.watchdog import Watchdog
 from sv import SV
@@ -42,27 +41,21 @@ ON_SIGNAL: dict[int, int] = {
     signal.SIGUSR2: Reboot.POWER_OFF,
 }
 
-FACTS = ("storage", "bootfiles")  # what services have found out about the board: /run/stack/NAME.json is NAME of board()
-
 
 class Init(Life):
     """PID 1: the boot's steps in their order, the loop, the end."""
 
     def __init__(self, arguments: list[str], began: float = 0.0) -> None:
-        super().__init__()
-        self.arguments = arguments
-        self.began = began or self.born  # our first line, before the imports
-        self.options: dict[str, str] = {}
-        self.deaths: list[tuple[int, int]] = []  # reaped, not yet handled
-        self.steps: list[tuple[str, float, float]] = []  # name, start, seconds
+        super().__init__(arguments, began)
         self.wakeup = -1
-        self.sv = SV(self.tables, self.loop, Spawner({}))  # of an empty table: boot is a reload from nothing
-        self.sv.tell = self.tell
-        self.events.hold()
         self.incomplete = False
+        self.sv: SV = SV(self)  # of an empty table: boot is a reload from nothing
+        self.events.hold()
         self.loop.timers += [(self.next_reap, self.reap), (self.sv.next_deadline, self.sv.tick)]
         self.rescue = Rescue(self, self.open_control)
         self.watchdog = Watchdog(self)
+        self.requests = Requests(self, self.watchdog)
+        self.sv.escalate = self.watchdog.escalate
 
     # --- boot -------------------------------------------------------------------------------------------------------
     def boot(self) -> None:
@@ -91,7 +84,7 @@ class Init(Life):
 
     def open_log(self) -> None:
         """Our own log goes to logd too, through a pipe that keeps the first lines until logd runs."""
-        _log.sink.pipe = self.sv.pipes.write_end("stack", "memory", time.monotonic())
+        _log.sink.pipe = self.sv.world.pipes.write_end("stack", "memory", time.monotonic())
         os.set_blocking(_log.sink.pipe, False)
 
     def catch_signals(self) -> None:
@@ -160,7 +153,7 @@ class Init(Life):
     def open_cgroups(self) -> None:
         for row in self.tables.MOUNTS:
             if row.fstype == "cgroup2":
-                self.best_effort(row.target, self.sv.cgroups.open, row.target)
+                self.best_effort(row.target, self.sv.world.cgroups.open, row.target)
 
     def make_devices(self) -> None:
         for row in self.tables.DEVICES:
@@ -200,11 +193,10 @@ class Init(Life):
     def set_environment(self) -> None:
         """The kernel gives init no PATH, and what else it gives is not for our children."""
         environment = {name: self.tables.expand(value) for name, value in self.tables.ENVIRONMENT}
-        self.sv.spawner.environment = {**environment, "PATH": self.tables.PATH}
-        self.sv.escalate = self.watchdog.escalate
+        self.sv.world.spawner.environment = {**environment, "PATH": self.tables.PATH}
 
     def open_control(self) -> None:
-        Control(self.loop, to_pid1.SOCKET, self.handle, self.sv.permits)
+        Control(self.loop, to_pid1.SOCKET, self.requests.handle, self.requests.permits, self.sv.world.closer)
 
     def start_services(self) -> None:
         now = time.monotonic()
@@ -212,7 +204,8 @@ class Init(Life):
             self.rescue.boot_waits = True
             self.rescue.open("stack.rescue is on the kernel command line", now)
             return
-        self.sv.reload(self.tables, now)
+        self.sv.reload(now)
+        self.sv.settle(now)
 
     def check_boot(self) -> None:
         """The loop sleeps until something happens; where nothing was started, nothing will."""
@@ -235,13 +228,11 @@ class Init(Life):
 
     def next_reap(self) -> float | None:
         """Nothing to wait for but SIGCHLD; without its pipe we have to look ourselves."""
-        return time.monotonic() + 1.0 if self.wakeup < 0 or self.deaths else None
+        return time.monotonic() + 1.0 if self.wakeup < 0 else None
 
     def reap(self, now: float) -> None:
-        """SIGCHLD does not count: as many deaths as there are, every turn."""
-        self.deaths += reap()
-        if self.deaths:
-            self.sv.reaped(self.deaths, now)
+        """SIGCHLD does not count: as many deaths as there are, every turn. SV looks at them in the same turn."""
+        self.sv.deaths.update(reap())
 
     def reload(self, now: float) -> dict[str, list[str]]:
         """Take new tables. A file that cannot be read as a whole changes nothing: a typo must not stop the board.
@@ -261,54 +252,11 @@ class Init(Life):
         for name, step in again.items():
             if getattr(tables, name) != getattr(old, name):
                 self.best_effort(name, step)
-        before = self.sv.spawner.environment
+        before = self.sv.world.spawner.environment
         self.set_environment()
-        changes = self.sv.reload(tables, now, everything=self.sv.spawner.environment != before)
+        changes = self.sv.reload(now, everything=self.sv.world.spawner.environment != before)
         _log.info("reload: " + "; ".join(f"{what} {', '.join(names)}" for what, names in changes.items() if names))
         return changes
-
-    # --- requests ---------------------------------------------------------------------------------------------------
-    def handle(self, request: dict[str, Any], uid: int, now: float) -> Any:
-        """One request of the control socket."""
-        op = request["op"]
-        commands = {name: command for command, name in Reboot.NAMES.items()}
-        if op == "board":
-            return self.board(now)
-        if op == "bootchart":
-            rows = [["imports", "python", self.began, self.born], *([n, "step", at, at + s] for n, at, s in self.steps)]
-            return page([*rows, *self.sv.chart()], request)
-        if op not in commands and op not in ("reload", "snooze"):
-            return self.sv.handle(request, uid, now)
-        if uid != 0:
-            raise SVError(f"only root may {op} the board; you are uid {uid}")
-        if op == "snooze":
-            if not isinstance(minutes := request.get("minutes"), (int, float)) or not minutes >= 0:
-                raise SVError(f"snooze for how many minutes? {minutes!r} is no such number")
-            return self.watchdog.snooze(minutes, now)
-        if op == "reload":
-            return {**self.reload(now), "rejected": self.tables.rejected}
-        self.shut_down(commands[op], f"asked by uid {uid}", now)
-        return f"{op} has begun"
-
-    def board(self, now: float) -> dict[str, Any]:
-        """What is known about the board and about PID 1 itself."""
-        times = os.times()
-        return {
-            "hostname": os.uname().nodename, "boot_id": read_file("/proc/sys/kernel/random/boot_id"),
-            "uptime": round(now - self.born, 3), "kernel": os.uname().release, "python": sys.version.split()[0],
-            "profile": self.tables.profiles or ["default"], "options": self.options,
-            "log_folder": self.tables.LOG, "rejected": self.tables.rejected, "faults": self.faults,
-            "state": "stopping" if self.command is not None else "running",
-            "complete": self.sv.complete, "services": len(self.sv.processes),
-            "loop": {
-                "turns": self.loop.turns, "wakeups": self.loop.wakeups, "errors": self.loop.errors,
-                "longest_turn_ms": round(self.loop.longest * 1e3, 3), "cpu_s": round(times.user + times.system, 3),
-            },
-            "watchdog": self.watchdog.facts(now),
-            "log": {**_log.counts, "dropped": _log.sink.dropped},
-            **{name: facts for name in FACTS if (facts := boot_ends.read(f"/run/stack/{name}.json"))},
-            "boot_ms": {name: round(seconds * 1e3, 3) for name, _, seconds in self.steps},
-        }  # fmt: skip
 
     # --- life and end -----------------------------------------------------------------------------------------------
     def run(self) -> int:

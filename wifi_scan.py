@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from bus import Bus
-from network.supplicant import connect, fields, unescape
+from onboard.wpa_control import connect, fields, unescape
 
 PERIOD = 5.0  # s: from the end of a scan to the next one
 RETRY = 1.0  # s: the radio was busy
@@ -216,7 +216,7 @@ class Nl80211:
         if self.child is None:
             if now >= self.due:
                 folder = os.path.dirname(os.path.abspath(__file__))
-                command = [sys.executable, "-P", f"{folder}/network/kernel.py", "scan", self.interface]
+                command = [sys.executable, "-P", f"{folder}/network/nl80211.py", self.interface]
                 self.child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
                 self.deadline = now + SCAN_LIMIT
         elif self.child.poll() is not None:

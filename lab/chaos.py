@@ -48,9 +48,8 @@ BROKER = f"listener 1883 {FAR}\nallow_anonymous true\npersistence false\nuser ro
 UPLINK = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-import bus
 from onboard import events
-from uplink import outbox, sender
+from uplink import outbox, remote, sender
 import settings
 from uplink import service as uplink
 
@@ -64,7 +63,7 @@ class Told(outbox.Outbox):
 uplink.Outbox, outbox.RETRY = Told, 1.0
 sender.SILENCE = sender.ASK_MAX = 2.0
 sender.ASK_FIRST = 0.5
-bus.REMOTE_FIRST, bus.REMOTE_MAX = 0.2, 1.0
+remote.REMOTE_FIRST, remote.REMOTE_MAX = 0.2, 1.0
 events.FILE = f"{sys.argv[2]}/events/none"
 if sys.argv[4] == "trust":  # what must not be done: take for stored what was given to a connection
     pump = sender.Sender.pump

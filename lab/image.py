@@ -25,11 +25,12 @@ LAB = Path(__file__).resolve().parent
 ROOT = LAB.parent
 BUILD = ROOT / "build" / "lab"
 PYTHON = "/usr/bin/python3"  # of the same Debian as the root's: it compiles the byte code
+SHELL = "/usr/bin/stack-shell"  # of root
 SUITE = "bookworm"
 # Without wireless-regdb: the kernel complains once on the console, and scans its few channels in half of the time.
 PACKAGES = (
     "base-files busybox-static chrony dropbear-bin e2fsprogs fdisk hostapd iproute2 iw kmod libc-bin libudev1 mosquitto "
-    "procps python3 systemd systemd-sysv util-linux wpasupplicant"
+    "openssh-client openssh-sftp-server procps python3 rsync systemd systemd-sysv util-linux wpasupplicant"
 ).split()
 # Applets that take the place of programs we have no package for. `reboot`, `halt`, `poweroff` and `init` stay systemd's.
 APPLETS = (
@@ -124,7 +125,7 @@ def unpack(arch: str, packages: list[str], folder: Path, *sources: str) -> None:
 
 def settle(root: Path) -> None:
     """What maintainer scripts would have done: users, links, /etc/shells."""
-    users = {"root": (0, 0, "/root", PYTHON), "daemon": (1, 1, "/", "/bin/false"), "mosquitto": (101, 65534, "/", "/bin/false"),
+    users = {"root": (0, 0, "/root", SHELL), "daemon": (1, 1, "/", "/bin/false"), "mosquitto": (101, 65534, "/", "/bin/false"),
              "_chrony": (102, 102, "/var/lib/chrony", "/bin/false"), "messagebus": (103, 103, "/", "/bin/false"),
              "nobody": (65534, 65534, "/", "/bin/false")}  # fmt: skip
     groups = {"root": 0, "daemon": 1, "tty": 5, "disk": 6, "adm": 4, "dialout": 20, "netdev": 104, "_chrony": 102,
@@ -134,7 +135,7 @@ def settle(root: Path) -> None:
     (etc / "group").write_text("".join(f"{name}:x:{number}:\n" for name, number in groups.items()))
     (etc / "shadow").write_text("".join(f"{name}:*:19700:0:99999:7:::\n" for name in users))
     (etc / "shadow").chmod(0o600)
-    (etc / "shells").write_text(f"/bin/sh\n{PYTHON}\n")
+    (etc / "shells").write_text(f"/bin/sh\n{SHELL}\n")
     (etc / "machine-id").write_text("")
     for name in APPLETS:
         if not any((root / folder / name).exists() for folder in ("usr/bin", "usr/sbin")):

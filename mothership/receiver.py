@@ -29,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from store import Key, News, Store, Unavailable
 
-from bus import Remote, Tls
 from uplink import wire
+from uplink.remote import Remote, Tls
 
 GROUP = 100  # messages of one commit...
 GROUP_SIZE = 2 * 1024 * 1024  # ...or so many bytes of JSON: as Python's objects they are up to 25 times as large

@@ -17,8 +17,8 @@ from typing import Any
 from observations import printable
 from receiver import add_tls, remote_of
 
-from bus import Remote
 from uplink import wire
+from uplink.remote import Remote
 
 REPEAT = 2.0  # seconds; a board that is not there hears nothing, and hears the same command only once
 

@@ -7,11 +7,13 @@ from errno import EBUSY
 
 from base.stdlib import TYPE_CHECKING
 from base.syscalls import MOUNT_FLAGS, mount, mount_options
-from tables.accounts import Account
 
 if TYPE_CHECKING:
     from tables.rows import Device, Directory, Mount
     from tables.tables import Tables
+
+
+MOST_FILES = 1000  # of a folder that gets another owner: the outbox has three
 
 
 def mount_row(row: Mount) -> None:
@@ -42,19 +44,43 @@ def make_device(row: Device) -> None:
 
 def make_directory(row: Directory, tables: Tables) -> None:
     os.makedirs(row.path, exist_ok=True)
-    user = tables.expand(row.user) or "root"
-    account = tables.accounts.get(user) or Account(int(user), -1)
-    set_owner(row.path, row.mode, *((account.uid, account.gid) if account.mapped else (-1, -1)))
+    account = tables.owner(row.user)
+    group = tables.group_number(row.group) if row.group else account.gid
+    if account.mapped:
+        set_owner(row.path, row.mode, account.uid, group)
+    else:
+        set_owner(row.path, row.mode, -1, -1)
 
 
 def set_owner(path: str, mode: int, uid: int, gid: int) -> None:
-    """Mode and owner of a folder, through a descriptor: whoever owns the folder above may have put a link in its place."""
+    """Mode and owner of a folder, through a descriptor: whoever owns the folder above may have put a link in its place.
+
+    Where it was somebody else's, its files are given to the new owner before it is: a power cut in between does no harm.
+    """
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        os.fchmod(fd, mode)
+        before = os.fstat(fd).st_uid
+        if uid not in (-1, before) and before != 0:
+            _hand_over(fd, before, uid, gid)
         os.fchown(fd, uid, gid)
+        os.fchmod(fd, mode)
     finally:
         os.close(fd)
+
+
+def _hand_over(folder: int, before: int, uid: int, gid: int) -> None:
+    """The files of a folder's old owner to the new one. Another name of the same file could be anywhere: such a one stays."""
+    for name in os.listdir(folder)[:MOST_FILES]:
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+        except OSError:  # a link, or gone
+            continue
+        try:
+            found = os.fstat(fd)
+            if found.st_mode & 0o170000 == 0o100000 and found.st_nlink == 1 and found.st_uid == before:
+                os.fchown(fd, uid, gid)
+        finally:
+            os.close(fd)
 
 
 def write_file(path: str, text: str) -> None:

@@ -12,8 +12,9 @@ import sys
 
 import _log
 from base.stdlib import TYPE_CHECKING, json, socket
-from base.syscalls import receive, refuse_rights
+from base.syscalls import refuse_rights
 from onboard.to_pid1 import LONGEST_REPLY, SVError
+from pid1.closer import CREDENTIALS_SPACE, Closer, peek
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 MAX_REQUEST = 64 * 1024
 MAX_CLIENTS = 64  # more, and the one that has been silent for longest is dropped
-A_REPLY = 100  # rows of a list in one reply; the client asks for the rest
 BACKLOG = 128  # all of it is accepted in one turn
 PATIENCE = 10.0  # seconds for a client that has connected and says nothing
 
@@ -34,7 +34,9 @@ PATIENCE = 10.0  # seconds for a client that has connected and says nothing
 class Control:
     """PID 1's end. It never waits for a client: what cannot be read or sent at once is dropped with its connection."""
 
-    def __init__(self, loop: Loop, path: str, handler: Handler, permits: Permits = lambda *_: False) -> None:
+    def __init__(
+        self, loop: Loop, path: str, handler: Handler, permits: Permits = lambda *_: False, closer: Closer | None = None
+    ) -> None:
         """`handler(request, uid, now)`; uid is 0 too where `permits(pid, request, since)` says that this process may ask this,
         which connected at that time."""
         self._loop = loop
@@ -46,7 +48,9 @@ class Control:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         kind = socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
         self._listener = socket.socket(socket.AF_UNIX, kind, 0)
-        refuse_rights(self._listener)
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self._closer = closer or Closer()
+        self._takes_rights = not refuse_rights(self._listener)
         self._listener.bind(path)
         os.chmod(path, 0o666)
         self._listener.listen(BACKLOG)
@@ -90,7 +94,10 @@ class Control:
     def _drop(self, fd: int) -> None:
         client, _ = self._clients.pop(fd)
         self._loop.unwatch(fd)
-        client.close()
+        if self._takes_rights:
+            self._closer.close_socket(client)
+        else:
+            client.close()
 
     def _serve(self, fd: int, now: float) -> bool:
         """Answer a client and end its connection; whether it has not said anything yet."""
@@ -104,7 +111,10 @@ class Control:
         return False
 
     def _readable(self, client: socket.socket, deadline: float, now: float) -> None:
-        message, flags = receive(client, MAX_REQUEST)
+        if self._takes_rights and peek(client)[1]:  # they stay in its queue, and go where the connection goes
+            _send(client, {"error": "PID 1 takes no descriptors"})
+            return
+        message, _, flags, _ = client.recvmsg(MAX_REQUEST, CREDENTIALS_SPACE)
         if flags & socket.MSG_TRUNC:
             _send(client, {"error": f"the request is longer than {MAX_REQUEST} bytes"})
         elif message:
@@ -126,12 +136,6 @@ class Control:
             self._loop.errors += 1
             _log.error(f"control request {str(request)[:100]}: {type(error).__name__}: {error}")
             return {"error": f"PID 1 failed on this request: {type(error).__name__}: {error}"}
-
-
-def page(rows: list[Any], request: dict[str, Any]) -> list[Any]:
-    """So many of these rows as fit into a reply, from number `first` of the request on."""
-    first = request.get("first", 0)
-    return rows[first : first + A_REPLY] if isinstance(first, int) and first >= 0 else []
 
 
 def accept(listener: socket.socket) -> socket.socket:

@@ -33,18 +33,33 @@ class Relatives:
         self.by_pid[pid] = process
         self.groups[process.row.name] = {pid}
 
-    def died(self, pid: int) -> Process | None:
-        """The service that ended with the death of this child, if it was one's main process.
+    def owner(self, pid: int) -> Process | None:
+        """The service that ends with the death of this child, if it was one's main process.
 
-        Not if it has named another MAINPID that is our child by now.
+        None if the service has named another MAINPID that is our child by now.
         """
-        process = self.by_pid.pop(pid, None)
+        process = self.by_pid.get(pid)
         if process is None or process.pid is None or process.pid == pid:
             return process
-        if parent_of(process.pid) == os.getpid():
-            return None
-        del self.by_pid[process.pid]  # the one it named died before it: nobody else will tell us
-        return process
+        # Otherwise the one that it named has died before this one: nobody else will tell us.
+        return None if parent_of(process.pid) == os.getpid() else process
+
+    def reaped(self, pid: int) -> None:
+        """The death of this child has been dealt with; its number may become somebody else's."""
+        process = self.by_pid.pop(pid, None)
+        if process is not None and process.pid is None:
+            self.by_pid = {other: owner for other, owner in self.by_pid.items() if owner is not process}
+
+    def knows(self, process: Process, pid: int) -> bool:
+        """Whether this process, alive now, is one of a service's: of its control group, or by the signs in /proc."""
+        if pid <= 1:
+            return False
+        name = process.row.name
+        if pid == process.pid or group_of(pid) in self.groups.get(name, ()):
+            return True
+        if self.cgroups.folder(name):
+            return pid in self.cgroups.pids(name)
+        return mark_of(name) in environment_of(pid)
 
     def kill(self, process: Process, number: int) -> None:
         """Signal all of a service, or what its row says."""
@@ -89,8 +104,7 @@ class Relatives:
         """Relatives that forked twice and left the group: children that we adopted, with the service's mark on them."""
         if not self.strays_count:
             return []
-        mark = f"{MARK}={name}\0".encode()
-        return [pid for pid in adopted(self.by_pid) if mark in environment_of(pid)]
+        return [pid for pid in adopted(self.by_pid) if mark_of(name) in environment_of(pid)]
 
     def adopt(self, process: Process, main: str, account: Account) -> None:
         """MAINPID=: a service that forks says which process is it. Only a process of its own user will do."""
@@ -124,6 +138,11 @@ def send(call: Callable[[int, int], None], target: int, number: int) -> bool:
     except OSError:  # ESRCH
         return False
     return True
+
+
+def mark_of(name: str) -> bytes:
+    """What the environment of all that a service starts has in it."""
+    return f"{MARK}={name}\0".encode()
 
 
 def adopted(known: Container[int]) -> list[int]:

@@ -40,17 +40,21 @@ _NONE = ("/var", "/var/run", "/var/tmp")
 MOUNTS = tuple(_OTHERWISE.get(row.target, row) for row in settings.MOUNTS if row.target not in _NONE)
 DIRECTORIES: tuple[Directory, ...] = (*settings.DIRECTORIES, Directory("/run/sshd"))
 
-_FSTAB = Service("fstab", ("mount", "-a", "-O", "no_netdev"), ready="exit", restart="never")
+_FSTAB = Service("fstab", ("mount", "-a", "-O", "no_netdev"), ready="exit", restart="never", memory_max="75%")
 _SSHD = settings.DROPBEAR._replace(name="sshd", argv=("/usr/sbin/sshd", "-D", "-e"), after=("fstab",))
 _CLOCK: tuple[Service, ...] = ()
 if _installed("/usr/sbin/chronyd"):
-    _CLOCK = (Service("chronyd", ("chronyd", "-d", "-u", "_chrony", "-f", "/etc/chrony/chrony.conf"), after=("network",)),)
+    _CLOCK = (
+        Service(
+            "chronyd", ("chronyd", "-d", "-u", "_chrony", "-f", "/etc/chrony/chrony.conf"), after=("network",), memory_max="32M"
+        ),
+    )
     DIRECTORIES += (Directory("/run/chrony", 0o750, "_chrony"),)
 elif _installed("/usr/lib/systemd/systemd-timesyncd"):
     _CLOCK = (
         Service(
             "timesyncd", ("/usr/lib/systemd/systemd-timesyncd",), after=("network",), user="systemd-timesync",
-            capabilities=("sys_time",), no_new_privs=True,
+            capabilities=("sys_time",), no_new_privs=True, memory_max="32M",
         ),
     )  # fmt: skip
     DIRECTORIES += tuple(

@@ -11,8 +11,9 @@ HOSTNAME = "laptop"
 WATCHDOG = ""
 PATH = "/stack/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PYTHON = "/python/bin/python"
-ENVIRONMENT = (
-    ("HOME", "/root"), ("TERM", "xterm-256color"), ("LANG", "C.UTF-8"), ("BUS", "{BUS}"), ("PYTHONPATH", "{LIB}/names"),
+ENVIRONMENT = (  # the launcher tells PID 1 which terminal its user sits at
+    ("HOME", "/root"), ("TERM", os.environ.get("TERM", "linux")), ("LANG", "C.UTF-8"), ("BUS", "{BUS}"),
+    ("PYTHONPATH", "{LIB}/names"),
 )  # fmt: skip
 WIFI_RECORDING = "{LIB}/data/wifi_recording.txt"
 
@@ -25,7 +26,7 @@ MOUNTS = (  # the launcher has made /, /dev, /proc and /sys
     Mount("/run", "/var/run", "", "bind"),
     Mount("/tmp", "/var/tmp", "", "bind"),
 )
-DIRECTORIES = (Directory("/run/bus", 0o755, "{APP_USER}"), Directory("/var/lib/outbox", 0o700, "{APP_USER}"))
+DIRECTORIES = (Directory("/run/bus", 0o755, "broker"), Directory("/var/lib/outbox", 0o700, "uplink"))
 DEVICES = ()
 MODULES = ()
 SYSCTLS = ()
@@ -42,5 +43,5 @@ SERVICES = (
         "observations", "bus", "wifi/#", after=("broker",), tty="{CONSOLE}", user="{APP_USER}",
         capabilities=(), no_new_privs=True,
     ),
-    program("prompt", "prompt/functions", "console", tty="{CONSOLE}"),
+    program("prompt", "prompt/console", "prompt", tty="{CONSOLE}"),
 )  # fmt: skip

@@ -245,7 +245,7 @@ class BootFiles:
         """Our own look, and wpa_supplicant's: it reads its file before it finds that there is no such interface."""
         if fault := file_checks.wpa_supplicant(data):
             return fault
-        from network.supplicant import RESERVED  # its libraries are for boards that have such a file
+        from onboard.wpa_control import RESERVED  # `re` is for boards that have such a file
 
         lines = data.decode("utf-8", "surrogateescape").split("\n")
         text = "\n".join("" if RESERVED.match(line) else line for line in lines)  # as supplicant.py, and no line moves

@@ -59,7 +59,7 @@ def user_fault(tables: Tables, user: str) -> str:
 
 def _rights_faults(tables: Tables, row: Service) -> Iterator[str]:
     """Faults in who a service is and what it may."""
-    if fault := user_fault(tables, row.user):
+    if fault := tables.user_faults.get(row.name) or user_fault(tables, row.user):
         yield fault
     for group in row.groups:
         if group not in tables.group_ids and not group.isdigit():

@@ -23,7 +23,10 @@ class Directory(NamedTuple):
 
     path: str
     mode: int = 0o755
-    user: str = ""  # owner; empty is root
+    # Its owner: a user of /etc/passwd, or the name of a service, whoever that runs as; empty is root. A folder that was
+    # somebody else's, on a disk from before, is given to the owner with the files in it.
+    user: str = ""
+    group: str = ""  # of /etc/group, or the name of a service; empty: its owner's
 
 
 class Device(NamedTuple):
@@ -50,7 +53,7 @@ class Service(NamedTuple):
     restart: str = "always"  # or "on-failure", "never"; exit status 125 always means: do not restart me
     stop_signal: str = "TERM"
     stop_timeout: float = 5.0  # seconds between the stop signal and KILL
-    user: str = ""  # name or number; empty is root
+    user: str = ""  # name or number; empty is root; "{name}" is a user of this service alone, which needs no /etc/passwd
     groups: tuple[str, ...] = ()  # supplementary groups; the primary one is the user's
     capabilities: tuple[str, ...] | None = None  # the only ones left (ambient): "net_admin"...; None: what the user has
     no_new_privs: bool = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from base.stdlib import TYPE_CHECKING
-from tables.accounts import ROOT, Account, read_accounts
+from tables.accounts import OWN, ROOT, Account, own_name, read_accounts
 from tables.rows import Delays, Mount, NetworkDelays, Service
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ FALLBACK: dict[str, Any] = {
     "DATA": (), "DATA_OPTIONS": "noexec,noatime", "DATA_REMAKE": False, "DATA_GROW": False, "DATA_WAIT": 10.0,
     "DATA_TIMEOUT": 600.0, "BOOT_FILES": (), "BOOT_WAIT": 2.0,
     "RESCUE": Service(
-        "rescue", ("{PYTHON}", "-P", "{LIB}/prompt/functions.py", "rescue"), ready="notify", tty="{CONSOLE}",
+        "rescue", ("{PYTHON}", "-P", "{LIB}/prompt/console.py", "rescue"), ready="notify", tty="{CONSOLE}",
         env=(("PYTHONPATH", "{PYTHONPATH}"),),
     ),
     "LIB": LIB, "PYTHONPATH": LIB,
@@ -50,10 +50,13 @@ class Tables:
         self.profiles: list[str] = []
         self.values: dict[str, Any] = dict(FALLBACK)
         self.accounts, self.group_ids = read_accounts()
+        self.owners: dict[str, Account] = {}  # whoever runs a service, by its name, for DIRECTORIES
+        self.user_faults: dict[str, str] = {}  # of services that cannot have a user of their own
         self.services: dict[str, Service] = {}
         self.templates: dict[str, Service] = {}  # names that end in "@": see pid1/instances.py
         self.order: list[str] = []  # of their start
         self.defaults: set[str] = set()  # names of settings.py's services, which profiles may leave out
+        self.default_rows: tuple[Service, ...] = ()
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -66,6 +69,16 @@ class Tables:
         base = self.accounts.get(row.user) or (Account(int(row.user), int(row.user)) if row.user.isdigit() else ROOT)
         groups = tuple(int(group) if group.isdigit() else self.group_ids[group] for group in row.groups)
         return base._replace(groups=groups)
+
+    def owner(self, name: str) -> Account:
+        """Who an owner in DIRECTORIES is: a user of /etc/passwd, whoever runs the service of this name, or a number."""
+        name = self.expand(name) or "root"
+        return self.accounts.get(name) or self.owners.get(name) or Account(int(name), int(name))
+
+    def group_number(self, name: str) -> int:
+        """The number of a group of /etc/group, or of that which the service of this name runs in."""
+        name = self.expand(name)
+        return self.group_ids[name] if name in self.group_ids else self.owners[name].gid
 
     def delays(self) -> Delays:
         """What the process machine needs of the settings."""
@@ -99,16 +112,18 @@ def expand_row(tables: Tables, row: Service) -> Service:
     texts = (*words, *row.groups, *(value for _, value in row.env), row.ready, row.user, row.cwd, row.tty)
     if not any("{" in text for text in texts if isinstance(text, str)):
         return row
+    text: dict[str, Any] = {name: tables.expand(getattr(row, name)) for name in ("ready", "user", "cwd", "tty")}
+    if text["user"] == OWN:
+        text["user"] = own_name(row)
     argv: list[str] = []
     for word in words:
         value = tables.values.get(word[1:-1]) if isinstance(word, str) and word[:1] == "{" else None
         if isinstance(value, tuple):
             if not value:
-                return row._replace(argv=())
+                return row._replace(argv=(), **text)
             argv += value
         else:
             argv.append(tables.expand(word) if isinstance(word, str) else word)
-    text: dict[str, Any] = {name: tables.expand(getattr(row, name)) for name in ("ready", "user", "cwd", "tty")}
     env = tuple((name, tables.expand(value)) for name, value in row.env)
     text["groups"] = tuple(map(tables.expand, row.groups))
     return row._replace(argv=tuple(argv), env=env, **text)

@@ -129,7 +129,7 @@ def test_what_is_there_at_boot(board: Any) -> None:
     assert board.python("s = os.stat('/dev/ttyUSB0'); result = [oct(s.st_mode & 0o777), s.st_gid]") == ["0o660", 20]
     eventually(lambda: source(board) == "gps", 60)
     row = stats(board)["gps@ttyUSB0"]
-    assert (row["user"], row["restart"]) == ("nobody", 0)
+    assert (row["user"], row["restart"]) == ("gps", 0)
     facts = board.python("import sv; result = sv.board()")
     assert (facts["faults"], facts["rejected"]) == ([], [])
 

@@ -16,6 +16,8 @@ from conftest import PYTHON, ROOT, eventually
 from qemu_storage import FEW
 from servers import Mosquitto, plain
 
+from tables.accounts import own_number
+
 sys.path.insert(0, str(ROOT / "lab"))
 
 # The whole way of a record: PID 1, uplink.py as nobody, the data partition, QEMU's network, broker and receiver of this machine.
@@ -86,8 +88,8 @@ def test_a_commanded_reboot_happens_once(machine: Callable[..., Any], mothership
     facts = board.python(
         "from sv import *; result = [board()['boot_id'], stats_process('uplink')[0]['user'], board()['storage']['mounted']]"
     )
-    assert facts == [boots[1]["boot"], "nobody", True]
-    assert board.python("result = os.stat('/var/lib/outbox/outbox.db').st_uid") == 65534
+    assert facts == [boots[1]["boot"], "uplink", True]
+    assert board.python("result = os.stat('/var/lib/outbox/outbox.db').st_uid") == own_number("uplink")
     listing = subprocess.run(
         [PYTHON, str(ROOT / "mothership"), "boards", mothership.database], capture_output=True, text=True, check=True
     )

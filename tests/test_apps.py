@@ -28,30 +28,91 @@ import fakegps
 import wifi_analyzer
 import wifi_scan
 from _log import counts, get_logger
-from network import supplicant
+from onboard import wpa_control
 
 
 # --- fakegps --------------------------------------------------------------------------------------------------------
 def test_positions_follow_the_route_and_start_over() -> None:
-    route = ((50.0, 8.0), (50.0, 8.01), (50.01, 8.01), (50.0, 8.0))
-    first_leg = fakegps.distance(route[0], route[1])
+    corners = ((50.0, 8.0), (50.0, 8.01), (50.01, 8.01))
+    route = fakegps.Route(corners)
+    first_leg = fakegps.distance(corners[0], corners[1])
     assert math.isclose(first_leg, 715, rel_tol=0.01)
-    assert fakegps.position(route, 0.0) == (50.0, 8.0)
-    latitude, longitude = fakegps.position(route, first_leg / 2)
+    assert route.at(0.0) == (50.0, 8.0)
+    latitude, longitude = route.at(first_leg / 2)
     assert (latitude, round(longitude, 4)) == (50.0, 8.005)
-    whole = sum(fakegps.distance(a, b) for a, b in itertools.pairwise(route))
-    again = fakegps.position(route, whole * 7 + first_leg / 2)
+    whole = sum(fakegps.distance(a, b) for a, b in itertools.pairwise((*corners, corners[0])))
+    again = route.at(whole * 7 + first_leg / 2)
     assert math.isclose(again[1], 8.005, abs_tol=1e-5)
+    assert route.at(first_leg + fakegps.distance(corners[1], corners[2]) / 2) == pytest.approx((50.005, 8.01))
+    assert fakegps.Route([(1.0, 2.0)] * 3).at(500.0) == (1.0, 2.0), "all of them the same place"
+
+
+def test_the_route_goes_the_short_way_over_180_degrees() -> None:
+    route = fakegps.Route([(-17.0, 179.9), (-17.0, -179.9)])
+    leg = fakegps.distance((-17.0, 179.9), (-17.0, -179.9))
+    assert leg < 22_000
+    assert route.at(leg / 4) == pytest.approx((-17.0, 179.95))
+    assert route.at(leg * 3 / 4) == pytest.approx((-17.0, -179.95))
+    assert route.at(leg * 7 / 4) == pytest.approx((-17.0, 179.95)), "and back"
+    assert all(-180 <= route.at(leg * n / 50)[1] < 180 for n in range(200))
+
+
+def test_many_points_cost_no_more_a_second_than_few() -> None:
+    few, many = (fakegps.Route([(50 + n * 1e-5, 8.0) for n in range(count)]) for count in (20, 200_000))
+
+    def cost(route: fakegps.Route) -> float:
+        started = time.process_time()
+        for n in range(1000):
+            route.at(n * 997.0)
+        return time.process_time() - started
+
+    cost(few)
+    assert min(cost(many) for _ in range(5)) < 3 * min(cost(few) for _ in range(5))
+
+
+GPX = '<gpx xmlns="http://www.topografix.com/GPX/1/1">{}</gpx>'
 
 
 def test_gpx(tmp_path: Path) -> None:
     path = tmp_path / "route.gpx"
-    path.write_text('<gpx xmlns="http://www.topografix.com/GPX/1/1"><trk><trkseg><trkpt lat="1.5" lon="-2"/>'
-                    '<trkpt lat="1.6" lon="-2.1"><ele>5</ele></trkpt></trkseg></trk></gpx>')  # fmt: skip
-    assert fakegps.read_gpx(str(path)) == ((1.5, -2.0), (1.6, -2.1), (1.5, -2.0))
-    path.write_text("<gpx/>")
-    with pytest.raises(SystemExit, match="at least two points, this file has 0"):
-        fakegps.read_gpx(str(path))
+    track = '<trk><trkseg><trkpt lat="1.5" lon="-2"/><trkpt lat="1.6" lon="-2.1"><ele>5</ele></trkpt></trkseg></trk>'
+    places = '<wpt lat="80" lon="80"><name>pole</name></wpt><wpt lat="7" lon="7"/>'
+    plan = '<rte><rtept lat="3" lon="3"/><rtept lat="4" lon="4"/></rte>'
+    for text, points in (
+        (places + plan + track, [(1.5, -2.0), (1.6, -2.1)]),
+        (places + plan, [(3.0, 3.0), (4.0, 4.0)]),
+        (places, [(80.0, 80.0), (7.0, 7.0)]),
+    ):
+        path.write_text(GPX.format(text))
+        assert fakegps.read_gpx(str(path)) == points
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (GPX.format(""), "at least two points, this file has 0"),
+        (GPX.format('<wpt lat="52,5" lon="13"/>'), "lat='52,5' of a point is no number from -90 to 90, with a point"),
+        (GPX.format('<wpt lat="nan" lon="13"/>'), "lat='nan' of a point is no number"),
+        (GPX.format('<wpt lat="5" lon="inf"/>'), "lon='inf' of a point is no number"),
+        (GPX.format('<wpt lat="91" lon="13"/>'), "lat='91' of a point is no number"),
+        (GPX.format('<wpt lat="5"/>'), "lon='' of a point is no number"),
+        (GPX.format('<wpt lat="5" lon="5"/>')[:-9], "it is no GPX file, or cut short: unclosed token"),
+        ("<!DOCTYPE html><html><body>404<br></body></html>", "it is no GPX file, or cut short: mismatched tag"),
+        ("", "it is no GPX file, or cut short: no element found"),
+        (None, "No such file or directory"),
+    ],
+)
+def test_what_is_no_route_is_one_sentence_and_no_reason_to_try_again(tmp_path: Path, text: str | None, said: str) -> None:
+    path = tmp_path / "route.gpx"
+    if text is not None:
+        path.write_text(text)
+    done = subprocess.run(
+        [PYTHON, str(ROOT / "fakegps.py"), str(path)], capture_output=True, text=True, timeout=20, check=False
+    )
+    assert done.returncode == 125
+    assert said in done.stderr
+    assert done.stderr.startswith(f"<3>{path}: ")
+    assert len(done.stderr.splitlines()) == 1
 
 
 # --- wifi_scan ------------------------------------------------------------------------------------------------------
@@ -63,7 +124,7 @@ def printf_encode(ssid: bytes) -> str:
 
 @given(st.binary(max_size=32))
 def test_any_ssid_survives_the_round_trip(ssid: bytes) -> None:
-    assert supplicant.unescape(printf_encode(ssid)) == ssid
+    assert wpa_control.unescape(printf_encode(ssid)) == ssid
 
 
 def test_recorded_answers() -> None:

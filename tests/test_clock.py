@@ -302,7 +302,7 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatc
 # --- a board ----------------------------------------------------------------------------------------------------------
 def test_a_board_keeps_its_clock_and_seed(boot: Callable[..., Board]) -> None:
     """In namespaces the clock is the host's and the pool takes no credit: what can be had is had, nothing fails."""
-    say = "import sys; sys.path.insert(0, '{LIB}'); import clock; print('clock:', clock.state(), flush=True)"
+    say = "import sys; sys.path.insert(0, '{LIB}'); from onboard import clock; print('clock:', clock.state(), flush=True)"
     board = boot(
         "KEEPER._replace(after=()), Service('say', ('{PYTHON}', '-c', " + repr(say) + "), restart='never')",
         settings="from settings import KEEPER",

@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT / "lab"))
 import fleet
 import fleet_programs
 
-from bus import REMOTE_FIRST, REMOTE_MAX, Remote, pauses
+from uplink.remote import REMOTE_FIRST, REMOTE_MAX, Remote, pauses
 
 
 def test_pauses_grow_to_their_end_and_are_drawn() -> None:

@@ -15,7 +15,7 @@ from types import ModuleType
 import pytest
 from conftest import EMULATED, PATIENCE, Board, eventually
 
-from laptop import launcher as laptop
+from laptop.namespaces import FOREIGN_ROOT
 from onboard import to_pid1
 from onboard.to_pid1 import SVError
 
@@ -198,7 +198,7 @@ def test_an_unprivileged_service_has_only_what_its_row_names(boot: Boot) -> None
     assert int(everything["CapEff"], 16) != 0
     user = board.stats("none")["user"]
     if user == "nobody":
-        assert none["Uid"].split()[0] == str(laptop.FOREIGN_ROOT + 65534 if os.getuid() == 0 else 65534)
+        assert none["Uid"].split()[0] == str(FOREIGN_ROOT + 65534 if os.getuid() == 0 else 65534)
     else:
         assert os.getuid() != 0, "only a user namespace with one user may keep root's number"
 
@@ -208,7 +208,7 @@ def test_supplementary_groups(boot: Boot) -> None:
     eventually(is_sleeping(board, "s"))
     if board.stats("s")["user"] != "nobody":
         pytest.skip("a user namespace with one user has no groups to give")
-    outside = [laptop.FOREIGN_ROOT + number if os.getuid() == 0 else number for number in (4, 20)]
+    outside = [FOREIGN_ROOT + number if os.getuid() == 0 else number for number in (4, 20)]
     assert list(map(int, status_of(board, "s")["Groups"].split())) == outside
 
 
@@ -623,7 +623,7 @@ def test_only_root_acts(boot: Boot) -> None:
     pid = os.fork()
     if pid == 0:
         try:
-            os.setresuid(laptop.FOREIGN_ROOT + 7, laptop.FOREIGN_ROOT + 7, laptop.FOREIGN_ROOT + 7)
+            os.setresuid(FOREIGN_ROOT + 7, FOREIGN_ROOT + 7, FOREIGN_ROOT + 7)
             near = f"/proc/self/fd/{folder}/control"
             assert to_pid1.ask(near, {"op": "stats"})[1]["name"] == "s"
             for op in ("stop", "start", "restart", "signal", "run", "reload", "reboot", "halt", "poweroff"):
@@ -732,28 +732,6 @@ def test_descriptors_sent_to_pid_1_do_not_make_it_wait(prepared: Boot) -> None:
     assert board.ask("board")["loop"]["longest_turn_ms"] < 2000
 
 
-def test_descriptors_that_come_all_the_same_are_disarmed() -> None:
-    """What kernels before 6.16 let through."""
-    import struct
-
-    from base import syscalls
-
-    listener = socket.create_server(("127.0.0.1", 0))
-    one = socket.create_connection(listener.getsockname())
-    one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 20))
-    one.setblocking(False)
-    with contextlib.suppress(BlockingIOError):
-        while one.send(bytes(65536)):
-            pass
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    socket.send_fds(theirs, [b"hello"], [one.fileno(), 0])
-    os.close(one.detach())
-    started, count = time.monotonic(), len(os.listdir("/proc/self/fd"))
-    assert syscalls.receive(ours, 100)[0] == b"hello"
-    assert time.monotonic() - started < 2
-    assert len(os.listdir("/proc/self/fd")) == count
-
-
 def test_without_descriptors_left_the_control_socket_recovers(boot: Boot) -> None:
     board = boot(f"{SLEEP},").up()
     import resource
@@ -815,7 +793,7 @@ import sv
 from pid1 import process
 from pid1 import loop
 from onboard import to_pid1
-from pid1 import control
+from pid1 import control, requests, world
 from pid1 import spawn
 from pid1 import log_pipes
 from pid1 import readiness
@@ -858,14 +836,14 @@ def test_an_exception_in_a_step_of_boot_does_not_end_pid_1(prepared: Boot, step:
 @pytest.mark.parametrize(
     ("target", "attribute", "limit"),
     [
-        ("sv.SV", "reaped", 3), ("sv.SV", "tick", 20), ("sv.SV", "next_deadline", 20), ("sv.SV", "spawn", 3), ("sv.SV", "kill", 1),
-        ("sv.SV", "handle", 3), ("sv.SV", "_settle", 3), ("stack.Init", "on_signals", 2), ("stack.Init", "reap", 20),
-        ("stack.Init", "board", 3), ("rescue.Rescue", "tick", 20), ("process.Process", "exited", 2), ("process.Process", "_launch", 2),
+        ("sv.SV", "bury", 3), ("sv.SV", "tick", 20), ("sv.SV", "next_deadline", 20), ("world.World", "spawn", 3), ("world.World", "kill", 1),
+        ("requests.Requests", "handle", 3), ("sv.SV", "settle", 3), ("sv.SV", "_start_next", 3), ("stack.Init", "on_signals", 2), ("stack.Init", "reap", 20),
+        ("requests.Requests", "board", 3), ("rescue.Rescue", "tick", 20), ("process.Process", "exited", 2), ("process.Process", "_launch", 2),
         ("process.Process", "start", 1), ("control.Control", "_accept", 3), ("control.Control", "_readable", 3), ("control.Control", "tick", 20),
-        ("spawn.Spawner", "spawn", 3), ("spawn.Spawner", "failure", 3), ("logpipe.LogPipes", "flush", 2),
-        ("logpipe.LogPipes", "connect", 2), ("loop.Loop", "_timeout", 1), ("watchdog.Watchdog", "tick", 20),
+        ("spawn.Spawner", "spawn", 3), ("spawn.Spawner", "failure", 3), ("log_pipes.LogPipes", "flush", 2),
+        ("log_pipes.LogPipes", "connect", 2), ("loop.Loop", "_timeout", 1), ("watchdog.Watchdog", "tick", 20),
         ("watchdog.Watchdog", "next_deadline", 20), ("watchdog.Watchdog", "shut_down", 2), ("relatives.Relatives", "prune", 3),
-        ("relatives.Relatives", "linger", 2), ("ending", "tell", 20),
+        ("relatives.Relatives", "linger", 2), ("boot_ends", "tell", 20), ("world.World", "died", 2), ("world.World", "entered", 2),
     ],
 )  # fmt: skip
 def test_an_exception_in_the_loop_does_not_end_pid_1(prepared: Boot, target: str, attribute: str, limit: int) -> None:

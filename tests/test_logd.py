@@ -43,7 +43,8 @@ class Daemon:
         fd = channel.fileno()
         words = [f"--{name}={value}" for name, value in self.options.items()]
         command = [sys.executable, "-SBP", str(ROOT / "services" / "logd.py"), *words]
-        self.process = subprocess.Popen(command, preexec_fn=lambda: os.dup2(fd, 3), close_fds=False)  # noqa: PLW1509
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        self.process = subprocess.Popen(command, env=environment, preexec_fn=lambda: os.dup2(fd, 3), close_fds=False)  # noqa: PLW1509
         channel.close()
         self.pipes.flush(0.0)
 

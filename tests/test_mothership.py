@@ -32,9 +32,9 @@ import receiver
 from receiver import Receiver, Share
 from store import News, Store, Taking, Unavailable
 
-from bus import Remote, Tls
 from uplink import wire
 from uplink.outbox import Outbox
+from uplink.remote import Remote, Tls
 from uplink.sender import Sender
 
 NO_POSTGRES = why_no_postgres()
@@ -822,7 +822,8 @@ REAL = """
 UPLINK = ("127.0.0.1:1884",)
 SERVICES = (*SERVICES,
     Service("far", ("mosquitto", "-c", "/test/far.conf"), after=("logd",)),
-    Service("mothership", ("{PYTHON}", "/test/receiver.py", "127.0.0.1:1884", "/var/mothership.db"), after=("far",)),
+    Service("mothership", ("{PYTHON}", "/test/receiver.py", "127.0.0.1:1884", "/var/mothership.db"), after=("far",),
+            env=(("PYTHONPATH", "{LIB}"),)),
 )
 """
 

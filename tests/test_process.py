@@ -23,6 +23,7 @@ class World(Actions):
     """Records what a process does to the world; `next_pid` None makes starting fail."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.next_pid: int | None = 100
         self.kills: list[int] = []
         self.left_behind = False

@@ -273,7 +273,7 @@ def test_the_plan_is_in_start_order(tmp_path: Path) -> None:
 def test_tables_of_the_fallback_are_enough_for_a_rescue_prompt() -> None:
     board = Tables()
     row = board.rescue
-    assert row.argv[2].endswith("/prompt/functions.py")
+    assert row.argv[2].endswith("/prompt/console.py")
     assert all(isinstance(mount, Mount) for mount in board.MOUNTS)
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tables import accounts
+from tables import accounts, check
 from tables import load as tables
 from tables.rows import Device, Directory, Mount, Service
 from tables.tables import Tables
@@ -86,7 +86,7 @@ BAD_ROWS: list[tuple[str, str]] = [
     ("Service('a', ('',))", "must be words"),
     ("Service('a', ('x',), ready='soon')", "ready 'soon'"),
     ("Service('a', ('x',), restart='maybe')", "restart 'maybe' is not one of always, on-failure, never"),
-    ("Service('a', ('x',), module='a.b')", "module 'a.b' is not the name of a module"),
+    ("Service('a', ('x',), module='a..b')", "module 'a..b' is not the name of a module"),
     ("Service('a', ('x',), module='b', user='nobody')", "module 'b' has PID 1's memory, with passphrases in it"),
     ("Service('a', ('x',), stop_signal='NOPE')", "stop_signal 'NOPE' is not a signal"),
     ("Service('a', ('x',), stop_timeout=-1)", "stop_timeout -1"),
@@ -220,7 +220,7 @@ def test_skipped_services_are_known_names(tmp_path: Path) -> None:
 
 def test_a_profile_stands_on_the_table_before_it(tmp_path: Path) -> None:
     board = load(tmp_path, "SERVICES += (app('hello', after=()),)")
-    assert board.services["hello"].argv == ("/usr/bin/python3", f"{board.LIB}/hello.py")
+    assert board.services["hello"].argv == ("/usr/bin/python3", "-P", f"{board.LIB}/hello.py")
     assert "dropbear" in board.services
 
 
@@ -242,7 +242,7 @@ def test_no_row_however_wrong_raises(columns: dict[str, Any]) -> None:
     row = Service(**{"name": "a", "argv": ("x",), **columns})
     board = Tables()
     board.values["SERVICES"] = (row, Service("good", ("true",)))
-    tables._check_services(board)
+    check.check_services(board)
     assert "good" in board.services
     assert len(board.services) + len(board.rejected) >= 1
 
@@ -253,7 +253,7 @@ def test_row_types_are_like_named_tuples() -> None:
     assert row._replace(target="/d").target == "/d"
     assert (row[1], row.target, len(row), hash(row)) == ("/b", "/b", 5, hash(tuple(row)))
     assert repr(Device("/x", "link", target="/y")).startswith("Device(path='/x', kind='link'")
-    for wrong in (lambda: Mount("a"), lambda: Directory("/a", 1, "b", 4), lambda: Mount("a", "b", "c", d=1)):  # type: ignore[call-arg]
+    for wrong in (lambda: Mount("a"), lambda: Directory("/a", 1, "b", "c", 4), lambda: Mount("a", "b", "c", d=1)):  # type: ignore[call-arg]
         with pytest.raises(TypeError):
             wrong()
 
@@ -271,3 +271,10 @@ def test_a_profile_may_have_names_of_its_own(tmp_path: Path) -> None:
     path.write_text("_EXTRA = ('a',)\nHOSTNAME = 'mine'\n")
     board = tables.load({"stack.profile": str(path)})
     assert (board.HOSTNAME, board.rejected) == ("mine", [])
+
+
+@pytest.mark.parametrize("profile", ["", "debian"])
+def test_no_service_may_take_all_memory(profile: str) -> None:
+    """The rescue prompt alone may: it runs where nothing else could be started."""
+    board = tables.load({"stack.profile": profile} if profile else {})
+    assert [row.name for row in board.SERVICES if not row.memory_max] == []

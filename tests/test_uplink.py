@@ -28,9 +28,9 @@ sys.path.insert(0, str(ROOT / "mothership"))
 from receiver import Receiver
 from store import Store
 
-from bus import Remote, Tls
 from uplink import wire
 from uplink.outbox import Outbox
+from uplink.remote import Remote, Tls
 from uplink.sender import ASK_FIRST, ASK_MAX, SILENCE, TOLD, WINDOW, Sender
 
 # --- the format --------------------------------------------------------------------------------------------------------
@@ -325,11 +325,11 @@ def test_a_mothership_that_lost_its_database_gets_what_is_left(tmp_path: Path) -
 BOARD = """
 import os, sys, time; sys.path.insert(0, {root!r})
 import select
-from bus import Remote
+from uplink.remote import Remote
 from uplink.outbox import Outbox
 from uplink.sender import Sender
 from uplink import wire
-from bus import Remote, Tls
+from uplink.remote import Remote, Tls
 box = Outbox(sys.argv[1], 1 << 30, 0, (), print)
 remote = Remote("b1", (sys.argv[2],), (wire.topic("b1", "ack"),))
 sender = Sender(box, "b1", lambda topic, payload: remote.publish(topic, payload, qos=1))
@@ -408,7 +408,8 @@ MOTHERSHIP = """
 UPLINK = ("127.0.0.1:1884",)
 SERVICES = (*SERVICES,
     Service("far", ("mosquitto", "-c", "/test/far.conf"), after=("logd",)),
-    Service("mothership", ("{PYTHON}", "/test/receiver.py", "127.0.0.1:1884", "/var/mothership.db"), after=("far",)),
+    Service("mothership", ("{PYTHON}", "/test/receiver.py", "127.0.0.1:1884", "/var/mothership.db"), after=("far",),
+            env=(("PYTHONPATH", "{LIB}"),)),
     Service("commander", ("{PYTHON}", "/test/commander.py"), after=("far",)),
 )
 """
@@ -416,7 +417,7 @@ SERVICES = (*SERVICES,
 COMMANDER = """
 import json, select, sys, time
 sys.path.insert(0, "/stack/lib/stack")
-from bus import Remote
+from uplink.remote import Remote
 
 remote = Remote("commander", ("127.0.0.1:1884",), tuple("v1/laptop/" + what for what in ("state", "info", "sv/+", "diag", "res/+")))
 remote.start()

@@ -23,6 +23,7 @@ from pid1 import teardown
 from pid1.loop import Loop
 from pid1.process import Process
 from pid1.watchdog import DUMP_AT, RETRY_MAX, Device, Watchdog
+from prompt import command
 from prompt import functions as prompt
 from tables.load import load
 from tables.rows import Delays, Service
@@ -269,9 +270,9 @@ def test_snooze_ends_without_a_dog_and_when_asked(init: Any) -> None:
 
 
 def test_the_prompt_asks_for_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(prompt, "_ask", lambda op, **words: {"asked": [op, words["minutes"]]})
+    monkeypatch.setattr("onboard.to_pid1.ask", lambda _path, asked: {"asked": [asked["op"], asked["minutes"]]})
     assert prompt.snooze() == {"asked": ["snooze", 15.0]}
-    assert prompt.main(["snooze", "5", "--json"]) == 0
+    assert command.main(["snooze", "5", "--json"]) == 0
     assert capsys.readouterr().out == '{"asked": ["snooze", 5.0]}\n'
 
 
@@ -374,7 +375,7 @@ def test_what_is_halted_stays_so(init: Any, monkeypatch: pytest.MonkeyPatch, com
     monkeypatch.setattr(teardown, "wait_for_children", lambda *_, **__: True)
     monkeypatch.setattr(teardown, "close_disks", lambda *_: one.dog.life.append("disks closed"))
     monkeypatch.setattr(teardown, "reboot", lambda command: one.dog.life.append("reboot(2)"))
-    teardown.tear_down(command, one.tables, one.watchdog)
+    teardown.tear_down(command, one.tables, one.watchdog.wait, one.watchdog.disarm)
     disarmed = [] if command == Reboot.RESTART else ["disarmed"]
     assert one.dog.life[2:] == ["disks closed", *disarmed, "reboot(2)"]
 

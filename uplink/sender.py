@@ -7,10 +7,10 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from bus import pauses
 from uplink import wire
 from uplink.numbering import Stream
 from uplink.outbox import Outbox
+from uplink.remote import pauses
 
 WINDOW = 400  # records under way
 BATCH = 100  # records of one message...

@@ -14,12 +14,13 @@ from functools import partial
 from typing import Any
 
 from base.syscalls import IN_CLOSE_WRITE, IN_MOVED_TO, PR_SET_DUMPABLE, inotify_add_watch, inotify_init, prctl
-from bus import Bus, Message, Remote, Tls
+from bus import Bus, Message
 from onboard import boot_ends, clock, events, to_pid1
 from onboard.to_pid1 import of_this_board
 from uplink import wire
 from uplink.commands import Commands
 from uplink.outbox import Outbox
+from uplink.remote import Remote, Tls
 from uplink.sender import Sender
 
 LARGEST = 256 * 1024  # bytes of one record
