@@ -417,6 +417,59 @@ def a_bus() -> Iterator[Bus]:
         signal.signal(signal.SIGTERM, before)
 
 
+def report(services: Any, mono: Any = 5.0) -> dict[str, Any]:
+    return {"v": 1, "mono": mono, "data": {"services": {"rows": services}}}
+
+
+GOOD_ROW = {"state": "running", "exit": None, "restart": 0}
+BAD_ROWS: tuple[tuple[str, Any], ...] = (
+    ("x#", GOOD_ROW), ("a/b", GOOD_ROW), ("+", GOOD_ROW), ("", GOOD_ROW), ("nul\0", GOOD_ROW), ("x" * 65, GOOD_ROW), ("\ud800", GOOD_ROW),
+    ("list", []), ("text", "running"), ("none", None), ("big", {**GOOD_ROW, "exit": "x" * 5_000_000}), ("deep", {**GOOD_ROW, "exit": [[[]]]}),
+    ("nan", {**GOOD_ROW, "restart": float("nan")}), ("huge", {**GOOD_ROW, "restart": 10**400}),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "row"), BAD_ROWS, ids=[repr(name)[:12] for name, _ in BAD_ROWS])
+def test_one_bad_service_keeps_no_other_back(world: World, name: str, row: Any) -> None:
+    """Neither when it is reported nor after a reconnect, which tells all that is known."""
+    world.uplink.on_diag("diag", report({"before": GOOD_ROW, name: row, "behind": GOOD_ROW}))
+    world.link.up.clear()
+    world.hear("", b"")
+    world.record(3)
+    world.hear("ack", world.answer(0, world.nonce()))
+    told = [topic for topic, _ in world.link.up if "/sv/" in topic]
+    assert told == ["v1/b1/sv/before", "v1/b1/sv/behind"]
+    assert world.sent() == {1, 2, 3}
+    assert world.uplink.dropped["sv"] == 1
+    assert max(len(payload) for _, payload in world.link.up) < 1000
+
+
+@pytest.mark.parametrize("message", [
+    [], "x", None, 7, {}, {"data": None}, {"data": []}, {"data": {"services": 5}}, {"data": {"services": {"rows": [1]}}}, report({"a": GOOD_ROW}, "now"),
+    report({"a": GOOD_ROW}, None), {"data": {"text": "x" * 1_000_000}, "mono": 1.0}, {"data": {"x": float("nan")}, "mono": 1.0},
+])  # fmt: skip
+def test_a_report_of_any_shape_is_survived(world: World, message: Any) -> None:
+    world.uplink.on_diag("diag", message)
+    world.uplink.on_diag("diag", report({"good": GOOD_ROW}))
+    assert [topic for topic, _ in world.link.up if "/sv/" in topic] == ["v1/b1/sv/good"]
+    assert max((len(payload) for _, payload in world.link.up), default=0) <= 256 * 1024
+
+
+def test_a_flood_of_service_names_is_bounded_and_said_once(world: World) -> None:
+    for first in range(0, 5000, 500):
+        world.uplink.on_diag("diag", report({f"s{number}": GOOD_ROW for number in range(first, first + 500)}))
+    assert len(world.uplink.services) == 1000
+    assert world.uplink.dropped["sv"] == 4000
+    assert len(world.uplink.quiet) == 1
+
+
+def test_what_cannot_be_recorded_is_counted_by_kind(world: World) -> None:
+    for message in ([1], None, {"data": "x" * 300_000}, {"data": float("nan")}):
+        world.uplink.take("wifi", "wifi/x", message)  # type: ignore[arg-type]
+    world.uplink.take("wifi", "wifi/x", {"data": 1})
+    assert (world.uplink.dropped["wifi"], world.box.lost["wifi"], world.box.count()) == (4, 4, 1)
+
+
 def test_the_table_of_what_is_malformed_is_right() -> None:
     for payload in MALFORMED:
         with pytest.raises(wire.Malformed):
