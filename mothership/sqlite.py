@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from database import LATER, SCHEMA, Row
+from database import ADOPT, LATER, SCHEMA, Row
 
 BUSY = 5.0  # seconds that a locked SQLite is waited for, before it is Unavailable
 
@@ -30,6 +30,7 @@ class Sqlite:
             for column in LATER:
                 if column.split()[0] not in have:
                     self.connection.execute(f"ALTER TABLE board ADD COLUMN {column}")
+            self.connection.execute(ADOPT)
 
     def _write_ahead(self) -> None:
         """WAL. Where others open the database at the same moment SQLite fails at once here, instead of waiting as elsewhere."""

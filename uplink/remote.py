@@ -15,6 +15,7 @@ from _log import get_logger
 from onboard import mqtt
 from onboard.mqtt import BACKLOG, KEEPALIVE
 
+INBOX = 16 * 1024 * 1024  # bytes that wait for whoever is to take them
 REMOTE_FIRST, REMOTE_MAX = 5.0, 120.0  # seconds between two tries; doubled, drawn: a fleet shares the broker
 
 
@@ -58,6 +59,7 @@ class Remote(threading.Thread):
         self.protocol = protocol
         self.longest = REMOTE_MAX  # pause between two tries; for whoever is no part of a fleet it may be shorter
         self.inbox: deque[tuple[str, bytes]] = deque()
+        self._in, self._out = 0, 0  # bytes that were put there by our thread, and taken by the other one
         self.fd, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.log = get_logger(name)
         self.connected = False
@@ -95,7 +97,9 @@ class Remote(threading.Thread):
         with contextlib.suppress(BlockingIOError):
             os.read(self.fd, 65536)
         while self.inbox:
-            yield self.inbox.popleft()
+            topic, payload = self.inbox.popleft()
+            self._out += len(payload)
+            yield topic, payload
 
     def end(self) -> None:
         """Disconnect in order: no last will."""
@@ -123,8 +127,9 @@ class Remote(threading.Thread):
             self._arrived(packet.topic, bytes(packet.payload))
 
     def _arrived(self, topic: str, payload: bytes) -> None:
-        while len(self.inbox) >= BACKLOG and not self._ending.wait(0.05):
+        while (len(self.inbox) >= BACKLOG or self._in - self._out >= INBOX) and not self._ending.wait(0.05):
             pass  # whoever takes is slow: so is the connection
+        self._in += len(payload)
         self.inbox.append((topic, payload))
         with contextlib.suppress(BlockingIOError):  # full: it can be read already
             os.write(self._writer, b".")
