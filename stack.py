@@ -13,7 +13,7 @@ import time
 
 import _log
 from base.stdlib import TYPE_CHECKING, signal, socket
-from base.syscalls import Reboot, interface_up, mount, mount_options, reboot
+from base.syscalls import Reboot, interface_up, limit_descriptors, mount, mount_options, reboot
 from onboard import clock, events, to_pid1
 from onboard.mounts import make_device, make_directory, mount_row, write_file
 from onboard.to_pid1 import SVError
@@ -65,7 +65,7 @@ class Init(Life):
             self.set_defaults, self.open_log, self.catch_signals, self.read_options, self.load_tables,
             self.disable_ctrl_alt_del, self.mount_all, self.release_events, self.open_kmsg, self.open_watchdog,
             self.open_cgroups, self.set_clock, self.make_devices, self.make_directories, self.write_sysctls,
-            self.set_hostname, self.raise_loopback, self.raise_limits, self.set_environment, self.open_control,
+            self.set_hostname, self.raise_loopback, self.set_environment, self.open_control,
             self.start_services, self.check_boot,
         ):  # fmt: skip
             started = time.monotonic()
@@ -78,9 +78,14 @@ class Init(Life):
         self.booted = True
 
     def set_defaults(self) -> None:
-        """What children inherit without asking."""
+        """What children inherit without asking, whatever the kernel or an initramfs has left; base/native.py has closed what
+        was open. PID 1 takes all descriptors that it may have: two for each service's log and more."""
         os.umask(0o022)
         os.chdir("/")
+        self.best_effort("nice", os.setpriority, os.PRIO_PROCESS, 0, 0)
+        soft, hard = limit_descriptors()
+        self.sv.world.spawner.descriptors = (soft, hard)
+        limit_descriptors((hard, hard))
 
     def open_log(self) -> None:
         """Our own log goes to logd too, through a pipe that keeps the first lines until logd runs."""
@@ -93,6 +98,7 @@ class Init(Life):
         for number in (signal.SIGCHLD, signal.SIGHUP, *ON_SIGNAL):
             signal.signal(number, lambda *_: None)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # what was blocked before us comes now
         self.loop.watch(self.wakeup, self.on_signals)
 
     def read_options(self) -> None:
@@ -181,14 +187,6 @@ class Init(Life):
 
     def raise_loopback(self) -> None:
         self.best_effort("lo", interface_up, "lo")
-
-    def raise_limits(self) -> None:
-        """Two descriptors a service for its log: past some 450 services the usual 1,024 do not do."""
-        if len(self.tables.services) > 400:
-            import resource
-
-            _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
     def set_environment(self) -> None:
         """The kernel gives init no PATH, and what else it gives is not for our children."""

@@ -40,6 +40,7 @@ SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
 TIOCSCTTY = 0x540E
 WDIOC_SETTIMEOUT, WDIOC_GETTIMEOUT = 0xC0045706, 0x80045707  # linux/watchdog.h
 SO_PASSRIGHTS = 83
+RLIMIT_NOFILE = 7  # on all machines but MIPS, Alpha and SPARC
 SCM_CREDENTIALS = 2
 RIGHTS_SPACE = 4 * 253 + 64  # SCM_MAX_FD descriptors, a struct ucred, and their headers
 
@@ -63,6 +64,8 @@ libc.prctl.argtypes = (_int, _ulong, _ulong, _ulong, _ulong)
 libc.inotify_init1.argtypes = (_int,)
 libc.inotify_add_watch.argtypes = (_int, _text, ctypes.c_uint32)
 libc.capset.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
+_prlimit = libc.prlimit64 if hasattr(libc, "prlimit64") else libc.prlimit  # musl's takes 64 bits under its plain name
+_prlimit.argtypes = (_int, _int, ctypes.c_void_p, ctypes.c_void_p)
 
 
 def check(result: int, path: str | None = None) -> int:
@@ -114,6 +117,14 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
     sets = (effective, permitted, inheritable)
     values = [one >> shift & 0xFFFFFFFF for shift in (0, 32) for one in sets]
     check(libc.capset(header, (ctypes.c_uint32 * 6)(*values)))
+
+
+def limit_descriptors(limits: tuple[int, int] | None = None) -> tuple[int, int]:
+    """RLIMIT_NOFILE of this process, soft and hard (`man 2 prlimit`), and another one from now on where it is given."""
+    pair = ctypes.c_uint64 * 2
+    old = pair()
+    check(_prlimit(0, RLIMIT_NOFILE, pair(*limits) if limits else None, old))
+    return old[0], old[1]
 
 
 def inotify_init() -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
+from base.native import close_from
 from base.stdlib import TYPE_CHECKING, signal, socket
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def fork(child: Callable[[], object]) -> int:
 def hold_and_let_go(channel: socket.socket) -> None:
     """The child: hold what comes, and close it when PID 1 has closed its own. Ends with PID 1's end of the channel."""
     fd = os.dup2(channel.detach(), 3)
-    os.closerange(4, os.sysconf("SC_OPEN_MAX"))
+    close_from(4)
     channel = socket.socket(fileno=fd)
     channel.setblocking(True)
     held: list[int] = []

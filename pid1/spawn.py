@@ -13,6 +13,7 @@ import sys
 from errno import EINVAL, ENOENT
 from fcntl import ioctl
 
+from base.native import close_from
 from base.stdlib import TYPE_CHECKING, signal
 from base.syscalls import (
     CAPABILITIES,
@@ -24,6 +25,7 @@ from base.syscalls import (
     PR_SET_NO_NEW_PRIVS,
     TIOCSCTTY,
     capset,
+    limit_descriptors,
     prctl,
 )
 from tables.accounts import Account
@@ -57,11 +59,16 @@ class Spawner:
     def __init__(self, environment: dict[str, str]) -> None:
         self.environment = environment
         self.failures: dict[int, OSError] = {}
+        self.descriptors = limit_descriptors()  # of children: the limits that PID 1 was started with
         # Children inherit what is ignored (Python itself ignores SIGPIPE and SIGXFSZ); handlers end with exec.
         self.ignored = [n for n in signal.valid_signals() if signal.getsignal(n) == signal.SIG_IGN]
         self.valid = signal.valid_signals()
         # One pipe for all: a child that fails before exec writes one record, shorter than PIPE_BUF and so in one piece.
         self._reports, self._report = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        # posix_spawn(3) takes no descriptor from beyond the limit that the child shall have: what becomes 0 to 3 passes through
+        # these low numbers. The first is /dev/null, once there is a /dev.
+        self._low = [os.dup(self._report) for _ in range(4)]
+        self._null = False
 
     def spawn(
         self, row: Service, account: Account, extra: dict[str, str], log: int | None = None, channel: int | None = None,
@@ -83,13 +90,28 @@ class Spawner:
         return self._fork(program, row, account, environment, descriptors, cgroup)
 
     def _posix_spawn(self, program: str, row: Service, environment: dict[str, str], descriptors: Descriptors) -> int:
-        actions: list[Any] = [(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0)]
+        if not self._null:
+            null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+            os.dup2(null, self._low[0], inheritable=False)
+            os.close(null)
+            self._null = True
+        actions: list[Any] = [(os.POSIX_SPAWN_DUP2, self._low[0], 0)]
         for target, source in enumerate(descriptors, 1):
-            if source is not None or target < 3:
-                actions.append((os.POSIX_SPAWN_DUP2, source or 0, target))
-        return os.posix_spawn(
-            program, row.argv, environment, file_actions=actions, setsid=True, setsigmask=(), setsigdef=self.ignored
-        )
+            if source is not None:
+                os.dup2(source, self._low[target], inheritable=False)
+                actions.append((os.POSIX_SPAWN_DUP2, self._low[target], target))
+            elif target < 3:
+                actions.append((os.POSIX_SPAWN_DUP2, 0, target))
+        ours = limit_descriptors(self.descriptors)  # posix_spawn(3) has no attribute for it: the child inherits it
+        try:
+            return os.posix_spawn(
+                program, row.argv, environment, file_actions=actions, setsid=True, setsigmask=(), setsigdef=self.ignored
+            )
+        finally:
+            limit_descriptors(ours)
+            for target, source in enumerate(descriptors, 1):
+                if source is not None:  # nothing of it stays here: its reader shall see its end
+                    os.dup2(self._low[0], self._low[target], inheritable=False)
 
     def _fork(
         self, program: str, row: Service, account: Account, environment: dict[str, str], descriptors: Descriptors, cgroup: str
@@ -117,7 +139,7 @@ class Spawner:
             _open_stdio(row.tty, descriptors)
             if cgroup:  # by itself, before it forks: nothing escapes, and PID 1 does not wait while the kernel moves it
                 _try(lambda: _write(f"{cgroup}/cgroup.procs", "0"), cgroup)
-            _limits(row)
+            _limits(row, self.descriptors)
             if row.module:
                 _try(lambda: _write("/proc/self/comm", row.name), "its name")
             _become(row, account)
@@ -160,7 +182,7 @@ def _run_module(row: Service, environment: dict[str, str], first: int) -> None:
     status = 1
     try:
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as Python has it: a reader that is gone is an OSError
-        os.closerange(first, os.sysconf("SC_OPEN_MAX"))  # what an exec would close
+        close_from(first)  # what an exec would close
         gc.freeze()  # the collector would write to the pages that we share
         gc.enable()
         os.environ.clear()
@@ -190,17 +212,19 @@ def _open_stdio(tty: str, descriptors: Descriptors) -> None:
             os.dup2(source or 0, target)
 
 
-def _limits(row: Service) -> None:
+def _limits(row: Service, descriptors: tuple[int, int]) -> None:
+    """`descriptors` is the limit that a child has whose row says nothing about it; PID 1's own is higher."""
     os.umask(row.umask)
+    if row.nice:
+        _try(lambda: os.setpriority(os.PRIO_PROCESS, 0, row.nice), f"nice {row.nice}")
+    if row.oom_score:
+        _try(lambda: _write("/proc/self/oom_score_adj", str(row.oom_score)), f"oom_score_adj {row.oom_score}")
+    limit_descriptors(descriptors)
     if row.rlimits:
         import resource
 
         for name, value in row.rlimits:
             resource.setrlimit(getattr(resource, f"RLIMIT_{name.upper()}"), (value, value))
-    if row.nice:
-        _try(lambda: os.setpriority(os.PRIO_PROCESS, 0, row.nice), f"nice {row.nice}")
-    if row.oom_score:
-        _try(lambda: _write("/proc/self/oom_score_adj", str(row.oom_score)), f"oom_score_adj {row.oom_score}")
 
 
 def _become(row: Service, account: Account) -> None:

@@ -10,6 +10,7 @@ import time
 
 import _log
 from base.stdlib import TYPE_CHECKING, signal, socket
+from base.syscalls import limit_descriptors
 from pid1.cgroup import Cgroups
 from pid1.closer import Closer
 from pid1.log_pipes import LogPipes
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from pid1.life import Life
     from pid1.readiness import Notification
     from tables.rows import Service
+
+RESERVE = 16  # descriptors that PID 1 keeps for itself, and for the requests of root, when services have used up all others
 
 
 class World(Actions):
@@ -40,6 +43,14 @@ class World(Actions):
         self.logs_are_read = False  # there is a log daemon
 
     def spawn(self, process: Process) -> int:
+        soft, hard = limit_descriptors()
+        limit_descriptors((max(0, soft - RESERVE), hard))  # so that no service gets the last ones
+        try:
+            return self._spawn(process)
+        finally:
+            limit_descriptors((soft, hard))
+
+    def _spawn(self, process: Process) -> int:
         row = process.row
         account = self.life.tables.account(row)
         if not account.mapped:

@@ -133,7 +133,8 @@ def test_the_control_socket_of_an_older_kernel_takes_none(tmp_path: Path, monkey
     started = time.monotonic()
     server.turns()
     assert time.monotonic() - started < 2
-    assert b"takes no descriptors" in client.recv(1000)
+    with contextlib.suppress(ConnectionResetError):  # which may come first: nobody has read what it sent
+        assert b"takes no descriptors" in client.recv(1000)
     assert server.ask(b'{"op": "who"}') == {"ok": {"uid": os.getuid()}}
     assert server.loop.errors == 0
     pid = server.control._closer.pid
