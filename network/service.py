@@ -24,7 +24,6 @@ from network.links import Action, Link, Links
 from network.supplicant import RUN, connect, fields, has_networks, unescape
 from onboard import to_pid1
 from onboard.to_pid1 import SVError, of_this_board
-from tables.rows import NetworkDelays
 
 TURN = 1.0  # s: deadlines of a second's precision
 ASK_SUPPLICANT = 30.0  # s between looks at SSID and signal
@@ -42,7 +41,7 @@ class Network:
         self.log = bus.log
         self.chosen = chosen
         self.kernel, self.monitor = Kernel(), Monitor(chosen.NETLINK_BUFFER)
-        delays = NetworkDelays(**{name: getattr(chosen, name) for name in NetworkDelays._fields})
+        delays = chosen.network_delays()
         self.links = Links(chosen.INTERFACES, now, delays, networks=has_networks(chosen),
                            reboot_after=reboot_after(chosen.NETWORK_STAMP, bus.boot_id, delays.REBOOT_INTERVAL))  # fmt: skip
         self.clients: dict[str, DhcpClient] = {}

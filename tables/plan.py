@@ -13,8 +13,9 @@ def plan(options: dict[str, str]) -> int:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--plan | head`
     tables = load(options)
     print(f"profile   {', '.join(tables.profiles) or 'default'}")
-    for row in tables.MOUNTS:
-        print(f"mount     {row.target:<16} {row.source} {row.fstype} {row.options}{'' if row.required else ' (best effort)'}")
+    for mount in tables.MOUNTS:
+        effort = "" if mount.required else " (best effort)"
+        print(f"mount     {mount.target:<16} {mount.source} {mount.fstype} {mount.options}{effort}")
     for name in tables.MODULES:
         print(f"module    {name}")
     for name, value in tables.SYSCTLS:

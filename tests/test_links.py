@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from network import links
 from network.links import Action, Lease, Links, Seen, State
-from tables.rows import Interface, NetworkDelays
+from tables.load import load
+from tables.rows import Interface
 
-DELAYS = NetworkDelays()
+DELAYS = load({}).network_delays()
 LEASE = Lease("192.0.2.50/24", "192.0.2.1", ("192.0.2.53",), "example.org", 600.0)
 
 
