@@ -28,9 +28,9 @@ from typing import Any, NamedTuple
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
-import settings
 from _log import counts, get_logger
 from onboard import clock
+from onboard.board_table import board_table
 
 VERSION = 1  # of the envelope
 BACKLOG = 1000  # messages kept while the broker is away; the oldest go first
@@ -59,7 +59,7 @@ class Bus:
     def __init__(self, name: str, address: str = "") -> None:
         self.name = name
         self.log = get_logger(name)
-        self.address = address or os.environ.get("BUS", settings.BUS)
+        self.address = address or os.environ.get("BUS") or board_table().BUS
         self._client = self._make_client()
         self._handlers: dict[str, Handler] = {}
         self._watched: dict[int, Callable[[], object]] = {}  # other descriptors, served in the same wait

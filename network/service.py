@@ -23,7 +23,8 @@ from network.kernel import DhcpClient, Event, Kernel, Monitor, Overrun, solicit
 from network.links import Action, Link, Links
 from network.supplicant import RUN, connect, fields, has_networks, unescape
 from onboard import to_pid1
-from onboard.to_pid1 import SVError, of_this_board
+from onboard.board_table import board_table
+from onboard.to_pid1 import SVError
 
 TURN = 1.0  # s: deadlines of a second's precision
 ASK_SUPPLICANT = 30.0  # s between looks at SSID and signal
@@ -383,7 +384,7 @@ def reboot_after(stamp: str, boot_id: str, interval: float) -> float:
 
 def main() -> None:
     bus, now = Bus("network"), time.monotonic()
-    network = Network(bus, of_this_board(), now)
+    network = Network(bus, board_table(), now)
     gc.collect()
     gc.freeze()  # what we have imported stays shared with the DHCP clients
     network.refresh(now)

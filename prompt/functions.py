@@ -17,8 +17,8 @@ import time
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-import settings
 from onboard import boot_ends, to_pid1
+from onboard.board_table import board_table
 from onboard.cgroup_files import figures
 from onboard.to_pid1 import SVError, notify
 from prompt import bootchart as timeline
@@ -252,7 +252,7 @@ def network() -> list[Stats]:
     ladder for Wi-Fi that stays down; 0 is the ground).
     """
     try:
-        with open(settings.NETWORK_STATE, encoding="ascii") as file:
+        with open(board_table().NETWORK_STATE, encoding="ascii") as file:
             facts = json.load(file)
     except (OSError, ValueError) as error:
         raise SVError(f"network.py has written nothing: {error}; see stats_process('network') and logs('network')") from None
@@ -272,7 +272,7 @@ def logs(name: str | None = None, lines: int = 50, follow: bool = False) -> list
     try:
         folder = board()["log_folder"]
     except SVError:
-        folder = settings.LOG  # the log can be read even when nobody answers
+        folder = board_table().LOG  # the log can be read even when nobody answers
     if name is not None and not os.path.exists(f"{folder}/{name}.log"):
         there = sorted(entry[:-4] for entry in os.listdir(folder) if entry.endswith(".log")) if os.path.isdir(folder) else []
         raise SVError(f"there is no log of {name!r}; there are {', '.join(there) or 'none'}")

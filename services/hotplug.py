@@ -25,7 +25,8 @@ import pyudev._ctypeslib.utils
 from base.files import write_atomically
 from bus import Bus
 from onboard import to_pid1
-from onboard.to_pid1 import SVError, Unreachable, of_this_board
+from onboard.board_table import board_table
+from onboard.to_pid1 import SVError, Unreachable
 from services.devices import Properties, describe, fill, fits, link, names, same, scan, uevent
 from tables.rows import Rule
 
@@ -397,7 +398,7 @@ def read_started() -> list[str]:
 
 def main() -> None:
     bus = Bus("hotplug")
-    hotplug = Hotplug(bus, of_this_board())
+    hotplug = Hotplug(bus, board_table())
     hotplug.start(time.monotonic())
     for now in bus.every(TURN):
         hotplug.turn(now)

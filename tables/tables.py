@@ -56,7 +56,7 @@ class Tables(Settings):
         self.profiles: list[str] = []
         self.values: dict[str, Any] = {name: least_of(name) for name in CHECKS}
         self.names: dict[str, Any] = {}  # all names of settings.py, functions too: what a profile stands on
-        self.environment: dict[str, str] = {}  # of every service
+        self.environment = {**dict(FALLBACK["ENVIRONMENT"]), "PATH": FALLBACK["PATH"]}  # of every service
         self.accounts, self.group_ids = read_accounts()
         self.services: dict[str, Service] = {}
         self.templates: dict[str, Service] = {}  # names that end in "@": see pid1/instances.py

@@ -51,7 +51,7 @@ def look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., bootf
         monkeypatch.setattr(bootfiles, "mount", refuse)
         monkeypatch.setattr(bootfiles, "PLACE", str(tmp_path / "place"))
         asked.clear()
-        one = bootfiles.BootFiles({}, ["LABEL=BOOT"])
+        one = bootfiles.BootFiles(tables.load({}), ["LABEL=BOOT"])
         one.kept = str(tmp_path / "kept")
         one.before.values["WIFI_CONFIG"] = f"{tmp_path}/force/wpa_supplicant.conf"
         one.bring_up()

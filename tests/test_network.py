@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -48,7 +49,7 @@ from tables import load as tables
 chosen = tables.load({{"stack.profile": {profile!r}}})
 assert not chosen.rejected, chosen.rejected
 from network import service as network
-network.of_this_board = lambda: chosen
+network.board_table = lambda: chosen
 network.RUN = {run!r}
 network.main()
 """
@@ -568,7 +569,7 @@ def test_a_board_shows_its_network_in_the_prompt(boot: Callable[..., Board]) -> 
 
     eventually(lambda: states() == {"eth0": "local", "usb0": "absent"}, 20)
     assert (board.root / "run/resolv.conf").read_text() == "# by network.py\n"
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import settings; settings.NETWORK_STATE = {str(file)!r}\nfrom sv import *; print(network())"
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from types import SimpleNamespace as Table; from prompt import functions\nfunctions.board_table = lambda: Table(NETWORK_STATE={str(file)!r})\nfrom sv import *; print(network())"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
     assert shown[0].split() == ["NAME", "STATE", "SINCE", "ADDRESSES", "GATEWAY", "METRIC", "SSID", "SIGNAL", "RUNG"]
     assert shown[1].split()[0] == "eth0"
@@ -581,7 +582,7 @@ def test_a_board_shows_its_network_in_the_prompt(boot: Callable[..., Board]) -> 
 
 def test_what_the_prompt_shows_of_a_network_that_nobody_keeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "state.json"
-    monkeypatch.setattr("prompt.settings.NETWORK_STATE", str(file))
+    monkeypatch.setattr("prompt.functions.board_table", lambda: SimpleNamespace(NETWORK_STATE=str(file)))
     with pytest.raises(SVError, match=r"network\.py has written nothing: .*No such file"):
         prompt.network()
     row = {"name": "eth0", "state": "local", "since": time.monotonic() - 5, "addresses": ["192.0.2.5/24"], "gateway": [], "metric": 100,

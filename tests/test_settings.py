@@ -8,11 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PYTHON, ROOT
+from conftest import NO_NAMESPACES, PYTHON, ROOT, Board, eventually
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +21,8 @@ import settings as defaults
 from base.near import distance, near
 from base.stdlib import json
 from base.syscalls import mount_options
+from onboard import board_table
+from onboard.to_pid1 import SVError
 from tables import check, evaluate
 from tables import load as tables
 from tables.check_settings import CHECKS
@@ -370,3 +373,138 @@ def test_a_comment_in_etc_hostname_is_not_the_name(tmp_path: Path) -> None:
     (tmp_path / "hostname").write_text("# our board\n\nharbour\n")
     assert debian.first_line(str(tmp_path / "hostname")) == "harbour"
     assert debian.first_line("/nowhere") == ""
+
+
+# --- one truth for all ----------------------------------------------------------------------------------------------------
+def test_what_pid_1_writes_is_what_its_services_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    board = load(
+        tmp_path,
+        "HOSTNAME = 'harbour'\nWIFI_NETWORKS = (WifiNetwork(b'\\x00caf\\xe9', 'my-secret-pass'),)\nDATA_WAIT = 0.5\n"
+        "ENVIRONMENT += (('KEY', 'my-secret-too'),)\nINTERFACES = (Interface('eth7', addresses=('192.0.2.5/24',)),)\n"
+        "SERVICES = (*SERVICES, Service('mine', ('x', 'my-secret-word'), rlimits=(('nofile', 64),), memory_max='64M'))",
+    )
+    assert board.rejected == []
+    board_table.write(board, str(tmp_path))
+    monkeypatch.setenv("STACK_CONTROL", str(tmp_path / "control"))
+    read = board_table.board_table()
+    assert read.values == board.values
+    assert (read.services, read.templates, read.order) == (board.services, board.templates, board.order)
+    assert (read.options, read.profiles, read.rejected) == (board.options, board.profiles, board.rejected)
+    assert all(type(row) is Service for row in read.SERVICES)
+    assert ((tmp_path / "secrets.json").stat().st_mode & 0o777, (tmp_path / "table.json").stat().st_mode & 0o777) == (
+        0o600,
+        0o644,
+    )
+    assert "secret" not in (tmp_path / "table.json").read_text(), "everybody reads it"
+    (tmp_path / "secrets.json").unlink()  # as for a user who may not read it
+    read = board_table.board_table()
+    assert (read.HOSTNAME, read.INTERFACES, read.COMMANDS) == ("harbour", board.INTERFACES, board.COMMANDS)
+    with pytest.raises(AttributeError, match="settings have no WIFI_NETWORKS"):
+        _ = read.WIFI_NETWORKS
+    (tmp_path / "table.json").write_text("{")
+    with pytest.raises(SVError, match=r"table\.json cannot be read"):
+        board_table.board_table()
+
+
+def test_a_table_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    board_table.write(load(tmp_path, "HOSTNAME = 'old'"), str(tmp_path))
+    before = (tmp_path / "table.json").read_text()
+    monkeypatch.setattr(board_table, "LARGEST", 1000)
+    with pytest.raises(ValueError, match="the limit is 1000"):
+        board_table.write(load(tmp_path, "HOSTNAME = 'new'"), str(tmp_path))
+    assert (tmp_path / "table.json").read_text() == before
+
+
+def test_without_a_board_the_defaults_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STACK_CONTROL", str(tmp_path / "nobody/control"))
+    assert board_table.board_table().values["NETWORK_STATE"] == defaults.NETWORK_STATE
+
+
+# --- the command line -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("words", "status", "text"),
+    [
+        (["--help"], 0, "print what a boot would do"), (["--plan"], 0, "service   network"), ([], 2, "runs only as PID 1"),
+        (["--pln"], 2, "there is no argument '--pln'; did you mean --plan?; see stack.py --help"),
+        (["harbour"], 2, "there is no argument 'harbour'; see stack.py --help"), (["--plan", "stack.profle=x"], 1, "is not an option"),
+    ],
+)  # fmt: skip
+def test_the_command_line_is_explained(words: list[str], status: int, text: str) -> None:
+    done = subprocess.run([PYTHON, "-ESB", str(ROOT / "stack.py"), *words], capture_output=True, text=True, check=False)
+    assert (done.returncode, text in done.stdout + done.stderr) == (status, True), done.stdout + done.stderr
+
+
+# --- on a board -------------------------------------------------------------------------------------------------------------
+READ = """import os, sys, time
+sys.path.insert(0, "/stack/lib/stack")
+from onboard.board_table import board_table
+chosen = board_table()
+print("table", os.getuid(), chosen.NETWORK_RETRY, len(chosen.values.get("WIFI_NETWORKS", ())), flush=True)
+time.sleep(1e6)
+"""
+SERVICES = """
+    Service("reader", ("{PYTHON}", "/test/read.py")), Service("app", ("{PYTHON}", "/test/read.py"), user="nobody"),
+"""
+PROFILE = "NETWORK_RETRY = 7.5\nNETWORK_STATE = '/run/elsewhere.json'\nWIFI_NETWORKS = (WifiNetwork('a', 'my-secret-pass'),)\n"
+
+
+def said(board: Board, name: str) -> str:
+    lines = [line for line in board.log(name).splitlines() if "table " in line]
+    assert lines, board.log(name)
+    return lines[-1].split("table ")[1]
+
+
+@pytest.mark.skipif(bool(NO_NAMESPACES), reason=NO_NAMESPACES)
+@pytest.mark.timeout(120)
+def test_a_profile_that_reload_refuses_changes_nothing_for_who_restarts_later(boot: Callable[..., Board]) -> None:
+    board = boot(SERVICES, settings=PROFILE, files={"read.py": READ}).up()
+    eventually(lambda: said(board, "reader") == "0 7.5 1")
+    eventually(lambda: said(board, "app").split()[1:] == ["7.5", "0"], 10)
+    good = board.profile.read_text()
+    for text in ("NETWORK_RETRY = 1.0\nthis is no Python\n" + good, good.replace("7.5", "8.5") + HANG, "import os, signal\n"
+                 "os.kill(1, signal.SIGKILL)\nos.kill(1, signal.SIGTERM)\nraise ValueError"):  # fmt: skip
+        (board.root / "profile.py").write_text(text)
+        restarts = board.stats("reader")["restart"]
+        with pytest.raises(SVError, match="nothing was changed: profile"):
+            board.ask("reload")
+        board.kill("reader")
+        eventually(lambda least=restarts + 1: board.stats("reader")["restart"] >= least)  # type: ignore[misc]
+        eventually(
+            lambda: (
+                len([line for line in board.log("reader").splitlines() if "table" in line])
+                == board.stats("reader")["restart"] + 1
+            )
+        )
+        assert said(board, "reader") == "0 7.5 1"
+    facts = board.ask("board")
+    assert (facts["state"], facts["loop"]["errors"]) == ("running", 0)
+    (board.root / "profile.py").write_text(good.replace("7.5", "8.5"))
+    board.ask("reload")
+    board.kill("reader")
+    eventually(lambda: said(board, "reader") == "0 8.5 1")
+
+
+@pytest.mark.skipif(bool(NO_NAMESPACES), reason=NO_NAMESPACES)
+@pytest.mark.timeout(120)
+def test_the_prompt_follows_a_profile_and_a_full_run_refuses_a_reload(boot: Callable[..., Board]) -> None:
+    ask = "import sys; sys.path.insert(0, '/stack/lib/stack')\\nfrom sv import *\\ntry: network()\\nexcept SVError as e: print('table', e)"
+    board = boot(f"""Service("ask", ("{{PYTHON}}", "-c", "{ask}"), restart="never"),""", settings=PROFILE).up()
+    eventually(lambda: "/run/elsewhere.json" in said(board, "ask"))
+    board.ask("run", argv=["mkdir", "/run/stack/table.json.new"])
+    eventually((board.root / "run/stack/table.json.new").is_dir)
+    (board.root / "profile.py").write_text(board.profile.read_text() + "HOSTNAME = 'other'\n")
+    with pytest.raises(SVError, match="nothing was changed: the services' copy of the table cannot be written"):
+        board.ask("reload")
+    assert board.ask("board")["hostname"] != "other"
+
+
+@pytest.mark.skipif(bool(NO_NAMESPACES), reason=NO_NAMESPACES)
+@pytest.mark.timeout(120)
+def test_a_board_boots_with_a_profile_that_hangs_and_with_one_that_kills(boot: Callable[..., Board]) -> None:
+    board = boot("", settings="import os, signal\nos.kill(1, signal.SIGKILL)\nos.kill(1, signal.SIGTERM)").up()
+    assert (board.ask("board")["state"], board.ask("board")["rejected"]) == ("running", [])
+    board = boot("", settings=HANG, base="()").up()
+    facts = board.ask("board")
+    assert "took more than 4 s; left out" in facts["rejected"][0]
+    assert facts["boot_ms"]["load_tables"] < 6000
+    assert "logd" in board.all_stats()
