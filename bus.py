@@ -23,9 +23,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import settings
 from _log import counts, get_logger
 from onboard import clock, mqtt
+from onboard.board_table import board_table
 from onboard.mqtt import BACKLOG, KEEPALIVE
 
 VERSION = 1  # of the envelope
@@ -43,7 +43,7 @@ class Bus:
     def __init__(self, name: str, address: str = "") -> None:
         self.name = name
         self.log = get_logger(name)
-        self.address = address or os.environ.get("BUS", settings.BUS)
+        self.address = address or os.environ.get("BUS") or board_table().BUS
         self._client = self._make_client()
         self._handlers: dict[str, Handler] = {}
         self._watched: dict[int, Callable[[], object]] = {}  # other descriptors, served in the same wait

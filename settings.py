@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 from base.stdlib import TYPE_CHECKING
-from tables.rows import Device, Directory, Interface, Mount, Rule, Service, WifiNetwork
+from tables.rows import Device, Directory, Interface, Mount, Rule, Service, WifiNetwork, changed, replaced  # noqa: F401
 
 if TYPE_CHECKING:
     from typing import Any

@@ -14,7 +14,7 @@ import time
 import _log
 from base.stdlib import TYPE_CHECKING, signal, socket
 from base.syscalls import Reboot, interface_up, limit_descriptors, mount, mount_options, reboot
-from onboard import clock, events, to_pid1
+from onboard import board_table, clock, events, to_pid1
 from onboard.mounts import make_device, make_directory, mount_row, write_file
 from onboard.to_pid1 import SVError
 from pid1.control import Control
@@ -65,7 +65,7 @@ class Init(Life):
             self.set_defaults, self.open_log, self.catch_signals, self.read_options, self.load_tables,
             self.disable_ctrl_alt_del, self.mount_all, self.release_events, self.open_kmsg, self.open_watchdog,
             self.open_cgroups, self.set_clock, self.make_devices, self.make_directories, self.write_sysctls,
-            self.set_hostname, self.raise_loopback, self.set_environment, self.open_control,
+            self.set_hostname, self.raise_loopback, self.set_environment, self.write_table, self.open_control,
             self.start_services, self.check_boot,
         ):  # fmt: skip
             started = time.monotonic()
@@ -114,7 +114,7 @@ class Init(Life):
             _log.sink.level = _log.sink.console_level = _log.DEBUG
 
     def load_tables(self) -> None:
-        self.tables = tables_module.load(self.options)
+        self.tables = tables_module.load(self.options, meanwhile=self.feed_watchdog)
         if "stack.debug" not in self.options:
             _log.sink.console_level = self.tables.CONSOLE_LEVEL
 
@@ -190,8 +190,15 @@ class Init(Life):
 
     def set_environment(self) -> None:
         """The kernel gives init no PATH, and what else it gives is not for our children."""
-        environment = {name: self.tables.expand(value) for name, value in self.tables.ENVIRONMENT}
-        self.sv.world.spawner.environment = {**environment, "PATH": self.tables.PATH}
+        self.sv.world.spawner.environment = self.tables.environment
+
+    def write_table(self) -> None:
+        """For the services, which start after this and read it."""
+        board_table.write(self.tables)
+
+    def feed_watchdog(self) -> None:
+        """While something of ours takes its time; it has a limit of its own."""
+        self.watchdog.feed(time.monotonic())
 
     def open_control(self) -> None:
         Control(self.loop, to_pid1.SOCKET, self.requests.handle, self.requests.permits, self.sv.world.closer)
@@ -239,9 +246,13 @@ class Init(Life):
         """
         if self.command is not None:
             raise SVError("the board is shutting down")
-        tables = tables_module.load(self.options)
+        tables = tables_module.load(self.options, meanwhile=self.feed_watchdog)
         if tables.broken:
             raise SVError(f"nothing was changed: {'; '.join(tables.rejected)}")
+        try:
+            board_table.write(tables)  # the last thing that may fail: what follows is only taken
+        except (OSError, ValueError) as error:
+            raise SVError(f"nothing was changed: the services' copy of the table cannot be written: {error}") from None
         for text in tables.rejected:
             _log.error(text)
         old, self.tables = self.tables, tables
@@ -299,13 +310,10 @@ def reap() -> Any:
 # --- the beginning --------------------------------------------------------------------------------------------------
 def main(arguments: list[str], began: float = 0.0) -> int:
     """The life of a board."""
-    if "--plan" in arguments:
-        from tables.plan import plan
-
-        return plan(parse_options(arguments))
     if os.getpid() != 1:
-        print("stack.py is the init of a board and runs only as PID 1; `make run` boots it in namespaces.", file=sys.stderr)
-        return 2
+        from tables.plan import command_line
+
+        return command_line(arguments, parse_options(arguments))
     init, command = None, Reboot.RESTART
     try:
         init = Init(arguments, began)

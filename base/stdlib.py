@@ -39,8 +39,12 @@ else:
             row[: len(values)] = values
             for name, value in named.items():
                 index = cls._index.get(name, -1)
+                if index < 0:
+                    from base.near import did_you_mean
+
+                    raise TypeError(f"{cls.__name__}: {name} is not a column{did_you_mean(name, cls._fields)}")
                 if index < len(values):
-                    raise TypeError(f"{cls.__name__}: {name} is {'given twice' if index >= 0 else 'not a column'}")
+                    raise TypeError(f"{cls.__name__}: {name} is given twice")
                 row[index] = value
             if len(row) > len(cls._fields):
                 raise TypeError(f"{cls.__name__} has {len(cls._fields)} columns, not {len(row)}")

@@ -29,8 +29,8 @@ from network.radio import Radio
 from network.report import Report
 from network.supplicant import has_networks
 from onboard import to_pid1
-from onboard.to_pid1 import SVError, of_this_board
-from tables.rows import NetworkDelays
+from onboard.board_table import board_table
+from onboard.to_pid1 import SVError
 
 POLL = 0.5  # s: programs under way are looked at
 RETRY = 1.0  # s: the kernel did not answer
@@ -48,7 +48,7 @@ class Network:
         self.log = bus.log
         self.chosen = chosen
         self.kernel, self.monitor = Kernel(), Monitor(chosen.NETLINK_BUFFER)
-        delays = NetworkDelays(**{name: getattr(chosen, name) for name in NetworkDelays._fields})
+        delays = chosen.network_delays()
         self.links = Links(chosen.INTERFACES, now, delays, networks=has_networks(chosen),
                            reboot_after=reboot_after(chosen.NETWORK_STAMP, bus.boot_id, delays.REBOOT_INTERVAL))  # fmt: skip
         self.clients: dict[str, DhcpClient] = {}
@@ -273,7 +273,7 @@ def reboot_after(stamp: str, boot_id: str, interval: float) -> float:
 
 def main() -> None:
     bus, now = Bus("network"), time.monotonic()
-    network = Network(bus, of_this_board(), now)
+    network = Network(bus, board_table(), now)
     gc.collect()
     gc.freeze()  # what we have imported stays shared with the DHCP clients
     network.refresh(now)

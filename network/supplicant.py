@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 from base.files import write_atomically
-from onboard.to_pid1 import of_this_board
+from onboard.board_table import board_table
 from onboard.wpa_control import RESERVED
 from tables.rows import WifiNetwork
 
@@ -72,7 +72,7 @@ def has_networks(chosen: Any) -> bool:
 def main(arguments: list[str]) -> None:
     """`supplicant.py INTERFACE`: write the file, become wpa_supplicant."""
     interface = arguments[0]
-    chosen = of_this_board()
+    chosen = board_table()
     for fault in chosen.rejected:
         if fault.startswith("WIFI_NETWORKS"):
             print(f"<4>left out: {fault}", file=sys.stderr)

@@ -15,8 +15,6 @@ from base.stdlib import TYPE_CHECKING, json, socket
 if TYPE_CHECKING:
     from typing import Any
 
-    from tables.tables import Tables
-
 SOCKET = "/run/stack/control"
 LONGEST_REPLY = 1024 * 1024  # bytes
 # Too many at once, or a signal came while it waited: PID 1 has not read the request, and another try may succeed.
@@ -79,19 +77,3 @@ def notify(message: str) -> None:
             sender.sendto(message.encode(), path)
         finally:
             sender.close()
-
-
-def of_this_board() -> Tables:
-    """The tables with the profile that PID 1 was booted with, for its services."""
-    from tables.load import load
-
-    return load(options_of_this_board())
-
-
-def options_of_this_board() -> dict[str, str]:
-    """What PID 1 was booted with; it need not answer."""
-    try:
-        options: dict[str, str] = ask(os.environ.get("STACK_CONTROL", SOCKET), {"op": "board"})["options"]
-    except (SVError, KeyError):
-        return {}
-    return options

@@ -16,15 +16,17 @@ def _installed(path: str) -> bool:
     return os.access(path, os.X_OK)
 
 
-def _text(path: str) -> str:
+def first_line(path: str) -> str:
+    """The first line that is no comment (`man 5 hostname`); empty where there is none."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read().strip()
+            lines = [line.strip() for line in file]
     except OSError:
         return ""
+    return next((line for line in lines if line and not line.startswith("#")), "")
 
 
-HOSTNAME = _text("/etc/hostname") or "stack"
+HOSTNAME = first_line("/etc/hostname") or "stack"
 PYTHONPATH = "{LIB}:{LIB}/site"  # libraries for our services alone
 WIFI_CONFIG = "/etc/wpa_supplicant/wpa_supplicant.conf"
 # Debian's resolver reads /etc/resolv.conf: where that is a link into /run, we write what it leads to; else it stays as it is.

@@ -9,6 +9,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from onboard import to_pid1
+from onboard.board_table import board_table
 from onboard.to_pid1 import SVError, Unreachable
 
 if TYPE_CHECKING:
@@ -52,4 +53,4 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 @cache
 def tables() -> Tables:
     """Settings and profiles that PID 1 was booted with, once for a session."""
-    return to_pid1.of_this_board()
+    return board_table()

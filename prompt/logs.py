@@ -9,9 +9,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import BinaryIO, NamedTuple
 
-import settings
 from onboard.to_pid1 import SVError
-from prompt.asking import did_you_mean
+from prompt.asking import did_you_mean, tables
 from prompt.board_facts import board
 from prompt.shapes import Lines, colour_wanted, coloured_line
 
@@ -76,7 +75,7 @@ def _folder() -> str:
     try:
         folder: str = board()["log_folder"]
     except SVError:
-        folder = settings.LOG  # the log can be read even when nobody answers
+        folder = tables().LOG  # the log can be read even when nobody answers
     return folder
 
 

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import settings
 from onboard.to_pid1 import SVError
 from prompt.asking import tables
 from prompt.shapes import terminal_width
@@ -41,10 +40,10 @@ def watch(topic: str = "#", count: int = 0, show: Callable[[dict[str, Any]], obj
 
 def _bus() -> Any:
     """A connection to the broker; SVError where there cannot be one."""
-    address = os.environ.get("BUS") or tables().values.get("BUS") or settings.BUS
+    address = os.environ.get("BUS") or tables().BUS
     if address.startswith("/") and not os.path.exists(address):
         raise SVError(f"there is no broker at {address}; see stats_process('broker') and logs('broker')")
-    site = f"{settings.LIB}/site"
+    site = f"{tables().LIB}/site"
     if os.path.isdir(site) and site not in sys.path:  # where `make install-board` has put the libraries
         sys.path.append(site)
     before = signal.getsignal(signal.SIGTERM)

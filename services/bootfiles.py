@@ -19,7 +19,8 @@ import time
 from base.files import write_atomically
 from base.stdlib import TYPE_CHECKING, json
 from base.syscalls import MNT_DETACH, mount, mount_options, umount
-from onboard import boot_ends, to_pid1
+from onboard import boot_ends
+from onboard.board_table import board_table
 from onboard.to_pid1 import SOCKET, SVError, ask
 from services import file_checks, storage
 from tables import load as tables
@@ -27,6 +28,8 @@ from tables import load as tables
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
+
+    from tables.tables import Tables
 
 FORCE = os.path.dirname(tables.OWNERS)  # the image links /root/.ssh to it, and /etc/wpa_supplicant.conf to the one in it
 RECORD = "/run/stack/bootfiles.json"
@@ -44,10 +47,10 @@ AT_BOOT = ("MOUNTS", "CONSOLE", "WATCHDOG")  # what PID 1 takes from its tables 
 class BootFiles:
     """One look at the boot partition, and the record of it."""
 
-    def __init__(self, options: dict[str, str], sources: list[str]) -> None:
-        self.options = options
+    def __init__(self, before: Tables, sources: list[str]) -> None:
+        self.before = before  # the table before this look
+        self.options = before.options
         self.sources = sources
-        self.before = tables.load(options)
         self.kept = f"{self.before.KEEP}/boot"
         self.began = time.monotonic()
         self.device = self.source = ""
@@ -186,8 +189,7 @@ class BootFiles:
             except SVError as error:
                 self.note(f"{PROFILE}: {error}")
                 self.withdraw((PROFILE,))
-            after = tables.load(self.options)
-            now, then = after.values, self.before.values
+            now, then = board_table().values, self.before.values
             differs = [name for name in now if name.isupper() and name != "SERVICES" and now[name] != then.get(name)]
             stale |= set(READERS if differs else ())
             if idle := [name for name in differs if name in AT_BOOT]:
@@ -342,7 +344,7 @@ def mounted_at(device: str) -> str:
 
 def main(arguments: list[str]) -> None:
     """`bootfiles SOURCE...`: LABEL=, UUID= or PARTUUID= of the partition, or its device; tried in this order."""
-    one = BootFiles(to_pid1.options_of_this_board(), arguments)
+    one = BootFiles(board_table(), arguments)
     one.attempt("the boot partition", one.bring_up)
     record = one.record()
     one.attempt(RECORD, boot_ends.tell, RECORD, record)

@@ -15,7 +15,7 @@ from typing import Any
 
 from base.files import read_file
 from bus import Bus
-from onboard.to_pid1 import of_this_board
+from onboard.board_table import board_table
 from services.device_names import DEV, Names
 from services.devices import Properties, consoles, describe, fill, fits, link, names, same, scan, uevent
 from services.modprobe import Loader
@@ -195,7 +195,7 @@ class Hotplug:
 
 def main() -> None:
     bus = Bus("hotplug")
-    hotplug = Hotplug(bus, of_this_board())
+    hotplug = Hotplug(bus, board_table())
     hotplug.start(time.monotonic())
     for now in bus.when(hotplug.due):
         hotplug.turn(now)

@@ -19,7 +19,8 @@ import time
 from base.files import read_file
 from base.stdlib import TYPE_CHECKING, signal
 from base.syscalls import mount, mount_options, umount
-from onboard import boot_ends, to_pid1
+from onboard import boot_ends
+from onboard.board_table import board_table
 from onboard.mounts import make_directory, mount_row
 
 if TYPE_CHECKING:
@@ -281,7 +282,7 @@ def last_words(text: str) -> str:
 
 def main(arguments: list[str]) -> None:
     """`storage SOURCE...`: LABEL=, UUID= or PARTUUID= of the partition, or its device; tried in this order."""
-    storage = Storage(to_pid1.of_this_board(), arguments)
+    storage = Storage(board_table(), arguments)
     try:
         storage.bring_up()
     except Exception as error:  # the board goes on without its data, whatever it is

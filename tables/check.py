@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from graphlib import CycleError, TopologicalSorter
 
+from base.near import did_you_mean
 from base.stdlib import TYPE_CHECKING
+from tables.check_files import (
+    device_fault,
+    directory_fault,
+    module_fault,
+    mount_fault,
+    source_fault,
+    sysctl_fault,
+    variable_fault,
+)
 from tables.check_network import clash, interface_fault, wifi_fault
 from tables.check_rules import command_fault, rule_fault
-from tables.check_services import service_faults, user_fault
+from tables.check_services import column_faults, service_faults
+from tables.check_settings import SECRET, TABLES, setting_fault
+from tables.plain import ROWS, plain
 from tables.rights import own_users
-from tables.rows import Device, Directory, Interface, Mount, Service, WifiNetwork
-from tables.tables import FALLBACK, expand_row
-from tables.values import is_text
+from tables.rows import Interface, Service, WifiNetwork
+from tables.tables import expand_row, least_of
+from tables.values import is_text, kind_of, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -19,53 +31,44 @@ if TYPE_CHECKING:
 
     from tables.tables import Tables
 
-LEAST = {
-    "BACKOFF_FIRST": 0.01,
-    "BACKOFF_MAX": 0.01,
-    "KILL_RETRY": 0.1,
-    "NETWORK_RETRY": 0.1,
-    "DHCP_TIMEOUT": 1,
-    "CRITICAL_FAILURES": 1,
-    "WATCHDOG_TIMEOUT": 3,
-    "LOOP_TURN_MAX": 0.1,
-}  # seconds: less would be a busy loop
+ENVIRONMENT_SIZE = 64 * 1024  # bytes: half of what execve(2) takes in any case; the rest is for rows
+SHOWN = 40  # rows of a table that are named one by one
+
+ROW_CHECKS: dict[str, Callable[[Tables, Any], str]] = {
+    "MOUNTS": mount_fault, "DIRECTORIES": directory_fault, "DEVICES": device_fault, "SYSCTLS": sysctl_fault,
+    "MODULES": module_fault, "DATA": source_fault, "BOOT_FILES": source_fault, "WIFI_NETWORKS": wifi_fault,
+    "RULES": rule_fault, "COMMANDS": command_fault, "ENVIRONMENT": variable_fault,
+}  # fmt: skip
+
+
+def take(tables: Tables, name: str, value: Any) -> None:
+    """A setting's value, or why it is not taken: the one before it stays."""
+    fault = setting_fault(name, value)
+    if not fault:
+        tables.values[name] = value
+        return
+    before = tables.values.setdefault(name, least_of(name))
+    secret, short = name in SECRET, name not in TABLES and type(before) is not tuple and type(value) is not tuple
+    what = f"{name} = {shown(value)}" if short and not secret and type(value) in (str, int, float, bool) else name
+    stays = f"{shown(before)} is used" if short and not secret and type(before).__name__ not in ROWS else "the default stays"
+    tables.rejected.append(f"{what} {fault}; {stays}")
 
 
 def check_tables(tables: Tables) -> None:
-    """Every setting and every row: what is wrong is named in `rejected` and left out."""
-    for name, default in FALLBACK.items():
-        value = tables.values[name]
-        if not isinstance(value, (int, float) if isinstance(default, (int, float)) else type(default)):
-            tables.rejected.append(f"{name} = {value!r} should be like {default!r}, which is used")
-            tables.values[name] = default
-        elif isinstance(default, (int, float)) and not LEAST.get(name, 0) <= value < 1e6:
-            tables.rejected.append(f"{name} = {value} is not a sane number; {default} is used")
-            tables.values[name] = default
+    """Every row of every table, and what several settings are worth together."""
     _check_health(tables)
     own_users(tables)
-    for name, check in (
-        ("MOUNTS", _mount_fault), ("DIRECTORIES", _directory_fault), ("DEVICES", _device_fault),
-        ("SYSCTLS", _sysctl_fault), ("MODULES", _module_fault), ("DATA", _source_fault), ("BOOT_FILES", _source_fault),
-        ("WIFI_NETWORKS", wifi_fault), ("RULES", rule_fault), ("COMMANDS", command_fault),
-    ):  # fmt: skip
+    for name, check in ROW_CHECKS.items():
         tables.values[name] = tuple(_good_rows(tables, name, check))
-    tables.values["INTERFACES"] = [_expanded(tables, row) for row in tables.values["INTERFACES"]]
-    interfaces: dict[str, Interface] = {}
-    for row in _good_rows(tables, "INTERFACES", interface_fault):
-        if fault := clash(row, interfaces.values()):
-            tables.rejected.append(f"INTERFACES {row.name}: {fault}")
-        else:
-            interfaces[row.name] = row
-    tables.values["INTERFACES"] = tuple(interfaces.values())
+    _check_environment(tables)
+    _check_interfaces(tables)
     check_services(tables)
+    _check_rescue(tables)
 
 
 def _check_health(tables: Tables) -> None:
-    """What would keep the board from being reset or rebooted without a word."""
+    """What would keep the board from being rebooted without a word."""
     values = tables.values
-    if values["WATCHDOG"] and not values["WATCHDOG"].startswith("/"):
-        tables.rejected.append(f"WATCHDOG = {values['WATCHDOG']!r} is not an absolute path; the board has none")
-        values["WATCHDOG"] = ""
     # A service that fails at once waits for its back-off each time: fewer failures than these would fit.
     least = (values["CRITICAL_FAILURES"] - 1) * (values["BACKOFF_MAX"] + values["SV_COOLDOWN"])
     if values["CRITICAL_WINDOW"] < least:
@@ -77,91 +80,86 @@ def _check_health(tables: Tables) -> None:
 
 
 def _good_rows(tables: Tables, table: str, check: Callable[[Tables, Any], str]) -> Iterator[Any]:
+    faults: list[tuple[int, str, str]] = []
     for index, row in enumerate(tables.values[table]):
         try:
             fault = check(tables, row)
         except Exception as error:
-            fault = f"{type(error).__name__}: {error}"
+            fault = f"cannot be judged ({type(error).__name__})"
         if fault:
-            label = _label(row) if table != "WIFI_NETWORKS" or isinstance(row, WifiNetwork) else type(row).__name__
-            tables.rejected.append(f"{table}[{index}] {label}: {fault}")
+            faults.append((index, _label(row) if table in TABLES or table in SECRET else shown(row), fault))
         else:
             yield row
+    _say(tables, table, faults)
 
 
-def _label(row: object) -> str:
-    if isinstance(row, WifiNetwork):
-        return repr(row.ssid)[:60]  # never the whole row: anyone may read what is rejected, and it has the passphrase
-    return str(getattr(row, "name", "") or getattr(row, "target", "") or getattr(row, "path", "") or repr(row))[:60]
+def _say(tables: Tables, table: str, faults: list[tuple[int, str, str]]) -> None:
+    """One line for each bad row; but a row without its tuple has become as many as it has columns, and that is said once."""
+    loose = [index for index, label, _ in faults if not label]
+    run = len(loose) >= 4 and loose[-1] - loose[0] == len(loose) - 1
+    if run and table in TABLES:
+        tables.rejected.append(
+            f"{table}[{loose[0]}] to [{loose[-1]}] are no rows; was one row added without its tuple? A comma makes one: "
+            f"{table} += (Row(...),)"
+        )
+    rest = [one for one in faults if not (run and not one[1])]
+    for index, label, fault in rest[:SHOWN]:
+        tables.rejected.append(f"{table}[{index}]{' ' if label else ''}{label}{':' if label else ''} {fault}")
+    if len(rest) > SHOWN:
+        tables.rejected.append(f"{table}: {len(rest) - SHOWN} more rows are left out")
 
 
-def _mount_fault(_: Tables, row: Any) -> str:
-    if not isinstance(row, Mount):
-        return "is not a Mount(...) row"
-    if not is_text(row.source, row.target, row.fstype, row.options):
-        return "source, target, fstype and options must be text"
-    return "" if row.target.startswith("/") else f"target {row.target!r} is not absolute"
+def _label(row: Any) -> str:
+    """What a row is called; never the whole row: anyone may read what is rejected, and it may hold a passphrase."""
+    if type(row) is WifiNetwork:
+        return shown(row.ssid)
+    if type(row).__name__ not in ROWS:
+        return ""
+    name = row[row._fields.index("name")] if "name" in row._fields else getattr(row, "target", "") or getattr(row, "path", "")
+    return name[:60] if is_text(name) and name.isprintable() and name else kind_of(row)
 
 
-def _directory_fault(tables: Tables, row: Any) -> str:
-    if not isinstance(row, Directory):
-        return "is not a Directory(...) row"
-    if not is_text(row.path, row.user, row.group) or not row.path.startswith("/"):
-        return f"path {row.path!r} is not absolute"
-    if not isinstance(row.mode, int) or not 0 <= row.mode <= 0o7777:
-        return f"mode {row.mode!r} is not a mode such as 0o755"
-    if row.group and row.group not in tables.owners and tables.expand(row.group) not in tables.group_ids:
-        return f"group {row.group!r} is neither in /etc/group nor a service"
-    return "" if row.user in tables.owners else user_fault(tables, row.user)
+def _check_environment(tables: Tables) -> None:
+    """Together they must leave room for a program's own words; the last ones go."""
+    total, kept = len(tables.values["PATH"].encode()), []
+    for name, value in tables.values["ENVIRONMENT"]:
+        total += len(name.encode()) + len(tables.expand(value).encode()) + 16
+        if total > ENVIRONMENT_SIZE:
+            tables.rejected.append(f"ENVIRONMENT: {shown(name)} and what follows it are more than {ENVIRONMENT_SIZE} bytes")
+            break
+        kept.append((name, value))
+    tables.values["ENVIRONMENT"] = tuple(kept)
+    tables.environment = {**{name: tables.expand(value) for name, value in kept}, "PATH": tables.values["PATH"]}
 
 
-def _device_fault(_: Tables, row: Any) -> str:
-    if not isinstance(row, Device):
-        return "is not a Device(...) row"
-    if not is_text(row.path, row.target) or not row.path.startswith("/"):
-        return f"path {row.path!r} is not absolute"
-    if row.kind not in ("c", "b", "link"):
-        return f"kind {row.kind!r} is not 'c', 'b' or 'link'"
-    return "a link needs a target" if row.kind == "link" and not row.target else ""
-
-
-def _sysctl_fault(_: Tables, row: Any) -> str:
-    good = isinstance(row, tuple) and len(row) == 2 and is_text(*row) and ".." not in row[0]
-    return "" if good else 'is not a pair of texts such as ("kernel.panic", "10")'
-
-
-def _module_fault(_: Tables, row: Any) -> str:
-    return "" if is_text(row) and row and not row.startswith("-") else "is not a module's name"
-
-
-def _source_fault(_: Tables, row: Any) -> str:
-    known = is_text(row) and (row.startswith("/dev/") or row.split("=")[0] in ("LABEL", "UUID", "PARTLABEL", "PARTUUID"))
-    return "" if known else "is neither LABEL=, UUID=, PARTLABEL= or PARTUUID= nor a device such as /dev/mmcblk0p3"
+def _check_interfaces(tables: Tables) -> None:
+    tables.values["INTERFACES"] = [_expanded(tables, row) for row in tables.values["INTERFACES"]]
+    interfaces: dict[str, Interface] = {}
+    for row in _good_rows(tables, "INTERFACES", interface_fault):
+        if fault := clash(row, interfaces.values()):
+            tables.rejected.append(f"INTERFACES {row.name}: {fault}")
+        else:
+            interfaces[row.name] = row
+    tables.values["INTERFACES"] = tuple(interfaces.values())
 
 
 def _expanded(tables: Tables, row: Any) -> Any:
-    if not isinstance(row, Interface) or not is_text(row.name):
-        return row
-    return row._replace(name=tables.expand(row.name))
+    return row._replace(name=tables.expand(row.name)) if type(row) is Interface and is_text(row.name) else row
 
 
 def check_services(tables: Tables) -> None:
     """The rows of SERVICES become `services`, `templates` and the `order` of their start."""
-    rows = list(tables.values["SERVICES"])
+    rows = [plain(row) for row in tables.values["SERVICES"]]
     known = service_names(rows)
-    services = tables.services
-    for index, row in enumerate(rows):
-        try:
-            fault = "is not a Service(...) row" if not isinstance(row, Service) else ""
-            row = row if fault else _known_after(tables, expand_row(tables, row), known)
-            fault = fault or next(service_faults(tables, row), "")
-        except Exception as error:
-            fault = f"{type(error).__name__}: {error}"
+    services, faults = tables.services, []
+    for index, one in enumerate(rows):
+        row, fault = _service(tables, one, known)
         if fault:
-            tables.rejected.append(f"SERVICES[{index}] {_label(row)}: {fault}")
-            tables.bad_names.add(_label(row))
+            faults.append((index, _label(one), fault))
+            tables.bad_names.add(_label(one))
         elif row.argv and row.name not in tables.skipped:
             (tables.templates if row.name.endswith("@") else services)[row.name] = row
+    _say(tables, "SERVICES", faults)
     tables.order = []
     while services and not tables.order:
         try:
@@ -172,9 +170,40 @@ def check_services(tables: Tables) -> None:
             del services[circle[0]]
 
 
+def _service(tables: Tables, row: Any, known: set[str]) -> tuple[Any, str]:
+    """A row as it will run, and the first thing that is wrong with it."""
+    if type(row) is not Service:
+        return row, f"is {kind_of(row)}, not a Service(...) row"
+    try:
+        if fault := next(column_faults(row), ""):
+            return row, fault
+        row = expand_row(tables, row)
+        if not row.argv:
+            return row, ""
+        if fault := next(filter(None, map(tables.unknown_name, row_texts(row))), ""):
+            return row, fault
+        row = _known_after(tables, row, known)
+        return row, next(service_faults(tables, row), "")
+    except Exception as error:
+        return row, f"cannot be judged ({type(error).__name__})"
+
+
+def row_texts(row: Service) -> tuple[str, ...]:
+    """All texts of a row in which {NAME} is replaced."""
+    return (*row.argv, *row.groups, *(value for _, value in row.env), row.ready, row.user, row.cwd, row.tty)
+
+
+def _check_rescue(tables: Tables) -> None:
+    """The last resort has to start: of a row that cannot, nothing is taken."""
+    row, fault = _service(tables, tables.values["RESCUE"]._replace(name="rescue_"), set())
+    if fault or not row.argv:
+        tables.rejected.append(f"RESCUE {fault or 'has no program'}; the built-in row is used")
+        tables.values["RESCUE"] = least_of("RESCUE")
+
+
 def service_names(rows: Any) -> set[str]:
     """Names of services among these rows; templates are started by nobody, so nobody waits for them."""
-    return {row.name for row in rows if isinstance(row, Service) and is_text(row.name) and not row.name.endswith("@")}
+    return {row.name for row in rows if type(row) is Service and is_text(row.name) and not row.name.endswith("@")}
 
 
 def _known_after(tables: Tables, row: Service, known: set[str]) -> Service:
@@ -182,7 +211,10 @@ def _known_after(tables: Tables, row: Service, known: set[str]) -> Service:
     missing = [other for other in row.after if other not in known or other == row.name]
     for other in filter(lambda other: other == row.name or other not in tables.defaults, missing):
         what = "itself" if other == row.name else "no service"
-        tables.rejected.append(f"SERVICES {row.name}: after names {other!r}, which is {what}; it does not wait for that")
+        known_as = "" if other == row.name else did_you_mean(other, known)
+        tables.rejected.append(
+            f"SERVICES {row.name}: after names {shown(other)}, which is {what}; it does not wait for that{known_as}"
+        )
     return row._replace(after=tuple(other for other in row.after if other not in missing))
 
 

@@ -1,6 +1,7 @@
 """From settings.py and profiles to tables that PID 1 can trust.
 
 Whatever is wrong with a profile or a row is named in `rejected` and left out; the rest is used. Nothing here raises.
+settings.py is PID 1's own and is imported; a profile runs in a process of its own (tables/evaluate.py).
 """
 
 from __future__ import annotations
@@ -8,33 +9,33 @@ from __future__ import annotations
 import os
 import sys
 
+from base.near import did_you_mean
 from base.stdlib import TYPE_CHECKING, signal
-from tables.check import check_tables, service_names
-from tables.rows import Service
+from tables.check import check_tables, service_names, take
+from tables.check_settings import CHECKS
+from tables.evaluate import Fault, evaluate, line_of
+from tables.plain import plain
 from tables.tables import LIB, Tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from importlib.machinery import SourceFileLoader
-    from typing import Any
-else:
-    from _frozen_importlib_external import SourceFileLoader  # importlib.machinery, without the rest of importlib
 
-PROFILE_SECONDS = 5.0  # a profile that takes longer to evaluate is a fault of the profile
+PROFILE_SECONDS = 4.0  # a profile that takes longer is left out: less than LOOP_TURN_MAX, for a reload is one turn of the loop
 OWNERS = "/run/stack/boot/settings_prod.py"  # of the board's owner, from the boot partition: bootfiles.py puts it there
 
 
-def load(options: dict[str, str] | None = None, owners: str = OWNERS) -> Tables:
-    """Settings and profiles, read anew, as the kernel command line's `stack.` options choose them; the owner's comes last."""
+def load(options: dict[str, str] | None = None, owners: str = OWNERS, meanwhile: Callable[[], object] = lambda: None) -> Tables:
+    """Settings and profiles, read anew, as the kernel command line's `stack.` options choose them; the owner's comes last.
+
+    It takes at most PROFILE_SECONDS for each profile, and calls `meanwhile` a few times a second.
+    """
     tables = Tables(options)
-    for name in [name for name in sys.modules if name.startswith(("settings", "profiles"))]:
-        del sys.modules[name]
-    _guarded(tables, "settings.py", _base, tables)
-    names = (options or {}).get("stack.profile", "")
+    _base(tables)
+    names = tables.options.get("stack.profile", "")
     if not names and os.path.exists(f"{LIB}/settings_prod.py"):
         names = "prod"
     for name in filter(None, [*names.split(","), owners if os.path.exists(owners) else ""]):
-        _guarded(tables, f"profile {name}", _overlay, tables, _path(name))
+        _overlay(tables, name, meanwhile)
         tables.profiles.append(name)
     check_tables(tables)
     return tables
@@ -47,46 +48,9 @@ def _path(name: str) -> str:
 
 
 def _base(tables: Tables) -> None:
-    import settings  # not at the top: a mistake in it must not keep PID 1 from starting
-
-    tables.values.update(vars(settings))
-    tables.defaults, tables.default_rows = service_names(settings.SERVICES), tuple(settings.SERVICES)
-
-
-def _run(path: str, names: dict[str, Any]) -> dict[str, Any]:
-    """The names of a profile after running it on top of `names`. Its byte code is used where it is up to date."""
-    code = SourceFileLoader("profile", path).get_code("profile")
-    if code and "rows" in code.co_names:  # files of owners from before there were folders import it so
-        sys.modules["rows"] = sys.modules["tables.rows"]
-    if code and "settings_debian" in code.co_names:
-        import profiles.debian
-
-        sys.modules["settings_debian"] = profiles.debian
-    names |= {"__name__": "profile", "__file__": path, "__builtins__": __builtins__}
-    exec(code or "", names)
-    return names
-
-
-def _overlay(tables: Tables, path: str) -> None:
-    """Take a profile's values; one of another type than the default's is refused."""
-    for name, value in _run(path, dict(tables.values)).items():
-        old = tables.values.get(name)
-        if not name.isupper() or name.startswith("_") or value is old:
-            continue
-        if name not in tables.values:
-            tables.rejected.append(f"profile: {name} is not a setting; left out")
-        elif isinstance(old, (int, float)) and isinstance(value, (int, float)) and not isinstance(value, bool):
-            tables.values[name] = value
-        elif isinstance(old, (tuple, list)) and isinstance(value, (tuple, list)) and not isinstance(old, Service):
-            tables.values[name] = tuple(value)
-        elif type(old) is type(value):
-            tables.values[name] = value
-        else:
-            tables.rejected.append(f"profile: {name} = {value!r} should be like {type(old).__name__}; the default stays")
-
-
-def _guarded(tables: Tables, what: str, step: Callable[..., object], *arguments: object) -> None:
-    """Evaluate somebody's Python under a time limit; its faults are its own."""
+    """settings.py, under a time limit: a mistake in it must not keep PID 1 from starting."""
+    for name in [name for name in sys.modules if name.startswith(("settings", "profiles"))]:
+        del sys.modules[name]
 
     def too_long(*_: object) -> None:
         raise TimeoutError(f"took more than {PROFILE_SECONDS:g} s")
@@ -94,20 +58,36 @@ def _guarded(tables: Tables, what: str, step: Callable[..., object], *arguments:
     before = signal.signal(signal.SIGALRM, too_long)
     signal.setitimer(signal.ITIMER_REAL, PROFILE_SECONDS)
     try:
-        step(*arguments)
+        import settings
+
+        tables.names = dict(vars(settings))
     except (Exception, SystemExit, KeyboardInterrupt) as error:
-        where = f" line {error.lineno}" if isinstance(error, SyntaxError) else _line_of(error)
-        tables.rejected.append(f"{what}{where}: {type(error).__name__}: {error}; left out")
-        tables.broken = True
+        where = f"line {error.lineno}: " if isinstance(error, SyntaxError) else line_of(error, "settings")
+        _leave_out(tables, "settings.py", f"{where}{type(error).__name__}: {error}")
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+    for name in CHECKS:
+        if name in tables.names:
+            take(tables, name, plain(tables.names[name]))
+    tables.defaults, tables.default_rows = service_names(tables.values["SERVICES"]), tuple(tables.values["SERVICES"])
 
 
-def _line_of(error: BaseException) -> str:
-    trace, line = error.__traceback__, ""
-    while trace:
-        if trace.tb_frame.f_globals.get("__name__") == "profile":
-            line = f" line {trace.tb_lineno}"
-        trace = trace.tb_next
-    return line
+def _overlay(tables: Tables, name: str, meanwhile: Callable[[], object]) -> None:
+    """Take a profile's values; what is no setting, or cannot be one, is refused."""
+    try:
+        made = evaluate(_path(name), {**tables.names, **tables.values}, PROFILE_SECONDS, meanwhile)
+    except Fault as fault:
+        return _leave_out(tables, f"profile {name}", str(fault))
+    for setting, value in made.items():
+        if setting in CHECKS:
+            take(tables, setting, value)
+        else:
+            tables.rejected.append(f"{setting} is not a setting{did_you_mean(setting, CHECKS)}; left out")
+    return None
+
+
+def _leave_out(tables: Tables, what: str, why: str) -> None:
+    """A whole file."""
+    tables.rejected.append(f"{what} {'' if why.startswith('line ') else ': '}{why}; left out".replace(" : ", ": "))
+    tables.broken = True

@@ -195,7 +195,9 @@ def test_what_the_menu_leaves_out_is_not_built(menu: Any) -> None:
 def install(folder: Path, *menu: str) -> Path:
     """A target's tree with what stack.mk's own commands put into it, under this machine's Python in place of the host's."""
     source, target = folder / "source", folder / "target"
-    files = run("git", "ls-files", "*.py", "data/*", "prompt/shell.sh", "pid1/launcher.py.in", "Makefile", cwd=ROOT).stdout.split()
+    files = run(
+        "git", "ls-files", "*.py", "data/*", "prompt/shell.sh", "pid1/launcher.py.in", "Makefile", cwd=ROOT
+    ).stdout.split()
     for name in files:
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, source / name)

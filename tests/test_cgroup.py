@@ -20,7 +20,8 @@ from pid1.process import Actions, Process
 from pid1.relatives import Relatives
 from pid1.spawn import Spawner
 from tables.accounts import ROOT
-from tables.rows import Delays, Service
+from tables.load import load
+from tables.rows import Service
 from tables.values import memory_bytes
 
 ROW = Service("one", ("true",), memory_max="64M", pids_max=20, cpu_weight=50)
@@ -202,7 +203,7 @@ class Nothing(Actions):
 
 
 def make(row: Service, relatives: Relatives) -> tuple[Process, subprocess.Popen[bytes]]:
-    process = Process(row, Nothing(), Delays())
+    process = Process(row, Nothing(), load({}).delays())
     main = subprocess.Popen(["sleep", "1000"], start_new_session=True)
     process.pid = main.pid
     relatives.born(process, main.pid)

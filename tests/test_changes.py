@@ -9,7 +9,8 @@ from test_process import World, run
 
 from pid1.changes import WHAT, Change, plan
 from pid1.process import Process
-from tables.rows import Delays, Service
+from tables.load import load
+from tables.rows import Service
 from tables.tables import Tables
 
 
@@ -18,7 +19,7 @@ def service(name: str, **columns: Any) -> Service:
 
 
 def running(row: Service, *, transient: bool = False) -> Process:
-    process = Process(row, World(), Delays())
+    process = Process(row, World(), load({}).delays())
     run(process, 1.0)
     process.transient = transient
     return process

@@ -783,7 +783,7 @@ def test_commands_of_the_prompt_are_forgotten_in_the_end(boot: Boot) -> None:
 
 # --- exceptions -----------------------------------------------------------------------------------------------------
 BOOT_STEPS = """set_defaults open_log catch_signals read_options load_tables disable_ctrl_alt_del mount_all open_kmsg
-open_watchdog open_cgroups set_clock make_devices make_directories write_sysctls set_hostname raise_loopback set_environment open_control
+open_watchdog open_cgroups set_clock make_devices make_directories write_sysctls set_hostname raise_loopback set_environment write_table open_control
 start_services""".split()
 
 INJECT = """

@@ -15,9 +15,10 @@ from network import actions
 from network.actions import Action, Lease, Seen, State
 from network.ladder import RUNGS
 from network.links import Links
-from tables.rows import Interface, NetworkDelays
+from tables.load import load
+from tables.rows import Interface
 
-DELAYS = NetworkDelays()
+DELAYS = load({}).network_delays()
 LEASE = Lease("192.0.2.50/24", "192.0.2.1", ("192.0.2.53",), "example.org", 600.0)
 
 

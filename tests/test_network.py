@@ -49,7 +49,7 @@ chosen = tables.load({{"stack.profile": {profile!r}}})
 assert not chosen.rejected, chosen.rejected
 from network import radio
 from network import service as network
-network.of_this_board = lambda: chosen
+network.board_table = lambda: chosen
 radio.RUN = {run!r}
 network.main()
 """

@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pid1.process import Actions, Process, State, describe
-from tables.rows import Delays, Service
+from tables.load import load
+from tables.rows import Service
 from tables.values import signal_number
 
 EXIT_0, EXIT_1, EXIT_7, EXIT_125 = 0, 1 << 8, 7 << 8, 125 << 8
 KILLED = int(signal.SIGKILL)
-DELAYS = Delays()
+DELAYS = load({}).delays()
 
 
 class World(Actions):

@@ -212,7 +212,7 @@ def test_sources_are_checked(tmp_path: Path) -> None:
     assert chosen.DATA_REMAKE is True
     faults = "\n".join(chosen.rejected)
     assert "DATA[1] 'data': is neither LABEL=" in faults
-    assert "DATA_REMAKE = 'yes' should be like bool" in faults
+    assert "DATA_REMAKE = 'yes' is text; write True or False" in faults
     profile.write_text("DATA = ()\n")
     chosen = tables.load({"stack.profile": str(profile)})
     assert (chosen.rejected, "storage" in chosen.services) == ([], False), "a board without one has no such service"

@@ -27,7 +27,8 @@ from prompt import command
 from prompt import functions as prompt
 from tables.load import load
 from tables.rows import Delays, Service
-from tables.tables import FALLBACK
+
+DEFAULTS = load({}).values
 
 Boot = Callable[..., Board]
 
@@ -54,7 +55,7 @@ class FakeInit:
     """What a Watchdog sees of PID 1."""
 
     def __init__(self, **settings: object) -> None:
-        self.tables = SimpleNamespace(**{**FALLBACK, "WATCHDOG": "/dev/watchdog", **settings})
+        self.tables = SimpleNamespace(**{**DEFAULTS, "WATCHDOG": "/dev/watchdog", **settings})
         self.loop = Loop()
         self.ill = ""
         self.sv = SimpleNamespace(unhealthy=lambda now: self.ill)
@@ -279,7 +280,7 @@ def test_the_prompt_asks_for_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 def failing(lives: float = 0.0, delays: Delays | None = None) -> tuple[Process, Callable[[float], None]]:
     """A critical service that dies so long after each start; and what makes time pass."""
     world = World()
-    process = Process(Service("c", ("c",), critical=True), world, delays or Delays(), jitter=lambda: 1.0)
+    process = Process(Service("c", ("c",), critical=True), world, delays or load({}).delays(), jitter=lambda: 1.0)
     process.start(0.0)
     process.go(0.0)
     clock = [0.0]
@@ -300,7 +301,7 @@ def failing(lives: float = 0.0, delays: Delays | None = None) -> tuple[Process, 
 @pytest.mark.parametrize("lives", [0.0, 9.0, 15.0, 100.0])
 def test_back_off_does_not_hide_a_critical_service(lives: float) -> None:
     """Hours later, with its longest pauses, it is still over its budget; and so is one that dies after a good run."""
-    times, window = FALLBACK["CRITICAL_FAILURES"], FALLBACK["CRITICAL_WINDOW"]
+    times, window = DEFAULTS["CRITICAL_FAILURES"], DEFAULTS["CRITICAL_WINDOW"]
     process, until = failing(lives)
     for at in (1000.0, 7200.0, 20000.0):
         until(at)
@@ -342,8 +343,8 @@ def test_settings_that_would_hide_a_fault_are_named(tmp_path: Path) -> None:
     profile = tmp_path / "p.py"
     profile.write_text("CRITICAL_WINDOW = 60.0\nWATCHDOG = 'watchdog'\nWATCHDOG_TIMEOUT = 0.5\n")
     tables = load({"stack.profile": str(profile)})
-    assert (tables.CRITICAL_WINDOW, tables.WATCHDOG, tables.WATCHDOG_TIMEOUT) == (280.0, "", 30.0)
-    assert [text.partition(" ")[0] for text in tables.rejected] == ["WATCHDOG_TIMEOUT", "WATCHDOG", "CRITICAL_WINDOW"]
+    assert (tables.CRITICAL_WINDOW, tables.WATCHDOG, tables.WATCHDOG_TIMEOUT) == (280.0, "/dev/watchdog", 30.0)
+    assert [text.partition(" ")[0] for text in tables.rejected] == ["WATCHDOG", "WATCHDOG_TIMEOUT", "CRITICAL_WINDOW"]
 
 
 # --- the end ----------------------------------------------------------------------------------------------------------

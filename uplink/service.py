@@ -17,7 +17,7 @@ from typing import Any
 from base.syscalls import IN_CLOSE_WRITE, IN_MOVED_TO, PR_SET_DUMPABLE, inotify_add_watch, inotify_init, prctl
 from bus import Bus, Message
 from onboard import boot_ends, clock, events, to_pid1
-from onboard.to_pid1 import of_this_board
+from onboard.board_table import board_table
 from uplink import wire
 from uplink.commands import Commands
 from uplink.outbox import Outbox
@@ -314,7 +314,7 @@ def run(chosen: Any, addresses: tuple[str, ...]) -> None:
 def main(arguments: list[str]) -> None:
     """`uplink.py HOST:PORT...`"""
     prctl(PR_SET_DUMPABLE, 0)  # other apps are the same user: none may look into us (`man 2 ptrace`), or ask PID 1 in our name
-    run(of_this_board(), tuple(arguments))
+    run(board_table(), tuple(arguments))
 
 
 if __name__ == "__main__":
