@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from base.printable import printable
 from bus import Bus
 from onboard.wpa_control import BSS_FIELDS, BSS_ID, connect, fields, security, unescape
 
@@ -81,8 +82,8 @@ def parse_bss(answer: str) -> Point:
 
 
 def name_of(ssid: bytes) -> Point:
-    """An SSID for people, None for a hidden one (empty or all NUL), and as it was on the air."""
-    return {"ssid": ssid.decode("utf-8", "replace") if ssid.strip(b"\0") else None, "ssid_hex": ssid.hex()}
+    """An SSID for people, None for a hidden one (empty or all NUL); and in full, as it was on the air."""
+    return {"ssid": printable(ssid.decode("utf-8", "replace")) if ssid.strip(b"\0") else None, "ssid_hex": ssid.hex()}
 
 
 def unique(points: list[Point]) -> list[Point]:

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import settings
+from base.printable import printable
 from onboard import boot_ends, to_pid1
 from onboard.cgroup_files import figures
 from onboard.to_pid1 import SVError, notify
@@ -74,10 +75,10 @@ def _cell(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
-        return ", ".join(value) or "-"
+        return printable(", ".join(value)) or "-"
     if name in ("memory", "memory_current"):
         return f"{value / 2**20:.1f}M"
-    return f"{value:.1f}" if isinstance(value, float) else str(value)
+    return f"{value:.1f}" if isinstance(value, float) else printable(str(value))
 
 
 def _ask(op: str, **arguments: Any) -> Any:

@@ -13,6 +13,7 @@ import sys
 import time
 
 from base.native import ctypes
+from base.printable import printable_line
 from base.stdlib import signal, socket
 from base.syscalls import check, libc
 
@@ -23,9 +24,6 @@ LINE_MAX = 8 * 1024  # bytes; a longer line is split
 TAIL_SECONDS = 1.0  # text without a newline is taken for a line after so long
 PAUSE = 0.02  # seconds between two looks at a service that prints too much
 LEVELS = {ord("0"): b"error: ", ord("1"): b"error: ", ord("2"): b"error: ", ord("3"): b"error: ", ord("4"): b"warning: "}
-# Nobody's terminal is attacked: neither with C0 control characters nor, in UTF-8, with C1.
-CONTROL = bytes(byte if byte == 9 or 32 <= byte != 127 else ord("?") for byte in range(256))
-C1 = {code: "?" for code in range(0x80, 0xA0)}
 
 libc.tee.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_size_t, ctypes.c_uint)
 libc.tee.restype = ctypes.c_ssize_t
@@ -222,9 +220,7 @@ class Logd:
             level = b""
             if line[:1] == b"<" and line[2:3] == b">":
                 level, line = LEVELS.get(line[1], b""), line[3:]
-            line = line.removesuffix(b"\r").translate(CONTROL)
-            if b"\xc2" in line:
-                line = line.decode("utf-8", "surrogateescape").translate(C1).encode("utf-8", "surrogateescape")
+            line = printable_line(line.removesuffix(b"\r"))
             for at in range(0, len(line) or 1, LINE_MAX):
                 parts += (stamp, level, line[at : at + LINE_MAX], b"\n")
                 size += len(stamp) + len(level) + len(line[at : at + LINE_MAX]) + 1
