@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from _log import counts, get_logger
+from base.printable import printable
 from onboard import clock, mqtt
 from onboard.board_table import board_table
 from onboard.mqtt import BACKLOG, KEEPALIVE
@@ -257,8 +258,13 @@ def main(arguments: list[str]) -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `bus.py '#' | head`
     bus = Bus("print")
     for pattern in arguments or ["#"]:
-        bus.subscribe(pattern, lambda topic, message: print(topic, json.dumps(message["data"], ensure_ascii=False), flush=True))
+        bus.subscribe(pattern, show)
     bus.run()
+
+
+def show(topic: str, message: Message) -> None:
+    """One line for people."""
+    print(printable(f"{topic} {json.dumps(message['data'], ensure_ascii=False)}"), flush=True)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ HAND_BACK = 15.0  # s without a word of a receiver that did not take its leave
 EARTH = 6_371_000.0  # m, mean radius
 LOOP = ((52.5163, 13.3777), (52.5145, 13.3501), (52.5096, 13.3762))  # degrees north, east
 KINDS = ("trkpt", "rtept", "wpt")  # of a file's points those of the first kind that it has
+MOST = 250_000  # points: more would not fit into our share of the memory
 GIVE_UP = 125  # the exit status that asks PID 1 not to restart us
 Point = tuple[float, float]
 
@@ -36,6 +37,8 @@ def read_gpx(path: str) -> list[Point]:
         for _, node in ET.iterparse(path):
             kind = node.tag.rpartition("}")[2]
             if kind in found:
+                if len(found[kind]) == MOST:
+                    raise ValueError(f"it has more than {MOST} points")
                 found[kind].append((_degrees(node, "lat", 90), _degrees(node, "lon", 180)))
             if kind not in ("ele", "time"):
                 node.clear()

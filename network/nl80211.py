@@ -59,14 +59,23 @@ def access_point(bss: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+# Key managements (IEEE 802.11, table 9-190); pyroute2 0.9 names those up to 9, and gives others as hexadecimal digits.
+SAE = ("SAE", "FT/SAE", "00-0f-ac-18", "00-0f-ac-19")
+OWE = "00-0f-ac-12"
+
+
 def _security(elements: dict[str, Any], private: bool) -> str:
-    """The strongest that is offered. WPA of 2003 is a vendor's element that pyroute2 does not parse: it looks like WEP."""
-    suites = elements["RSN"]["auth_suites"] if "RSN" in elements else []
-    for suite, name in (("SAE", "WPA3"), ("OWE", "OWE")):
-        if any(suite in str(offered) for offered in suites):
-            return name
+    """The strongest that is offered, as onboard/wpa_control.py names it by wpa_supplicant's flags."""
     if "RSN" in elements:
-        return "WPA2"
+        suites = elements["RSN"]["auth_suites"]
+        if any(suite in SAE for suite in suites):
+            return "WPA3"
+        return "OWE" if suites and all(suite == OWE for suite in suites) else "WPA2"
+    vendors = [bytes(vendor[:4]) for vendor in elements.get("VENDOR", ())]
+    if b"\x00\x50\xf2\x01" in vendors:  # Microsoft's, of 2003
+        return "WPA"
+    if b"\x50\x6f\x9a\x12" in vendors:  # the Wi-Fi Alliance's, for Hotspot 2.0's online sign-up
+        return "OSEN"
     return "WEP" if private else "open"
 
 

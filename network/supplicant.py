@@ -12,7 +12,7 @@ from typing import Any
 
 from base.files import write_atomically
 from onboard.board_table import board_table
-from onboard.wpa_control import RESERVED
+from onboard.wpa_control import RESERVED, without_comment
 from tables.rows import WifiNetwork
 
 RUN = "/run/network"
@@ -66,7 +66,7 @@ def read_owners(path: str) -> str:
 
 def has_networks(chosen: Any) -> bool:
     """Whether there is anything to join."""
-    return bool(chosen.WIFI_NETWORKS) or "network={" in read_owners(chosen.WIFI_CONFIG).replace(" ", "")
+    return bool(chosen.WIFI_NETWORKS) or "network={" in map(without_comment, read_owners(chosen.WIFI_CONFIG).split("\n"))
 
 
 def main(arguments: list[str]) -> None:

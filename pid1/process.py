@@ -11,6 +11,7 @@ import time
 from errno import errorcode
 
 import _log
+from base.printable import printable
 from base.stdlib import TYPE_CHECKING, signal
 from tables.rows import Delays, Service
 from tables.values import signal_number
@@ -163,7 +164,7 @@ class Process:
     def notified(self, message: dict[str, str], now: float) -> None:
         """A datagram on its $NOTIFY_SOCKET (`man 3 sd_notify`): READY, STATUS, STOPPING, WATCHDOG, EXTEND_TIMEOUT_USEC."""
         if "STATUS" in message:
-            self.status = "".join(char if char.isprintable() else "?" for char in message["STATUS"][:200])
+            self.status = printable(message["STATUS"][:200])
         if "EXTEND_TIMEOUT_USEC" in message:
             self._extend(message["EXTEND_TIMEOUT_USEC"], now)
         if self.state not in (State.STARTING, State.RUNNING):

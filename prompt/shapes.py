@@ -9,6 +9,8 @@ import os
 import sys
 from typing import Any
 
+from base.printable import printable
+
 Stats = dict[str, Any]
 GREEN, YELLOW, RED = "running online local", "starting waiting stopping addressing associating", "backoff"
 COLOURS = {word: code for words, code in ((GREEN, "32"), (YELLOW, "33"), (RED, "31")) for word in words.split()}
@@ -132,7 +134,7 @@ def cell(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
-        return ", ".join(value) or "-"
+        return printable(", ".join(value)) or "-"
     if name.startswith("memory"):
         return f"{value / 2**20:.1f}M"
     if name in ("runtime", "since", "cpu", "cpu_usage"):
@@ -141,7 +143,7 @@ def cell(name: str, value: Any) -> str:
         return f"{value:.1f}%"
     if name == "cmd":
         return short_command(value)
-    return f"{value:.1f}" if isinstance(value, float) else str(value)
+    return f"{value:.1f}" if isinstance(value, float) else printable(str(value))
 
 
 def duration(seconds: float) -> str:

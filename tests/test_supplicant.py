@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import PYTHON, ROOT
@@ -56,6 +57,30 @@ def test_the_owners_file_is_taken_but_for_what_the_board_decides() -> None:
     assert text.count("network={\n") == 2
     assert "/elsewhere" not in text
     assert "update_config=1" not in text
+
+
+@pytest.mark.parametrize(
+    ("text", "there"),
+    [
+        ('country=DE\n# network={\n#   ssid="x"\n# }\n', False),
+        ("  #network={\n", False),
+        ('# "quoted\n"# network={\n', False),
+        ("network={ # at home\n", True),
+        ("\t network={\n", True),
+        ("network={#\n", True),
+        ("network = {\n", False),  # wpa_supplicant knows no such line
+        ("", False),
+    ],
+)
+def test_a_network_in_a_comment_is_none(tmp_path: Path, text: str, there: bool) -> None:
+    """A board without a network to join must not climb the ladder to its reboot."""
+    path = tmp_path / "wpa.conf"
+    path.write_text(text)
+    assert supplicant.has_networks(SimpleNamespace(WIFI_NETWORKS=(), WIFI_CONFIG=str(path))) == there
+    if WPA_SUPPLICANT is not None:
+        words = [WPA_SUPPLICANT, "-dd", "-i", "nowhere0", "-D", "wired", "-c", str(path)]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
+        assert ("start of a new network block" in done.stdout) == there
 
 
 @settings(max_examples=50, deadline=None)
