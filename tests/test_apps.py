@@ -181,13 +181,13 @@ def test_nl80211_names_it_as_wpa_supplicant_does(raw: bytes, name: str) -> None:
     """What the kernel hands over, parsed by the real pyroute2."""
     from pyroute2.netlink.nl80211 import nl80211cmd
 
-    from network import kernel
+    from network import nl80211
 
     data = b"\x00\x03abc" + raw
     parsed = nl80211cmd.bss.elementsBinary(data=struct.pack("HH", 4 + len(data), 6) + data)
     parsed.decode()
     assert bytes(parsed.value["SSID"]) == b"abc"
-    assert kernel._security(parsed.value, private=name != "open") == name
+    assert nl80211._security(parsed.value, private=name != "open") == name
 
 
 def test_recorded_answers() -> None:

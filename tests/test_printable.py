@@ -17,7 +17,7 @@ import observations
 
 import wifi_scan
 from base.printable import printable, printable_line
-from prompt import functions as prompt
+from prompt import shapes
 
 HOSTILE = {
     "C0": "a\x00\x07\x08\x1b[2Jb",
@@ -83,8 +83,8 @@ def test_everything_goes_through_it(text: str) -> None:
     raw = text.encode("utf-8", "surrogatepass")[:32]
     assert is_safe(str(wifi_scan.name_of(raw)["ssid"] or ""))
     assert wifi_scan.name_of(raw)["ssid_hex"] == raw.hex(), "as it was on the air"
-    assert is_safe(prompt._cell("status", text))
-    assert is_safe(prompt._cell("addresses", [text, "x"]))
+    assert is_safe(shapes.cell("status", text))
+    assert is_safe(shapes.cell("addresses", [text, "x"]))
     assert is_safe(observations.visible(text))
 
 
