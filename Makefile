@@ -68,7 +68,7 @@ boot test-qemu: NEEDS = requirements-dev.txt
 ARM = qemu-system-aarch64:qemu-system-arm qemu-aarch64-static:qemu-user-static
 boot: export PROGRAMS = $(LAB) $(if $(filter x86_64,$(MACHINE)),qemu-system-x86_64:qemu-system-x86,$(ARM))
 boot: setup
-	@$(AS_ROOT) $(PYTHON) lab/boot.py $(MACHINE) $(if $(PROFILE),--profile $(PROFILE)) -- $(OPTIONS)
+	@$(AS_ROOT) $(PYTHON) lab/boot.py $(if $(PROFILE),--profile "$(PROFILE)") $(MACHINE) -- $(OPTIONS)
 
 # The longest first: a worker takes a file.
 QEMU_TESTS = $(patsubst %,tests/qemu_%.py,wifi powercuts watchdog exits cgroup storage install bootfiles board ssh hotplug uplink outbox raspi clock card)

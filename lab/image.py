@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -240,10 +240,11 @@ def initrd(source: Path, kind: Kind, target: Path) -> None:
     shutil.rmtree(tree)
 
 
-def image(name: str, target: Path, files: dict[str, str] | None = None) -> Path:
+def image(name: str, target: Path, files: Mapping[str, str | bytes] | None = None) -> Path:
     """An ext4 image of the whole board in `target`, with files (path to content) of the caller's own in it.
 
-    A content that begins with "-> " makes a symbolic link; one in the place of root's .ssh leaves the lab's key out.
+    Bytes are for root alone to read. A content that begins with "-> " makes a symbolic link; one in the place of root's
+    .ssh leaves the lab's key out.
     """
     with board(KINDS[name], files or {}) as folder:
         target.unlink(missing_ok=True)
@@ -267,10 +268,10 @@ def archive(name: str, target: Path, files: dict[str, str] | None = None) -> Pat
 
 
 @contextlib.contextmanager
-def board(kind: Kind, files: dict[str, str]) -> Iterator[Path]:
+def board(kind: Kind, files: Mapping[str, str | bytes]) -> Iterator[Path]:
     """The tree of a board, for as long as nobody else wants another one."""
     folder = system(kind)
-    own = {
+    own: dict[str, str | bytes] = {
         **{f"usr/lib/stack/{file.name}": file.read_text() for file in LAB.glob("settings_*.py")},
         "usr/sbin/lab-radios": (LAB / "radios.sh").read_text(),
         "etc/hostapd/wlan1.conf": (LAB / "hostapd.conf").read_text(),
@@ -287,7 +288,10 @@ def board(kind: Kind, files: dict[str, str]) -> Iterator[Path]:
         for path, content in own.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).unlink(missing_ok=True)
-            if content.startswith("-> "):
+            if isinstance(content, bytes):
+                (folder / path).write_bytes(content)
+                (folder / path).chmod(0o600)
+            elif content.startswith("-> "):
                 (folder / path).symlink_to(content[3:])
             else:
                 (folder / path).write_text(content)
@@ -317,7 +321,12 @@ def locked(folder: Path) -> Iterator[None]:
 
 def ssh_key() -> Path:
     """The private key that logs in to the boards of this lab, made here."""
-    key = BUILD / "ssh" / "id_ed25519"
+    return made_key("id_ed25519")
+
+
+def made_key(name: str) -> Path:
+    """A pair of keys in build/lab/ssh, which stays the same from boot to boot."""
+    key = BUILD / "ssh" / name
     with locked(key.parent):  # the first two tests of a new machine want it at once
         if not key.exists():
             key.parent.mkdir(parents=True, exist_ok=True)

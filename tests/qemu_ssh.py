@@ -19,7 +19,7 @@ from image import ssh_key
 
 @pytest.fixture(scope="module")
 def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    profile = "SERVICES = tuple(row for row in SERVICES if row.name in ('logd', 'syslogd', 'dropbear', 'keeper'))\n"
+    profile = "SERVICES = tuple(row for row in SERVICES if row.name in ('logd', 'syslogd', 'dropbear', 'keeper', 'modules', 'network', 'console'))\n"
     for start in machines(tmp_path_factory.mktemp("ssh")):
         yield start("x86_64", profile).up(180)
 

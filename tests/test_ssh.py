@@ -232,3 +232,59 @@ def test_port_forwarding(clients: Clients, tmp_path: Path) -> None:
     command = ["ssh", *clients.options, "-W", "127.0.0.1:22", "root@board"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=40, check=False)
     assert done.stdout.startswith(b"SSH-2.0-dropbear")
+
+
+# --- make boot ----------------------------------------------------------------------------------------------------------
+def test_a_host_key_for_dropbear(tmp_path: Path) -> None:
+    """The same board at each `make boot`: its key is made by ssh-keygen, once, and dropbear has a format of its own."""
+    sys.path.insert(0, str(ROOT / "lab"))
+    import host_key
+
+    if not (shutil.which("ssh-keygen") and shutil.which("dropbearconvert")):
+        pytest.skip("takes ssh-keygen and dropbearconvert")
+    for turn in range(4):
+        key, converted = tmp_path / f"key{turn}", tmp_path / f"converted{turn}"
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "x" * turn * 7, "-f", key], check=True)
+        subprocess.run(["dropbearconvert", "openssh", "dropbear", key, converted], check=True, capture_output=True)
+        assert host_key.for_dropbear(key) == converted.read_bytes()
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "a passphrase", "-f", tmp_path / "locked"], check=True)
+    with pytest.raises(ValueError, match="has a passphrase"):
+        host_key.for_dropbear(tmp_path / "locked")
+
+
+def test_the_board_of_make_boot_has_that_key_and_the_profile_that_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sys.path.insert(0, str(ROOT / "lab"))
+    pytest.importorskip("qemu.qmp")
+    import boot
+    import image
+
+    from tables.load import load
+
+    monkeypatch.setattr(image, "BUILD", tmp_path / "lab")
+    (tmp_path / "my profile.py").write_text("HOSTNAME = 'mine'\nSERVICES = SERVICES[:-1]\n")
+    done = subprocess.run(
+        ["make", "-n", "boot", f"PROFILE={tmp_path}/my profile.py", "OPTIONS=stack.debug stack.rescue"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    (line,) = [line for line in done.stdout.splitlines() if "lab/boot.py" in line]
+    words = subprocess.run(
+        ["sh", "-c", f"printf '%s\\n' {line.partition('lab/boot.py')[2]}"], capture_output=True, text=True, check=True
+    )
+    options = boot.parse(words.stdout.splitlines())
+    assert (options.machine, options.words) == ("x86_64", ["stack.debug", "stack.rescue"])
+    files = boot.own_files(options.profile)
+    key = files["etc/lab_host_key"]
+    assert boot.own_files(None)["etc/lab_host_key"] == key, "at the second boot too"
+    assert "usr/lib/stack/settings_mine.py" not in boot.own_files(None)
+    for name in ("boot", "mine"):
+        (tmp_path / f"{name}.py").write_text(str(files[f"usr/lib/stack/settings_{name}.py"]))
+    tables = load({"stack.profile": f"{ROOT}/lab/settings_qemu.py,{tmp_path}/boot.py,{tmp_path}/mine.py"})
+    assert tables.rejected == []
+    assert tables.HOSTNAME == "mine"
+    argv = tables.services["dropbear"].argv
+    assert argv[-2:] == ("-r", "/etc/lab_host_key")
+    assert "-R" not in argv
+    with pytest.raises(SystemExit):
+        boot.parse(["--profile", "/nowhere", "x86_64"])
