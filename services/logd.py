@@ -12,6 +12,7 @@ import select
 import sys
 import time
 
+from base.files import open_folder
 from base.native import ctypes
 from base.stdlib import signal, socket
 from base.syscalls import check, libc
@@ -36,11 +37,17 @@ class File:
 
     def __init__(self, folder: str, name: str) -> None:
         self.path = f"{folder}/{name}.log"
-        os.makedirs(folder, exist_ok=True)
         self._open()
 
     def _open(self) -> None:
-        self.fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        """No symbolic link is followed: the folder may be on a disk that somebody else has written."""
+        folder, name = os.path.split(self.path)
+        at = open_folder(folder)
+        try:
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            self.fd = os.open(name, flags, 0o644, dir_fd=at)
+        finally:
+            os.close(at)
         self.size = os.fstat(self.fd).st_size
 
     def write(self, block: bytes, limit: int) -> bool:

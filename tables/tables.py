@@ -26,7 +26,7 @@ FALLBACK: dict[str, Any] = {
     "KEEP": "/var/lib/stack", "WATCHDOG": "", "WATCHDOG_TIMEOUT": 30.0, "WATCHDOG_SNOOZE_MAX": 60.0,
     "INTERFACES": (), "WIFI_NETWORKS": (), "RULES": (), "COMMANDS": (),
     "DATA": (), "DATA_OPTIONS": "noexec,noatime", "DATA_REMAKE": False, "DATA_GROW": False, "DATA_WAIT": 10.0,
-    "DATA_TIMEOUT": 600.0, "BOOT_FILES": (), "BOOT_WAIT": 2.0,
+    "DATA_TIMEOUT": 600.0, "DATA_ANYWHERE": False, "BOOT_FILES": (), "BOOT_WAIT": 2.0,
     "RESCUE": Service(
         "rescue", ("{PYTHON}", "-P", "{LIB}/prompt/functions.py", "rescue"), ready="notify", tty="{CONSOLE}",
         env=(("PYTHONPATH", "{PYTHONPATH}"),),
