@@ -100,9 +100,14 @@ DEVICES = (  # what devtmpfs leaves to udev
 )
 
 # --- the data partition -------------------------------------------------------------------------------------------
-# Where it may be, in this order: LABEL=, UUID=, PARTLABEL=, PARTUUID=, and then devices. A device at the end finds it also
-# where its label has been destroyed. () is a board without one: /var stays a tmpfs.
-DATA: tuple[str, ...] = ("LABEL=data", "/dev/mmcblk0p3")
+# Where it may be, in this order: LABEL=, UUID=, PARTLABEL=, PARTUUID= or PARTITION= (its number), all of the disk that the root
+# is on, and then devices of any disk. The number at the end finds it also where its label has been destroyed. () is a board
+# without one: /var stays a tmpfs.
+DATA: tuple[str, ...] = ("LABEL=data", "PARTITION=3")
+# True: LABEL= and the like, here and in BOOT_FILES, may name a partition of any disk. Then a stick that somebody plugs in may
+# become /var, and gets the board's keys written on it. False also means that the clock and the seed on another disk are not
+# believed.
+DATA_ANYWHERE = False
 DATA_OPTIONS = "noexec,noatime,errors=remount-ro"  # beside nosuid and nodev (`man 5 ext4`)
 DATA_REMAKE = True  # what cannot be repaired is made anew, empty; False: it stays as it is, and /var a tmpfs
 DATA_GROW = True  # to the end of its card
@@ -110,9 +115,9 @@ DATA_WAIT = 10.0  # for the device to appear
 DATA_TIMEOUT = 600.0  # for check and repair; services go on after 50 s of it, and find /var on the disk as soon as it is done
 
 # --- the boot partition -------------------------------------------------------------------------------------------
-# Where the owner's files are (bootfiles.py), on any FAT that another computer can write: as DATA names it. A label would also
-# take a stick that somebody plugs in, and what is on it makes root: name a device, where the board has one alone. (): none.
-BOOT_FILES: tuple[str, ...] = ("/dev/mmcblk0p1",)
+# Where the owner's files are (bootfiles.py), on a FAT that any computer can write: as DATA names it. What is on it makes root.
+# (): none.
+BOOT_FILES: tuple[str, ...] = ("PARTITION=1",)
 BOOT_WAIT = 2.0  # for the device to appear, where storage.py has not waited for it already
 
 # --- kernel -------------------------------------------------------------------------------------------------------

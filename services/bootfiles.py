@@ -76,7 +76,8 @@ class BootFiles:
 
     def read(self) -> None:
         """The files that we know by name, if the partition is there."""
-        self.device, self.source = storage.find(self.sources, 0.0 if os.path.exists(storage.RECORD) else self.before.BOOT_WAIT)
+        wait = 0.0 if os.path.exists(storage.RECORD) else self.before.BOOT_WAIT
+        self.device, self.source = storage.find(self.sources, wait, anywhere=self.before.DATA_ANYWHERE)
         if not self.device:
             self.note(f"no boot partition: there is none of {', '.join(self.sources)}")
             return

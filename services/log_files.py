@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
+from base.files import open_folder
+
 
 class File:
     """One service's log in one folder: appended to, rotated by size to NAME.log.1. Opened when there is something to write."""
@@ -44,10 +46,13 @@ class File:
 
     def _open(self) -> None:
         self.close()
-        os.makedirs(self.folder, exist_ok=True)
-        # We are root, and a foreign disk may have a link in the place of a log.
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        self.fd = os.open(self.path, flags, 0o644)
+        # We are root: a foreign disk may have a link in the place of a log or of its folder.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
+        at = open_folder(self.folder)
+        try:
+            self.fd = os.open(os.path.basename(self.path), flags, 0o644, dir_fd=at)
+        finally:
+            os.close(at)
         self.size = os.fstat(self.fd).st_size
 
     def close(self) -> None:

@@ -83,8 +83,11 @@ def module_fault(_: Tables, row: Any) -> str:
 
 def source_fault(_: Tables, row: Any) -> str:
     """Faults of one place of DATA or BOOT_FILES."""
-    known = is_text(row) and (row.startswith("/dev/") or row.split("=")[0] in ("LABEL", "UUID", "PARTLABEL", "PARTUUID"))
-    return "" if known else "is neither LABEL=, UUID=, PARTLABEL= or PARTUUID= nor a device such as /dev/mmcblk0p3"
+    name, _equals, value = row.partition("=") if is_text(row) else ("", "", "")
+    known = name.startswith("/dev/") or name in ("LABEL", "UUID", "PARTLABEL", "PARTUUID")
+    if known or (name == "PARTITION" and value.isascii() and value.isdigit()):
+        return ""
+    return "is neither LABEL=, UUID=, PARTLABEL=, PARTUUID= or PARTITION=3 nor a device such as /dev/mmcblk0p3"
 
 
 def variable_fault(tables: Tables, row: Any) -> str:

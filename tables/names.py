@@ -56,6 +56,7 @@ class Settings:
     DATA: tuple[str, ...]
     DATA_OPTIONS: str
     DATA_REMAKE: bool
+    DATA_ANYWHERE: bool
     DATA_GROW: bool
     DATA_WAIT: float
     DATA_TIMEOUT: float

@@ -33,7 +33,7 @@ def look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., bootf
 
     monkeypatch.setattr(bootfiles, "told", tell)
     monkeypatch.setattr(bootfiles, "FORCE", str(tmp_path / "force"))
-    monkeypatch.setattr(storage, "find", lambda sources, seconds: ("/dev/fat1", sources[0]))
+    monkeypatch.setattr(storage, "find", lambda sources, seconds, anywhere: ("/dev/fat1", sources[0]))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
     (tmp_path / "home/.ssh").symlink_to(tmp_path / "force")
