@@ -9,7 +9,8 @@ import os
 import sys
 
 LIB = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-if LIB not in sys.path:
-    sys.path.insert(0, LIB)
+if LIB in sys.path:  # a service has it there already, behind this folder
+    sys.path.remove(LIB)
+sys.path.insert(0, LIB)
 del sys.modules[__name__]  # this file; the import below finds the module itself, and Python hands that one out
 importlib.import_module(__name__)
