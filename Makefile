@@ -10,18 +10,18 @@ TARGET_PYTHON ?= /usr/bin/python3
 INIT_PYTHON ?= /usr/bin/python3
 SITEDIR ?= $(shell $(TARGET_PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 PACKAGES = base tables onboard pid1 services network uplink prompt profiles
-FILES = $(wildcard *.py $(PACKAGES:%=%/*.py)) laptop/broker.py data/mosquitto.conf data/wifi_recording.txt
 NAMES = bus sv settings _log # what every Python of the board can import; see base/on_path.py
 SECONDS ?=
 PROFILE ?=
 MACHINE ?= x86_64
 MACHINES = x86_64 virt-arm64 raspi3b
 
-.PHONY: help run boot test test-qemu test-arm test-pythons chaos fleet lint bench bench-boot image install install-board uninstall-board
-.PHONY: setup clean install-files
+.PHONY: help run prompt boot test test-qemu test-arm test-pythons chaos fleet lint bench bench-boot image install install-board uninstall-board
+.PHONY: setup clean install-files docs
 
 help:
 	@echo "make run [SECONDS=n] [PROFILE=FILE] [OPTIONS='stack.debug ...']   boot the board in namespaces"
+	@echo "make prompt                           the prompt of a board that runs in another terminal"
 	@echo "make boot [MACHINE=x86_64|virt-arm64|raspi3b] [PROFILE=FILE] [OPTIONS=...]   a real kernel, in QEMU"
 	@echo "make test-qemu                        the tests on real kernels"
 	@echo "make test-arm [ARCH=arm64|armhf]      the tests on ARM's Debian, under qemu-user"
@@ -36,12 +36,15 @@ help:
 	@echo "make docs                             the documentation as a site, in build/site"
 
 run: setup
-	@$(PYTHON) laptop/launcher.py $(if $(SECONDS),--seconds $(SECONDS)) $(if $(PROFILE),--profile $(PROFILE)) -- $(OPTIONS)
+	@$(PYTHON) laptop/launcher.py --live $(if $(SECONDS),--seconds $(SECONDS)) $(if $(PROFILE),--profile "$(PROFILE)") -- $(OPTIONS)
+
+prompt:
+	@$(PYTHON) laptop/enter.py
 
 setup:
 	@./setup.sh $(NEEDS)
 	@rm -rf build/root/stack/lib/stack
-	@$(MAKE) -s install DESTDIR=$(CURDIR)/build/root PREFIX=/stack SBINDIR=/stack/sbin SITEDIR= TARGET_PYTHON=$(PYTHON) INIT_PYTHON=/python/bin/python
+	@$(MAKE) -s install TOLERANT=yes DESTDIR="$(CURDIR)/build/root" PREFIX=/stack SBINDIR=/stack/sbin SITEDIR= TARGET_PYTHON=$(PYTHON) INIT_PYTHON=/python/bin/python
 
 CHAOS = tc:iproute2 faketime:faketime
 MOTHERSHIP = pg_ctlcluster:postgresql chromium:chromium openssl:openssl shellcheck:shellcheck
@@ -136,20 +139,23 @@ uninstall-board:
 clean:
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
+# Names may have spaces: whatever *.py lies in this folder is taken, the profiles of whoever tries something out among them.
+# TOLERANT: what does not compile is installed all the same, and PID 1 says what is wrong with it.
+TOLERANT ?=
 install:
 	@umask 022 && $(MAKE) -s install-files # the board's files have the same modes whoever installs them
 
 install-files:
-	install -d $(DESTDIR)$(SBINDIR) $(DESTDIR)$(PREFIX)/bin $(addprefix $(DESTDIR)$(LIB)/,$(sort $(dir $(FILES))) names)
-	for file in $(FILES); do install -m 644 $$file $(DESTDIR)$(LIB)/$$file || exit 1; done
-	for name in $(NAMES); do install -m 644 base/on_path.py $(DESTDIR)$(LIB)/names/$$name.py || exit 1; done
-	echo $${SOURCE_DATE_EPOCH:-$$(date +%s)} > $(DESTDIR)$(LIB)/build_date
-	rm -f $(DESTDIR)$(SBINDIR)/stack.py $(DESTDIR)$(PREFIX)/bin/sv $(DESTDIR)$(PREFIX)/bin/stack-shell # a link to busybox would have busybox written over
-	sed 's|@PYTHON@|$(INIT_PYTHON)|; s|@LIB@|$(LIB)|' pid1/launcher.py.in > $(DESTDIR)$(SBINDIR)/stack.py
-	printf '#!/bin/sh\nPYTHONPATH=$(LIB) exec $(INIT_PYTHON) -P $(LIB)/prompt/command.py "$$@"\n' > $(DESTDIR)$(PREFIX)/bin/sv
-	sed 's,@PYTHON@,$(INIT_PYTHON),; s,@LIB@,$(LIB),' prompt/shell.sh > $(DESTDIR)$(PREFIX)/bin/stack-shell
-	chmod 755 $(DESTDIR)$(SBINDIR)/stack.py $(DESTDIR)$(PREFIX)/bin/sv $(DESTDIR)$(PREFIX)/bin/stack-shell
-	if [ -n "$(SITEDIR)" ]; then install -d $(DESTDIR)$(SITEDIR) && echo 'import sys; sys.path.insert(0, "$(LIB)/names")' > $(DESTDIR)$(SITEDIR)/stack.pth; fi
-	find $(DESTDIR)$(LIB) -name __pycache__ -prune -exec rm -rf {} +
-	$(TARGET_PYTHON) -m compileall -q -s "$(DESTDIR)" --invalidation-mode checked-hash $(DESTDIR)$(LIB)
-	$(TARGET_PYTHON) -ESB $(DESTDIR)$(LIB)/base/bundle.py $(LIB) $(DESTDIR)
+	install -d $(addprefix "$(DESTDIR)",$(SBINDIR) $(PREFIX)/bin $(addprefix $(LIB)/,$(PACKAGES) laptop data names))
+	for file in *.py $(PACKAGES:%=%/*.py) laptop/broker.py data/mosquitto.conf data/wifi_recording.txt; do install -m 644 "$$file" "$(DESTDIR)$(LIB)/$$file" || exit 1; done
+	for name in $(NAMES); do install -m 644 base/on_path.py "$(DESTDIR)$(LIB)/names/$$name.py" || exit 1; done
+	echo $${SOURCE_DATE_EPOCH:-$$(date +%s)} > "$(DESTDIR)$(LIB)/build_date"
+	rm -f $(addprefix "$(DESTDIR)",$(SBINDIR)/stack.py $(PREFIX)/bin/sv $(PREFIX)/bin/stack-shell) # a link to busybox would have busybox written over
+	sed 's|@PYTHON@|$(INIT_PYTHON)|; s|@LIB@|$(LIB)|' pid1/launcher.py.in > "$(DESTDIR)$(SBINDIR)/stack.py"
+	printf '#!/bin/sh\nPYTHONPATH=$(LIB) exec $(INIT_PYTHON) -P $(LIB)/prompt/command.py "$$@"\n' > "$(DESTDIR)$(PREFIX)/bin/sv"
+	sed 's,@PYTHON@,$(INIT_PYTHON),; s,@LIB@,$(LIB),' prompt/shell.sh > "$(DESTDIR)$(PREFIX)/bin/stack-shell"
+	chmod 755 $(addprefix "$(DESTDIR)",$(SBINDIR)/stack.py $(PREFIX)/bin/sv $(PREFIX)/bin/stack-shell)
+	if [ -n "$(SITEDIR)" ]; then install -d "$(DESTDIR)$(SITEDIR)" && echo 'import sys; sys.path.insert(0, "$(LIB)/names")' > "$(DESTDIR)$(SITEDIR)/stack.pth"; fi
+	find "$(DESTDIR)$(LIB)" -name __pycache__ -prune -exec rm -rf {} +
+	$(TARGET_PYTHON) -m compileall $(if $(TOLERANT),-qq,-q) -s "$(DESTDIR)" --invalidation-mode checked-hash "$(DESTDIR)$(LIB)" $(if $(TOLERANT),|| :)
+	$(TARGET_PYTHON) -ESB "$(DESTDIR)$(LIB)/base/bundle.py" $(LIB) "$(DESTDIR)" $(if $(TOLERANT),|| :)

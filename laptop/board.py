@@ -13,6 +13,7 @@ import time
 from fcntl import ioctl
 
 from base.syscalls import PR_SET_PDEATHSIG, prctl
+from laptop.live import Live
 from laptop.namespaces import FOREIGN_ROOT, enter_namespaces
 from laptop.root import make_root
 
@@ -107,10 +108,10 @@ class Board:
         """Send PID 1 a signal, as the parent of its namespace."""
         os.kill(self.pid, number)
 
-    def attend(self, *, interactive: bool, deadline: float | None, wakeup: int) -> None:
-        """Carry bytes between console and terminal until the board has ended."""
+    def attend(self, *, interactive: bool, deadline: float | None, wakeup: int, live: Live | None) -> None:
+        """Carry bytes between console and terminal, and saved files to the board, until it has ended."""
         poller = select.poll()
-        for fd in [self.master, self._reader, wakeup] + ([0] if interactive else []):
+        for fd in [self.master, self._reader, wakeup, *([0] if interactive else []), *([live.fd] if live else [])]:
             poller.register(fd, select.POLLIN)
         while self.status is None:
             now = time.monotonic()
@@ -128,6 +129,8 @@ class Board:
                     self._on_signals(os.read(wakeup, 64))
                 elif fd == self._reader:
                     self.ended()
+                elif live:
+                    live.changed()
         while select.select([self.master], [], [], 0)[0] and _copy(self.master, 1):
             pass
         os.close(self.master)

@@ -19,6 +19,10 @@ import tty
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[0] = HERE  # and not this folder, from where Python runs us
 from laptop.board import Board  # noqa: E402
+from laptop.live import Live  # noqa: E402
+from laptop.running import forget, register  # noqa: E402
+
+BOARDS = f"{HERE}/build/boards"  # who runs
 
 
 def explain(status: int) -> str:
@@ -40,6 +44,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--once", action="store_true", help="end when the board reboots; exit status 3")
     parser.add_argument("--init", nargs="+", default=["/stack/sbin/stack.py"], help="what to run as PID 1, for tests")
     parser.add_argument("--files", help="a folder that the board sees as /test")
+    parser.add_argument("--live", action="store_true", help="what is saved in the project's folder reaches the board")
     parser.add_argument("--pid-file", help="where to write PID 1's pid")
     parser.add_argument("--flags", default="-ESB", help="Python's flags for PID 1")
     parser.add_argument("option", nargs="*", help="words of the kernel command line: stack.debug, stack.skip=NAME")
@@ -63,17 +68,22 @@ def main(arguments: list[str]) -> int:
         signal.signal(number, lambda *_: None)
     signal.set_wakeup_fd(writer)
     deadline = None if options.seconds is None else time.monotonic() + options.seconds
+    live = Live(HERE, options.installed, options.profile) if options.live else None
     saved = termios.tcgetattr(0) if interactive else None
     try:
         if interactive:
             tty.setraw(0)
         while True:
             board = Board(options, words, interactive=interactive)
+            register(BOARDS, board.pid)
             if options.pid_file:
                 with open(options.pid_file + ".new", "w", encoding="ascii") as file:
                     file.write(str(board.pid))
                 os.rename(options.pid_file + ".new", options.pid_file)
-            board.attend(interactive=interactive, deadline=deadline, wakeup=wakeup)
+            if live:
+                live.board = board.pid
+            board.attend(interactive=interactive, deadline=deadline, wakeup=wakeup, live=live)
+            forget(BOARDS, board.pid)
             status = board.status or 0
             rebooted = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGHUP
             if options.once or not rebooted:

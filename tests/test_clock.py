@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from base import files
 from onboard import clock
-from services import keeper, seed
+from services import keeper, log_files, seed
 
 BUILT = 1_800_000_000.0
 YEAR = 365.25 * 86400

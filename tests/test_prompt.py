@@ -75,6 +75,58 @@ def test_pid_1_does_not_load_the_prompt_by_mistake() -> None:
     assert not [name for name in done.stdout.split() if name.startswith("prompt")]
 
 
+# --- on a board's own Python ----------------------------------------------------------------------------------------------
+OURS = ("base", "onboard", "pid1", "profiles", "prompt", "services", "tables", "network", "uplink")
+THEIRS = (*OURS, "control", "board", "functions", "logs", "rows")
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`make install` for a Python whose site-packages have modules of the names of ours. The Python, and LIB beside it."""
+    folder = tmp_path_factory.mktemp("installed")
+    subprocess.run([PYTHON, "-m", "venv", "--without-pip", folder / "venv"], check=True)
+    site = next((folder / "venv/lib").glob("python3*")) / "site-packages"
+    for name in THEIRS:
+        (site / f"{name}.py").write_text(f"THEIRS = {name!r}\n")
+    import paho
+
+    (site / "paho").symlink_to(next(iter(paho.__path__)))
+    words = [f"PREFIX={folder}", f"SBINDIR={folder}/sbin", f"SITEDIR={site}", f"TARGET_PYTHON={PYTHON}", "DESTDIR="]
+    subprocess.run(["make", "-s", "install", *words], cwd=ROOT, check=True)
+    return folder
+
+
+def python_of(installed: Path, code: str, **environment: str) -> str:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    done = subprocess.run(
+        [installed / "venv/bin/python", "-P", "-c", code], capture_output=True, text=True, check=False, timeout=30, cwd="/",
+        env={**clean, **environment},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_installed_modules_of_our_names_do_not_break_the_prompt(installed: Path) -> None:
+    assert python_of(installed, "from sv import *; print(stats_process)").startswith("<function stats_process")
+    assert python_of(installed, "from bus import Bus; print(Bus)") == "<class 'bus.Bus'>\n"
+    assert python_of(installed, "import settings; print(settings.LIB)") == f"{installed}/lib/stack\n"
+    assert python_of(installed, "import sv, bus; print(sv.__file__)") == f"{installed}/lib/stack/sv.py\n"
+    sentence = "import sv\ntry: sv.stats_process()\nexcept sv.SVError as error: print(error)"
+    assert "cannot reach PID 1" in python_of(installed, sentence, STACK_CONTROL="/nowhere")
+
+
+def test_our_modules_do_not_hide_installed_ones(installed: Path) -> None:
+    for name in THEIRS:
+        assert python_of(installed, f"import {name}; print({name}.THEIRS)") == f"{name}\n"
+
+
+def test_a_service_imports_ours_whatever_else_is_installed(installed: Path) -> None:
+    """Its row puts LIB on Python's path; the .pth file has put the names before it."""
+    library = f"{installed}/lib/stack"
+    for code in ("from bus import Bus; print(Bus)", "import tables.rows, sv, bus; print(bus.Bus)"):
+        assert python_of(installed, code, PYTHONPATH=library) == "<class 'bus.Bus'>\n"
+
+
 # --- sentences ----------------------------------------------------------------------------------------------------------
 def test_the_nearest_name_is_offered(pid1: dict[str, Any]) -> None:
     for call in (sv.stop_process, sv.stats_process, sv.restart_process, sv.status):
