@@ -19,6 +19,7 @@ from pid1.process import Actions, Process, State
 from pid1.readiness import NotifySockets, PathWatch
 from pid1.relatives import Relatives
 from pid1.spawn import EXEC_FAILED, Spawner, find
+from tables.check_services import OWN_NAMES, column_faults, exec_faults
 from tables.rows import Service
 from tables.tables import Tables
 from tables.values import signal_number
@@ -439,14 +440,18 @@ class SV(Actions):
             raise SVError(str(error)) from None
 
     def _transient(self, argv: list[str], now: float) -> Process:
+        words = tuple(argv)
+        faults = (*column_faults(Service("a", words)), *exec_faults(self.spawner.environment, words, ()))
+        if faults:
+            raise SVError(f"this cannot be run: {faults[0]}")
         try:
             find(argv[0], self.tables.PATH)
         except OSError as error:
             raise SVError(f"there is neither a service nor a program {argv[0][:64]!r}: {error.strerror}") from None
         base = "".join(c if c.isalnum() or c in "_-." else "_" for c in os.path.basename(argv[0]))[:40] or "command"
         names = (base if count == 1 else f"{base}-{count}" for count in range(1, 1000))
-        name = next(name for name in names if name not in self.processes)
-        return self.add(Service(name, tuple(argv), restart="on-failure"), now)
+        name = next(name for name in names if name not in (*OWN_NAMES, *self.processes))
+        return self.add(Service(name, words, restart="on-failure"), now)
 
     def stats(self, process: Process, now: float) -> dict[str, Any]:
         """What PID 1 knows of a service; the same keys in every state. The prompt adds what /proc knows."""
