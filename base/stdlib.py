@@ -82,19 +82,15 @@ else:
                 raise ValueError(f"Extra data at {end}")
             return value
 
-        @classmethod
-        def dumps(cls, value) -> str:
-            if isinstance(value, str):
-                return _json.encode_basestring_ascii(value)
-            if value is None or isinstance(value, bool):
-                return {None: "null", True: "true", False: "false"}[value]
-            if isinstance(value, dict):
-                return "{" + ", ".join(f"{cls.dumps(str(key))}: {cls.dumps(item)}" for key, item in value.items()) + "}"
-            if isinstance(value, (list, tuple)):
-                return "[" + ", ".join(map(cls.dumps, value)) + "]"
-            if isinstance(value, (int, float)):
-                return repr(value)
-            raise TypeError(f"{type(value).__name__} is not JSON")
+        @staticmethod
+        def dumps(value) -> str:
+            return "".join(_encode(value, 0))
+
+    def _refuse(value):
+        raise TypeError(f"{type(value).__name__} is not JSON")
+
+    # What json.JSONEncoder passes: markers, default, encoder, indent, two separators, sort_keys, skipkeys, allow_nan.
+    _encode = _json.make_encoder(None, _refuse, _json.encode_basestring_ascii, None, ": ", ", ", False, False, True)
 
 
 __all__ = ["TYPE_CHECKING", "NamedTuple", "json", "signal", "socket"]

@@ -18,6 +18,7 @@ from onboard.to_pid1 import SVError
 from pid1.instances import fits, instance_row
 from pid1.process import Process, State
 from pid1.spawn import find
+from tables.check_services import OWN_NAMES, column_faults, exec_faults
 from tables.rows import Service
 from tables.values import signal_number
 
@@ -108,14 +109,18 @@ class Requests:
 
     def _run(self, argv: list[str], now: float) -> Process:
         """Run a command of the prompt as a service of its own, under its program's name."""
+        words = tuple(argv)
+        faults = (*column_faults(Service("a", words)), *exec_faults(self.life.tables.environment, words, ()))
+        if faults:
+            raise SVError(f"this cannot be run: {faults[0]}")
         try:
             find(argv[0], self.life.tables.PATH)
         except OSError as error:
             raise SVError(f"there is neither a service nor a program {argv[0][:64]!r}: {error.strerror}") from None
         base = "".join(c if c.isalnum() or c in "_-." else "_" for c in os.path.basename(argv[0]))[:40] or "command"
         names = (base if count == 1 else f"{base}-{count}" for count in range(1, 1000))
-        name = next(name for name in names if name not in self.life.sv.processes)
-        return self.life.sv.add(Service(name, tuple(argv), restart="on-failure"), now)
+        name = next(name for name in names if name not in (*OWN_NAMES, *self.life.sv.processes))
+        return self.life.sv.add(Service(name, words, restart="on-failure"), now)
 
     # --- answers ----------------------------------------------------------------------------------------------------
     def board(self, now: float) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from tables.check_settings import SECRET, TABLES, setting_fault
 from tables.plain import ROWS, plain
 from tables.rights import own_users
 from tables.rows import Interface, Service, WifiNetwork
-from tables.tables import expand_row, least_of
+from tables.tables import LEAST, expand_row
 from tables.values import is_text, kind_of, shown
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def take(tables: Tables, name: str, value: Any) -> None:
     if not fault:
         tables.values[name] = value
         return
-    before = tables.values.setdefault(name, least_of(name))
+    before = tables.values[name]
     secret, short = name in SECRET, name not in TABLES and type(before) is not tuple and type(value) is not tuple
     what = f"{name} = {shown(value)}" if short and not secret and type(value) in (str, int, float, bool) else name
     stays = f"{shown(before)} is used" if short and not secret and type(before).__name__ not in ROWS else "the default stays"
@@ -198,7 +198,7 @@ def _check_rescue(tables: Tables) -> None:
     row, fault = _service(tables, tables.values["RESCUE"]._replace(name="rescue_"), set())
     if fault or not row.argv:
         tables.rejected.append(f"RESCUE {fault or 'has no program'}; the built-in row is used")
-        tables.values["RESCUE"] = least_of("RESCUE")
+        tables.values["RESCUE"] = LEAST["RESCUE"]
 
 
 def service_names(rows: Any) -> set[str]:

@@ -119,7 +119,7 @@ def exec_faults(environment: dict[str, str], argv: tuple[str, ...], env: tuple[t
         if not name or "=" in name:
             yield f"env has the name {shown(name)}; a variable's name is not empty and has no '=' in it"
     words = [*argv, *(f"{name}={value}" for name, value in (environment | dict(env)).items())]
-    sizes = [len(word.encode("utf-8", "surrogateescape")) for word in words]
+    sizes = [len(word.encode("utf-8", "surrogatepass")) for word in words]
     if any(size > LONGEST_WORD for size in sizes):
         yield f"a word of argv or a variable of env has more than {LONGEST_WORD} bytes, and execve(2) refuses it"
     if sum(sizes) + 9 * len(sizes) > EXEC_SIZE:

@@ -59,6 +59,9 @@ def _number(least: float = 0.0, most: float = MOST) -> Check:
     return check
 
 
+_seconds = _number()
+
+
 def _whole(least: int, most: int) -> Check:
     return lambda value: "" if is_number(value, least, most) else f"is not a whole number from {least} to {most}"
 
@@ -154,16 +157,16 @@ CHECKS: dict[str, Check] = {
     "NETLINK_BUFFER": _whole(4096, 1 << 30), "NETWORK_STAMP": _written, "UPLINK": _endpoints, "UPLINK_BOARD": _name,
     "UPLINK_TLS": _tls, "UPLINK_PROTOCOL": _choice("3.1.1", "5"), "UPLINK_TOPICS": _topics, "UPLINK_URGENT": _texts,
     "OUTBOX": _written, "OUTBOX_SIZE": _whole(4096, 1 << 50), "OUTBOX_SPARE": _whole(0, 1 << 50), "OUTBOX_GIVE_UP": _texts,
-    "WATCHDOG": _optional_path, "WATCHDOG_TIMEOUT": _number(3), "WATCHDOG_SNOOZE_MAX": _number(),
+    "WATCHDOG": _optional_path, "WATCHDOG_TIMEOUT": _number(3), "WATCHDOG_SNOOZE_MAX": _seconds,
     "DATA_ANYWHERE": truth_fault, "DATA_OPTIONS": _text,
-    "DATA_REMAKE": truth_fault, "DATA_GROW": truth_fault, "DATA_WAIT": _number(),
-    "DATA_TIMEOUT": _number(), "BOOT_WAIT": _number(), "SV_COOLDOWN": _number(), "BACKOFF_FIRST": _number(0.01),
-    "BACKOFF_MAX": _number(0.01), "AFTER_TIMEOUT": _number(), "SHUTDOWN_TIMEOUT": _number(), "KILL_TIMEOUT": _number(),
-    "SYNC_TIMEOUT": _number(), "RESCUE_TIMEOUT": _number(), "CRITICAL_FAILURES": _whole(1, 1000),
-    "CRITICAL_WINDOW": _number(), "CRITICAL_INTERVAL": _number(), "LOOP_TURN_MAX": _number(0.1),
-    "NETWORK_RETRY": _number(0.1), "DHCP_TIMEOUT": _number(1), "ONLINE_TIMEOUT": _number(),
-    "LADDER_REASSOCIATE": _number(), "LADDER_SUPPLICANT": _number(), "LADDER_MODULE": _number(), "LADDER_REBOOT": _number(),
-    "LADDER_STEADY": _number(), "REBOOT_INTERVAL": _number(), "CONSOLE_LEVEL": _whole(0, 8),
+    "DATA_REMAKE": truth_fault, "DATA_GROW": truth_fault, "DATA_WAIT": _seconds,
+    "DATA_TIMEOUT": _seconds, "BOOT_WAIT": _seconds, "SV_COOLDOWN": _seconds, "BACKOFF_FIRST": _number(0.01),
+    "BACKOFF_MAX": _number(0.01), "AFTER_TIMEOUT": _seconds, "SHUTDOWN_TIMEOUT": _seconds, "KILL_TIMEOUT": _seconds,
+    "SYNC_TIMEOUT": _seconds, "RESCUE_TIMEOUT": _seconds, "CRITICAL_FAILURES": _whole(1, 1000),
+    "CRITICAL_WINDOW": _seconds, "CRITICAL_INTERVAL": _seconds, "LOOP_TURN_MAX": _number(0.1),
+    "NETWORK_RETRY": _number(0.1), "DHCP_TIMEOUT": _number(1), "ONLINE_TIMEOUT": _seconds,
+    "LADDER_REASSOCIATE": _seconds, "LADDER_SUPPLICANT": _seconds, "LADDER_MODULE": _seconds, "LADDER_REBOOT": _seconds,
+    "LADDER_STEADY": _seconds, "REBOOT_INTERVAL": _seconds, "CONSOLE_LEVEL": _whole(0, 8),
     "LOG_FILE_SIZE": _whole(1024, 1 << 40), "LOG_TOTAL_SIZE": _whole(1024, 1 << 40), "LOG_RATE": _whole(1, 1_000_000),
     "LOG_BURST": _whole(1, 10_000_000), "APPS": _services, **dict.fromkeys(TABLES, _table), **dict.fromkeys(PAIRS, _pairs),
     **dict.fromkeys(WORDS, _words),

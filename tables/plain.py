@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 ROWS: dict[str, Any] = {row.__name__: row for row in (Mount, Directory, Device, Service, Interface, WifiNetwork, Rule)}
+KINDS = frozenset(ROWS.values())
+SIMPLE = frozenset((str, bool, float, type(None)))  # as they are
 DEEPEST = 8  # tuples in tuples
 LARGEST = 1 << 64  # of a number
 
@@ -28,17 +30,17 @@ class Foreign(NamedTuple):
 def plain(value: Any, depth: int = 0) -> Any:
     """The same value, of Python's own types and rows alone; lists become tuples. It never raises."""
     kind = type(value)
-    if kind is str or kind is bool or value is None:
+    if kind in SIMPLE:
         return value
     try:
-        if kind is int or kind is float:
-            return value if kind is float or -LARGEST < value < LARGEST else Foreign("a number of more than 64 bits")
+        if kind is int:
+            return value if -LARGEST < value < LARGEST else Foreign("a number of more than 64 bits")
         if depth > DEEPEST:
             return Foreign("a table in a table in a table")
-        if kind in ROWS.values():
-            return tuple.__new__(kind, (plain(cell, depth + 1) for cell in tuple.__iter__(value)))
+        if kind in KINDS:
+            return tuple.__new__(kind, [one if type(one) in SIMPLE else plain(one, depth + 1) for one in tuple.__iter__(value)])
         if kind is tuple or kind is list:
-            return tuple([plain(item, depth + 1) for item in value])
+            return tuple([one if type(one) in SIMPLE else plain(one, depth + 1) for one in value])
         if kind is bytes or kind is Foreign:
             return value
         return _of_a_subclass(value, kind, depth)
@@ -66,21 +68,19 @@ def pack(value: Any) -> Any:
     """A plain value as JSON holds it: a row is {"Mount": {column: cell}} with the columns that are not the default."""
     kind = type(value)
     if kind is tuple:
-        return [pack(item) for item in value]
+        return [one if type(one) is str else pack(one) for one in value]
+    if kind in KINDS:
+        cells = zip(value._fields, value, kind._defaults, strict=True)
+        return {kind.__name__: {name: pack(cell) for name, cell, usual in cells if not _same(cell, usual)}}
     if kind is bytes:
         return {"bytes": value.hex()}
     if kind is float and (value != value or value in (float("inf"), float("-inf"))):
         return {"float": str(value)}
-    if kind is Foreign:
-        return {"Foreign": value.kind}
-    if kind.__name__ in ROWS:
-        return {kind.__name__: {name: pack(cell) for name, cell in value._asdict().items() if not _default(kind, name, cell)}}
-    return value
+    return {"Foreign": value.kind} if kind is Foreign else value
 
 
-def _default(kind: Any, name: str, cell: Any) -> bool:
-    default = kind._defaults[kind._index[name]] if hasattr(kind, "_index") else kind._field_defaults.get(name, ROWS)
-    return type(default) is type(cell) and bool(default == cell)
+def _same(cell: Any, usual: Any) -> bool:
+    return cell is usual or (type(cell) is type(usual) and bool(cell == usual))
 
 
 def unpack(value: Any) -> Any:

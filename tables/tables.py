@@ -7,13 +7,14 @@ import os
 from base.near import did_you_mean
 from base.stdlib import TYPE_CHECKING
 from tables.accounts import OWN, ROOT, Account, own_name, read_accounts
-from tables.check_settings import CHECKS, setting_fault
+from tables.check_settings import CHECKS
 from tables.rows import Delays, Mount, NetworkDelays, Service
 from tables.values import LONGEST_WORD, is_id, is_text, kind_of
 
 if TYPE_CHECKING:
     from typing import Any
 
+    from tables.check_settings import Check
     from tables.names import Settings
 else:
     Settings = object
@@ -36,9 +37,14 @@ FALLBACK: dict[str, Any] = {
 ANYTHING = ((), "", False, 10.0, 0, 1, 4096, "off", "5", "/run/unset", "unset0", Service("unset", ("true",)))
 
 
-def least_of(name: str) -> Any:
-    """A setting's value where settings.py has none that can be used."""
-    return FALLBACK[name] if name in FALLBACK else next(value for value in ANYTHING if not setting_fault(name, value))
+def _least(check: Check) -> Any:
+    return next(value for value in ANYTHING if not check(value))
+
+
+_LEAST = {check: _least(check) for check in set(CHECKS.values())}
+LEAST = {
+    name: _LEAST[check] for name, check in CHECKS.items()
+} | FALLBACK  # what a setting is where settings.py has no value that can be used
 
 
 class Tables(Settings):
@@ -54,7 +60,7 @@ class Tables(Settings):
         self.bad_names: set[str] = set()  # of services whose rows were left out
         self.skipped = set(filter(None, options.get("stack.skip", "").split(",")))
         self.profiles: list[str] = []
-        self.values: dict[str, Any] = {name: least_of(name) for name in CHECKS}
+        self.values: dict[str, Any] = dict(LEAST)
         self.names: dict[str, Any] = {}  # all names of settings.py, functions too: what a profile stands on
         self.environment = {**dict(FALLBACK["ENVIRONMENT"]), "PATH": FALLBACK["PATH"]}  # of every service
         self.accounts, self.group_ids = read_accounts()

@@ -508,3 +508,22 @@ def test_a_board_boots_with_a_profile_that_hangs_and_with_one_that_kills(boot: C
     assert "took more than 4 s; left out" in facts["rejected"][0]
     assert facts["boot_ms"]["load_tables"] < 6000
     assert "logd" in board.all_stats()
+
+
+@pytest.mark.skipif(bool(NO_NAMESPACES), reason=NO_NAMESPACES)
+@pytest.mark.timeout(120)
+def test_a_command_takes_no_name_of_pid_1_and_is_what_execve_takes(boot: Callable[..., Board]) -> None:
+    board = boot("", files={"stack": "#!/bin/sh\necho I am a command\n", "rescue": "#!/bin/sh\n"}).up()
+    for name in ("stack", "rescue"):
+        board.ask("run", argv=["cp", f"/test/{name}", "/run/bus/"])
+        eventually((board.root / "run/bus" / name).exists)
+        board.ask("run", argv=["chmod", "755", f"/run/bus/{name}"])
+    eventually(lambda: os.access(board.root / "run/bus/rescue", os.X_OK))
+    eventually(lambda: os.access(board.root / "run/bus/stack", os.X_OK))
+    names = [board.ask("run", argv=[f"/run/bus/{name}"])["name"] for name in ("stack", "rescue")]
+    assert names == ["stack-2", "rescue-2"]
+    for word, fault in (("a\0b", "a NUL"), ("\ud800", "half a character")):
+        with pytest.raises(SVError, match=f"this cannot be run: .*{fault}"):
+            board.ask("run", argv=["true", word])
+    assert board.ask("board")["loop"]["errors"] == 0
+    assert "I am a command" not in board.log("stack")

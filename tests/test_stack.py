@@ -143,6 +143,7 @@ def init(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> stack.Init:
     monkeypatch.setattr(stack.Init, "set_defaults", lambda self: None)
     monkeypatch.setattr(stack.Init, "catch_signals", lambda self: None)
     monkeypatch.setattr(stack.Init, "open_control", lambda self: None)
+    monkeypatch.setattr(stack.Init, "write_table", lambda self: None)
     monkeypatch.setattr(rescue.Rescue, "open", lambda self, reason, now: None)
     return stack.Init([f"stack.profile={profile}"])
 
