@@ -42,9 +42,10 @@ MARK = "STACK_SERVICE"  # in the environment of all that a service starts: how i
 EXEC_FAILED = 126  # exit status of a child that never came to its exec, as shells have it
 
 
-def find(program: str, path: str) -> str:
-    """The file that execvp(3) would run; FileNotFoundError or PermissionError where there is none."""
-    candidates = [program] if "/" in program else [f"{folder}/{program}" for folder in path.split(":")]
+def find(program: str, path: str, cwd: str = "/") -> str:
+    """The file that execvp(3) would run from this folder; FileNotFoundError or PermissionError where there is none."""
+    folders = [""] if "/" in program else path.split(":")
+    candidates = [os.path.join(cwd, folder, program) for folder in folders]
     for candidate in candidates:
         if os.access(candidate, os.X_OK) and not os.path.isdir(candidate):
             return candidate
@@ -79,8 +80,8 @@ class Spawner:
         `extra` are environment variables, `log` is the descriptor for stdout and stderr (None: /dev/null), `channel` one
         that the program gets as descriptor 3, `cgroup` the folder of its control group.
         """
-        program = row.argv[0] if row.module else find(row.argv[0], self.environment.get("PATH", os.defpath))
-        environment = self.environment | dict(row.env) | {MARK: row.name} | extra
+        environment = self.environment | of_user(row, account) | dict(row.env) | {MARK: row.name} | extra
+        program = row.argv[0] if row.module else find(row.argv[0], environment.get("PATH", os.defpath), row.cwd)
         descriptors = (log, log, channel)
         if is_plain(row) and not cgroup:
             try:
@@ -136,7 +137,7 @@ class Spawner:
             for one in self.valid - {signal.SIGKILL, signal.SIGSTOP}:
                 signal.signal(one, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
-            _open_stdio(row.tty, descriptors)
+            _open_stdio(row.tty, account.uid if account.mapped else 0, descriptors)
             if cgroup:  # by itself, before it forks: nothing escapes, and PID 1 does not wait while the kernel moves it
                 _try(lambda: _write(f"{cgroup}/cgroup.procs", "0"), cgroup)
             _limits(row, self.descriptors)
@@ -171,6 +172,13 @@ class Spawner:
         return self.failures.pop(pid, None)
 
 
+def of_user(row: Service, account: Account) -> dict[str, str]:
+    """What the environment says of a row's user, as login(1) has it; a row without one has what settings.ENVIRONMENT says."""
+    if not row.user:
+        return {}
+    return {"HOME": account.home, "USER": row.user, "LOGNAME": row.user, "SHELL": account.shell}
+
+
 def is_plain(row: Service) -> bool:
     """Whether posix_spawn(3) can give this row all that it asks for."""
     asks = (row.module, row.user, row.groups, row.rlimits, row.tty, row.nice, row.oom_score, row.no_new_privs)
@@ -200,10 +208,15 @@ def _run_module(row: Service, environment: dict[str, str], first: int) -> None:
         os._exit(status)
 
 
-def _open_stdio(tty: str, descriptors: Descriptors) -> None:
+def _open_stdio(tty: str, uid: int, descriptors: Descriptors) -> None:
     """Descriptor 0 from /dev/null and the given ones as 1, 2 and 3, or all of 0, 1 and 2 from a terminal of its own."""
     fd = os.open(tty or "/dev/null", os.O_RDWR)
     if tty:
+        try:  # it is this user's now, who may open its own /dev/stdout and /dev/tty; nobody else's any more
+            os.fchown(fd, uid, -1)
+            os.fchmod(fd, 0o600)
+        except OSError:  # of another user namespace
+            pass
         ioctl(fd, TIOCSCTTY, 0)  # /dev/console never becomes controlling just by being opened
         descriptors = (fd, fd, descriptors[2])
     os.dup2(fd, 0)
