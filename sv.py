@@ -269,7 +269,7 @@ class SV(Supervisor):
             self._try(process, Process.start, now)
             return what
         process = self.processes[name]
-        if what == "adjusted" and row and not self.world.adjust(process.row, row):
+        if what == "adjusted" and row and not self.world.adjust(process.row, row, now):
             what = "restarted"
         if what == "restarted":
             self._try(process, Process.restart, now)

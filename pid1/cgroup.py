@@ -103,13 +103,13 @@ class Cgroups:
                 _write(f"{self.root}/{row.name}/{file}", value)
                 written[file] = value
 
-    def adjust(self, old: Service, row: Service) -> bool:
-        """Whether a row differs in nothing but limits that the kernel takes at any time; then they are in force.
+    def adjust(self, row: Service) -> bool:
+        """Whether the limits of a changed row are in force. Not where the kernel refuses; and without a group there are none.
 
-        memory_max is not one: to get below it, the kernel would have PID 1 look for memory to free.
+        memory_max is not changed so: to get below it, the kernel would have PID 1 look for memory to free.
         """
-        if row != old._replace(pids_max=row.pids_max, cpu_weight=row.cpu_weight) or row.name not in self._limits:
-            return False
+        if row.name not in self._limits:
+            return not self.root
         try:
             self.limit(row)
         except OSError as error:
