@@ -173,7 +173,7 @@ class Cgroups:
 def limits(row: Service) -> dict[str, str]:
     """What the files of a row's group shall say. Where a stop ends all of a service, want of memory does too."""
     return {
-        "memory.max": str(memory_bytes(row.memory_max) or "max"), "memory.oom.group": str(int(row.kill == "all")),
+        "memory.max": str(memory_bytes(row.memory_max) or "max"), "memory.oom.group": str(int(row.kill != "main")),
         "pids.max": str(row.pids_max or "max"), "cpu.weight": str(row.cpu_weight),
     }  # fmt: skip
 

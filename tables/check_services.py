@@ -19,7 +19,7 @@ RANGES = (
     ("oom_score", -1000, 1000), ("umask", 0, 0o777), ("pids_max", 0, 4194304), ("cpu_weight", 1, 10000),
 )  # fmt: skip
 
-CHOICES = {"restart": ("always", "on-failure", "never"), "log": ("memory", "disk", "none"), "kill": ("all", "main")}
+CHOICES = {"restart": ("always", "on-failure", "never"), "log": ("memory", "disk", "none"), "kill": ("all", "main", "mixed")}
 LEAST_MEMORY = 1 << 20
 
 
