@@ -34,6 +34,7 @@ class World(Actions):
         super().__init__()
         self.life = life
         self.spawner = Spawner({})
+        life.loop.watch(self.spawner.reports, self.spawner.hear)
         self.cgroups = Cgroups(life.loop)
         self.relatives = Relatives(self.cgroups)
         self.pipes = LogPipes(life.loop)
