@@ -40,6 +40,8 @@ ON_SIGNAL: dict[int, int] = {
     signal.SIGUSR1: Reboot.HALT,
     signal.SIGUSR2: Reboot.POWER_OFF,
 }
+# Whoever presses ctrl-alt-del so many times in so many seconds does not want to wait for services, as systemd has it.
+IMPATIENT_TIMES, IMPATIENT = 7, 2.0
 
 
 class Init(Life):
@@ -48,6 +50,7 @@ class Init(Life):
     def __init__(self, arguments: list[str], began: float = 0.0) -> None:
         super().__init__(arguments, began)
         self.wakeup = -1
+        self.asked: list[float] = []  # when signals have asked for the end, not long ago
         self.incomplete = False
         self.sv: SV = SV(self)  # of an empty table: boot is a reload from nothing
         self.events.hold()
@@ -225,6 +228,9 @@ class Init(Life):
         for number in os.read(self.wakeup, 65536):
             if number in ON_SIGNAL:
                 self.shut_down(ON_SIGNAL[number], f"signal {number}", now)
+                self.asked = [*(at for at in self.asked if now - at <= IMPATIENT), now]
+                if len(self.asked) >= IMPATIENT_TIMES:
+                    self.sv.hurry(now)
             elif number == signal.SIGHUP:
                 try:
                     self.reload(now)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 
+import _log
 from base.stdlib import TYPE_CHECKING
 from onboard.to_pid1 import SVError as SVError
 from pid1.changes import plan
@@ -204,6 +205,13 @@ class SV(Supervisor):
         for process in list(self.processes.values()):
             self._stop_if_free(process, now)
 
+    def hurry(self, now: float) -> None:
+        """Somebody does not want to wait: the global deadline is now. What still runs is killed at the end of the board."""
+        if self.stopping is not None and self.stopping > now:
+            left = ", ".join(name for name, process in self.processes.items() if process.state != State.STOPPED)
+            _log.warning(f"asked again and again to end: does not wait for {left or 'anybody'}")
+            self.stopping = now
+
     @property
     def down(self) -> bool:
         """Whether every service has stopped."""
@@ -252,7 +260,7 @@ class SV(Supervisor):
             self._try(process, Process.start, now)
             return what
         process = self.processes[name]
-        if what == "adjusted" and row and not self.world.adjust(process.row, row):
+        if what == "adjusted" and row and not self.world.adjust(process.row, row, now):
             what = "restarted"
         if what == "restarted":
             self._try(process, Process.restart, now)

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from pid1.process import Process
     from tables.tables import Tables
 
-LIMITS = ("pids_max", "cpu_weight")  # columns that the kernel takes at any time; memory_max would have PID 1 free memory
+# Columns that are in force at once. The kernel takes limits at any time, but for memory_max, for which PID 1 would have to wait
+# until memory is freed; the others are read by PID 1 alone. Where a service logs to is a policy; whether it does, a descriptor.
+LIMITS = ("pids_max", "cpu_weight")
+OURS = ("after", "ready_timeout", "restart", "stop_signal", "stop_timeout", "kill", "critical", "may", "log")
 
 
 class Change(NamedTuple):
@@ -23,8 +26,8 @@ class Change(NamedTuple):
     row: Service | None  # from now on; None: it leaves the board as soon as it has stopped
 
 
-# started: it is new; stopped: it has left the table; restarted: its row is another one; adjusted: only limits are, which the
-# kernel can take while it runs; taken: it is not to run, and its next start has the new row.
+# started: it is new; stopped: it has left the table; restarted: its row is another one; adjusted: only columns are that
+# can change while it runs; taken: it is not to run, and its next start has the new row.
 WHAT = ("started", "stopped", "restarted", "adjusted", "taken")
 
 
@@ -43,7 +46,7 @@ def plan(processes: Iterable[Process], tables: Tables, *, everything: bool = Fal
         other = everything or process.removed or process.transient  # it was none of the table's so far
         if other or process.row != row:
             runs = process.wanted or process.removed or process.transient or process.done
-            while_it_runs = not other and only(LIMITS, process.row, row)
+            while_it_runs = not other and only((*LIMITS, *OURS), process.row, row) and pipes(process.row) == pipes(row)
             changes.append(Change(name, "taken" if not runs else "adjusted" if while_it_runs else "restarted", row))
     return changes
 
@@ -66,3 +69,8 @@ def _not_in_the_table(there: dict[str, Process], tables: Tables, everything: boo
 def only(columns: tuple[str, ...], old: Service, new: Service) -> bool:
     """Whether two rows differ in nothing but these columns."""
     return new == old._replace(**{column: getattr(new, column) for column in columns})
+
+
+def pipes(row: Service) -> bool:
+    """Whether it prints to a log pipe."""
+    return row.log != "none"

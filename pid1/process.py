@@ -150,7 +150,10 @@ class Process:
             if self.wanted or code not in (0, 125):
                 self.actions.failed(self, now)
         if self.actions.lingers(self):
-            if self.state != State.STOPPING:
+            if self.row.kill == "mixed":
+                self.killed = True  # what is left is not asked
+                self._kill(now)
+            elif self.state != State.STOPPING:
                 _log.warning(f"{self.row.name}: left processes behind, stopping them")
                 self._ask_to_stop(now)
         else:

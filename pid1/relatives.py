@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 import _log
+from base.files import read_file
 from base.stdlib import TYPE_CHECKING, signal
 from pid1.spawn import MARK
 from tables.accounts import Account
@@ -64,17 +65,18 @@ class Relatives:
     def kill(self, process: Process, number: int) -> None:
         """Signal all of a service, or what its row says."""
         name = process.row.name
-        if process.row.kill == "main":
+        if process.row.kill == "main" or (process.row.kill == "mixed" and number != signal.SIGKILL):
             if process.pid:
                 send(os.kill, process.pid, number)
             return
+        others = self._others(name) if self.cgroups.folder(name) else [*self._others(name), *self._outside(process)]
         for group in self.groups.get(name, set()):
             if not send(os.killpg, group, number) and group == process.pid:
                 send(os.kill, group, number)  # forked, but not yet the leader of its session
         if number == signal.SIGKILL and self.cgroups.folder(name):
             self.cgroups.kill(name)
             return
-        for pid in self._others(name):
+        for pid in others:
             send(os.kill, pid, number)
 
     def linger(self, process: Process) -> bool:
@@ -99,6 +101,11 @@ class Relatives:
             return self._strays(name)
         groups = self.groups.get(name, ())
         return [pid for pid in self.cgroups.pids(name) if group_of(pid) not in groups]
+
+    def _outside(self, process: Process) -> list[int]:
+        """Descendants of its main process that have left its process groups, such as a child in a session of its own."""
+        groups = self.groups.get(process.row.name, ())
+        return [pid for pid in (descendants(process.pid) if process.pid else []) if group_of(pid) not in groups]
 
     def _strays(self, name: str) -> list[int]:
         """Relatives that forked twice and left the group: children that we adopted, with the service's mark on them."""
@@ -147,13 +154,29 @@ def mark_of(name: str) -> bytes:
 
 def adopted(known: Container[int]) -> list[int]:
     """Our children that we did not start: orphans that the kernel gave to PID 1."""
-    me = os.getpid()
+    return [pid for pid in children_of(os.getpid()) if pid not in known]
+
+
+def descendants(pid: int) -> list[int]:
+    """Children, their children, and so on; at most so many as one service may have."""
+    found = children_of(pid)
+    for one in found:  # the list grows meanwhile
+        if len(found) < 10_000:
+            found += children_of(one)
+    return found
+
+
+def children_of(parent: int) -> list[int]:
+    """Children of all threads of a process."""
+    if not os.path.exists(f"/proc/self/task/{os.getpid()}/children"):  # a kernel without CONFIG_PROC_CHILDREN
+        return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if parent_of(pid) == parent]
+    children: list[int] = []
     try:
-        with open(f"/proc/{me}/task/{me}/children", encoding="ascii") as file:
-            children = [int(word) for word in file.read().split()]
-    except OSError:  # a kernel without CONFIG_PROC_CHILDREN
-        children = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if parent_of(pid) == me]
-    return [pid for pid in children if pid not in known]
+        for thread in os.listdir(f"/proc/{parent}/task"):
+            children += map(int, read_file(f"/proc/{parent}/task/{thread}/children").split())
+    except FileNotFoundError:  # it has gone
+        pass
+    return children
 
 
 def parent_of(pid: int) -> int:

@@ -34,6 +34,7 @@ class World(Actions):
         super().__init__()
         self.life = life
         self.spawner = Spawner({})
+        life.loop.watch(self.spawner.reports, self.spawner.hear)
         self.cgroups = Cgroups(life.loop)
         self.relatives = Relatives(self.cgroups)
         self.pipes = LogPipes(life.loop)
@@ -127,9 +128,11 @@ class World(Actions):
         killed = status == signal.SIGKILL and not process.asked
         return failure, self.cgroups.cause(process.row) if killed else ""
 
-    def adjust(self, old: Service, row: Service) -> bool:
-        """Whether a changed row is in force without a restart."""
-        return self.cgroups.adjust(old, row)
+    def adjust(self, old: Service, row: Service, now: float) -> bool:
+        """Whether a row that differs in columns of changes.py's LIMITS and OURS is in force without a restart."""
+        if old.log != row.log and self.logs_are_read:
+            self.pipes.write_end(row.name, row.log, now)
+        return self.cgroups.adjust(row)
 
     def forget(self, name: str) -> None:
         """A service that has gone."""

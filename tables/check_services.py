@@ -39,7 +39,7 @@ NUMBERS = (
     ("nice", -20, 19), ("oom_score", -1000, 1000), ("umask", 0, 0o777), ("pids_max", 0, 4194304), ("cpu_weight", 1, 10000),
 )  # fmt: skip
 
-CHOICES = {"restart": ("always", "on-failure", "never"), "log": ("memory", "disk", "none"), "kill": ("all", "main")}
+CHOICES = {"restart": ("always", "on-failure", "never"), "log": ("memory", "disk", "none"), "kill": ("all", "main", "mixed")}
 LEAST_MEMORY = 1 << 20
 LONGEST_NAME = 64  # bytes: it becomes a log's name, a control group's, a socket's (107 bytes with its folder)
 # Bytes of a program's words and environment together. execve(2) takes a quarter of the stack's limit, and 128 KiB in any

@@ -69,7 +69,9 @@ class Service(NamedTuple):
     memory_max: int | str = 0  # bytes, "64M" or "25%" of the board's, of all its processes; more, and it is killed; 0: no limit
     pids_max: int = 512  # its processes and threads; when one more is refused, it is killed; 0: no limit
     cpu_weight: int = 100  # 1 to 10000: its share where there is not enough for all
-    kill: str = "all"  # what a stop ends: "all" that it has started, or its "main" process alone: ssh's sessions go on
+    # What a stop ends: "all" that it has started; its "main" process alone (ssh's sessions go on); "mixed": its main process is
+    # asked, and what is left when that has gone is killed.
+    kill: str = "all"
     umask: int = 0o022
     cwd: str = "/"
     env: tuple[tuple[str, str], ...] = ()

@@ -73,6 +73,46 @@ def test_limits_alone_are_adjusted() -> None:
     assert happens([process], tables(service("a", pids_max=7, memory_max="1G"))) == [("a", "restarted")]
 
 
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"after": ("x",)}, {"ready_timeout": 1.0}, {"restart": "never"}, {"stop_signal": "INT"}, {"stop_timeout": 9.0},
+        {"kill": "main"}, {"critical": True}, {"may": "COMMANDS"}, {"log": "disk"}, {"cpu_weight": 7},
+    ],
+    ids=lambda columns: next(iter(columns)),
+)  # fmt: skip
+def test_what_pid_1_alone_reads_changes_without_a_restart(columns: dict[str, Any]) -> None:
+    assert happens([running(service("a"))], tables(service("a", **columns))) == [("a", "adjusted")]
+    assert happens([running(service("a", **columns))], tables(service("a"))) == [("a", "adjusted")]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"argv": ("false",)}, {"ready": "notify"}, {"user": "x"}, {"groups": ("x",)}, {"capabilities": ()}, {"no_new_privs": True},
+        {"rlimits": (("core", 0),)}, {"nice": 1}, {"oom_score": 1}, {"memory_max": 1}, {"umask": 0}, {"cwd": "/tmp"},
+        {"env": (("A", "b"),)}, {"tty": "/dev/tty1"}, {"log": "none"}, {"watchdog": 1.0}, {"logger": True}, {"module": "x"},
+    ],
+    ids=lambda columns: next(iter(columns)),
+)  # fmt: skip
+def test_what_the_program_has_been_given_changes_with_a_restart(columns: dict[str, Any]) -> None:
+    new = service("a")._replace(**columns)
+    assert happens([running(service("a"))], tables(new)) == [("a", "restarted")]
+    assert happens([running(new)], tables(service("a"))) == [("a", "restarted")]
+
+
+def test_every_column_has_its_place() -> None:
+    """A new column must be thought about: it is in one of the lists above, or the name."""
+    tested = {"name"}
+    for test in (
+        test_what_pid_1_alone_reads_changes_without_a_restart,
+        test_what_the_program_has_been_given_changes_with_a_restart,
+    ):
+        for mark in test.pytestmark:
+            tested |= {name for columns in mark.args[1] for name in columns}
+    assert tested | {"pids_max"} == set(Service._fields)
+
+
 def test_a_new_environment_restarts_all_of_the_table() -> None:
     there = [running(service("a")), running(service("gps@x"), transient=True), running(service("sleep"), transient=True)]
     new = tables(service("a"), service("gps@"))

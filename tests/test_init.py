@@ -55,6 +55,23 @@ def test_fifty_services_with_one_stuck_end_within_the_global_deadline(boot: Boot
     assert 1.0 <= time.monotonic() - started < 10.0 * PATIENCE
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_whoever_asks_seven_times_in_two_seconds_does_not_wait(boot: Boot, number: int) -> None:
+    stuck = sh("stuck", "trap '' TERM; echo up; while :; do sleep 1000; done", "stop_timeout=3600")
+    board = boot(stuck, settings="SHUTDOWN_TIMEOUT = 100.0\nKILL_TIMEOUT = 0.2").up()
+    eventually(lambda: "up" in board.log("stuck"))
+
+    def asked() -> int:
+        return board.log().count(f"reboot: signal {int(number)}")
+
+    for times in range(1, 7):
+        os.kill(board.pid, number)
+        eventually(lambda times=times: asked() >= times)  # type: ignore[misc]
+    assert board.launcher.poll() is None, "six times are not enough"
+    os.kill(board.pid, number)
+    assert board.launcher.wait(20 * PATIENCE) == 3
+
+
 def test_dependents_stop_before_what_they_need(boot: Boot) -> None:
     note = "trap 'echo {0} >> /tmp/order; exit 0' TERM; echo up; while :; do sleep 0.05; done"
     rows = sh("a", note.format("a")) + sh("b", note.format("b"), "after=('a',)") + sh("c", note.format("c"), "after=('b',)")

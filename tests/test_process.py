@@ -236,6 +236,20 @@ def test_what_it_left_behind_goes_before_its_successor_comes() -> None:
     assert process.state == State.WAITING
 
 
+def test_mixed_asks_the_main_process_and_kills_what_is_left() -> None:
+    world = World()
+    process = make(world, kill="mixed")
+    run(process, 100.0)
+    world.left_behind = True
+    process.stop(101.0)
+    assert world.kills == [signal.SIGTERM, signal.SIGCONT]
+    process.exited(EXIT_0, 102.0)
+    assert (process.state, world.kills[2:]) == (State.STOPPING, [signal.SIGKILL])
+    world.left_behind = False
+    process.relative_exited(102.1)
+    assert process.state == State.STOPPED
+
+
 def test_a_start_during_a_stop_starts_it_afterwards_without_back_off() -> None:
     process = make(World())
     run(process, 100.0)
