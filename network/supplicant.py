@@ -13,7 +13,7 @@ from typing import Any
 
 from base.files import write_atomically
 from onboard.to_pid1 import of_this_board
-from onboard.wpa_control import RESERVED
+from onboard.wpa_control import RESERVED, config_lines
 from tables.rows import WifiNetwork
 
 RUN = "/run/network"
@@ -68,7 +68,8 @@ def read_owners(path: str) -> str:
 
 def has_networks(chosen: Any) -> bool:
     """Whether there is anything to join."""
-    return bool(chosen.WIFI_NETWORKS) or "network={" in read_owners(chosen.WIFI_CONFIG).replace(" ", "")
+    lines = (line for _, line in config_lines(read_owners(chosen.WIFI_CONFIG)))
+    return bool(chosen.WIFI_NETWORKS) or "network={" in lines
 
 
 def main(arguments: list[str]) -> None:

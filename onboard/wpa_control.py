@@ -5,10 +5,24 @@ from __future__ import annotations
 import os
 import re
 import socket
+from collections.abc import Iterator
 
 # Ours win over the owner's file: the board's apps need to know where to ask, and the root is read-only.
 RESERVED = re.compile(r"\s*(ctrl_interface|ctrl_interface_group|update_config)\s*=")
 ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"e": b"\x1b", b'"': b'"', b"\\": b"\\"}
+
+
+def config_lines(text: str) -> Iterator[tuple[int, str]]:
+    """Number and content of each line of wpa_supplicant.conf as wpa_supplicant reads it (wpa_config_get_line, config_file.c).
+
+    Without what follows a "#" that stands behind the last quote, and without empty lines.
+    """
+    for number, line in enumerate(text.split("\n"), 1):
+        content = line.lstrip(" \t\r")
+        comment = content.find("#", content.rfind('"') if content.count('"') > 1 else 0)
+        content = (content if comment < 0 else content[:comment]).rstrip(" \t\r")
+        if content:
+            yield number, content
 
 
 def connect(folder: str, interface: str, own: str) -> socket.socket:
