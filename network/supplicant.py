@@ -12,7 +12,7 @@ from typing import Any
 
 from base.files import write_atomically
 from onboard.board_table import board_table
-from onboard.wpa_control import RESERVED, without_comment
+from onboard.wpa_control import RESERVED, config_lines
 from tables.rows import WifiNetwork
 
 RUN = "/run/network"
@@ -66,7 +66,8 @@ def read_owners(path: str) -> str:
 
 def has_networks(chosen: Any) -> bool:
     """Whether there is anything to join."""
-    return bool(chosen.WIFI_NETWORKS) or "network={" in map(without_comment, read_owners(chosen.WIFI_CONFIG).split("\n"))
+    lines = (line for _, line in config_lines(read_owners(chosen.WIFI_CONFIG)))
+    return bool(chosen.WIFI_NETWORKS) or "network={" in lines
 
 
 def main(arguments: list[str]) -> None:

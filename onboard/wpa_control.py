@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+from collections.abc import Iterator
 
 ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"e": b"\x1b", b'"': b'"', b"\\": b"\\"}
 # Lines of the owner's file that ours replace: the board's apps need to know where to ask, and the root is read-only.
@@ -12,6 +13,19 @@ RESERVED = re.compile(r"\s*(ctrl_interface|ctrl_interface_group|update_config)\s
 # Bits of `BSS ... MASK=` (wpa_ctrl.h). With all that there is, one access point may be longer than an answer of 4,096 bytes.
 BSS_ID = 1 << 0
 BSS_FIELDS = BSS_ID | 1 << 1 | 1 << 2 | 1 << 7 | 1 << 9 | 1 << 11 | 1 << 12  # id, bssid, freq, level, age, flags, ssid
+
+
+def config_lines(text: str) -> Iterator[tuple[int, str]]:
+    """Number and content of each line of wpa_supplicant.conf as wpa_supplicant reads it (wpa_config_get_line, config_file.c).
+
+    Without what follows a "#" that stands behind the last quote, and without empty lines.
+    """
+    for number, line in enumerate(text.split("\n"), 1):
+        content = line.lstrip(" \t\r")
+        comment = content.find("#", content.rfind('"') if content.count('"') > 1 else 0)
+        content = (content if comment < 0 else content[:comment]).rstrip(" \t\r")
+        if content:
+            yield number, content
 
 
 def connect(folder: str, interface: str, own: str) -> socket.socket:
@@ -56,12 +70,3 @@ def security(flags: str) -> str:
         return "WPA2"
     kinds = {kind for kind, _ in offers}
     return "OWE" if modern else next((kind for kind in ("WPA", "OSEN", "WEP") if kind in kinds), "open")
-
-
-def without_comment(line: str) -> str:
-    """A line of wpa_supplicant.conf as it is taken (config_file.c): up to a # after the last quote; stripped."""
-    line = line.strip()
-    if line.startswith("#"):
-        return ""
-    hash_at = line.find("#", max(0, line.rfind('"')))
-    return line if hash_at < 0 else line[:hash_at].rstrip()

@@ -245,10 +245,9 @@ class BootFiles:
         return ""
 
     def supplicant_fault(self, data: bytes) -> str:
-        """Our own look, and wpa_supplicant's: it reads its file before it finds that there is no such interface."""
-        if fault := file_checks.wpa_supplicant(data):
-            return fault
-        from onboard.wpa_control import RESERVED  # `re` is for boards that have such a file
+        """wpa_supplicant's verdict in our own words: it reads its file before it finds that there is no such interface."""
+        ours = file_checks.wpa_supplicant(data)
+        from onboard.wpa_control import RESERVED  # its libraries are for boards that have such a file
 
         lines = data.decode("utf-8", "surrogateescape").split("\n")
         text = "\n".join("" if RESERVED.match(line) else line for line in lines)  # as supplicant.py, and no line moves
@@ -256,12 +255,12 @@ class BootFiles:
         try:
             os.pwrite(file, text.encode("utf-8", "surrogateescape"), 0)
             path = f"/proc/{os.getpid()}/fd/{file}"
-            _, said = storage.run("wpa_supplicant", "-i", "no-such-link", "-D", "wired", "-c", path, seconds=5.0)
+            status, said = storage.run("wpa_supplicant", "-i", "no-such-link", "-D", "wired", "-c", path, seconds=5.0)
         finally:
             os.close(file)
-        if "Failed to read or parse configuration" not in said:
-            return ""
-        return supplicant_words(said)
+        if status == 127:  # there is none: who has no wpa_supplicant has no use for the file either
+            return ours
+        return (ours or supplicant_words(said)) if "Failed to read or parse configuration" in said else ""
 
     # --- small ----------------------------------------------------------------------------------------------------------
     def note(self, text: str) -> None:

@@ -10,7 +10,7 @@ import binascii
 import os
 import re
 
-from onboard.wpa_control import without_comment
+from onboard.wpa_control import config_lines
 
 LONGEST_KEY = 4200  # characters of a line, which dropbear reads (its MAX_AUTHKEYS_LINE)
 # Types of keys that dropbear and OpenSSH take, and of how many fields one consists (RFC 4253, 5656, 8709, OpenSSH's
@@ -19,6 +19,12 @@ KEY_TYPES = {
     "ssh-ed25519": 2, "ssh-rsa": 3, "ecdsa-sha2-nistp256": 3, "ecdsa-sha2-nistp384": 3, "ecdsa-sha2-nistp521": 3,
     "sk-ssh-ed25519@openssh.com": 3, "sk-ecdsa-sha2-nistp256@openssh.com": 4,
 }  # fmt: skip
+OPTIONS = {  # of a key, and whether it is set to something
+    "no-port-forwarding": False, "no-agent-forwarding": False, "no-x11-forwarding": False, "no-pty": False, "restrict": False,
+    "no-touch-required": False, "verify-required": False, "command": True, "permitopen": True,
+}  # fmt: skip
+RSA_BITS = range(1024, 8241)  # dropbear's MIN_RSA_KEYLEN, and BUF_MAX_MPINT in its bignum.c
+POINT = {"nistp256": 65, "nistp384": 97, "nistp521": 133}  # bytes of an uncompressed point (SEC 1, 2.3.3)
 WORD = re.compile(r'(?:[^\s"]|"(?:[^"\\]|\\.)*")+')  # what stands between spaces, but for those in quotes
 PEM = re.compile(r"^-----BEGIN ([A-Z0-9 ]+)-----[ \t]*\n(.*?)^-----END ([A-Z0-9 ]+)-----[ \t]*$", re.M | re.S)
 
@@ -44,11 +50,14 @@ def _text(data: bytes) -> str:
 
 # --- ssh ----------------------------------------------------------------------------------------------------------------
 def authorized_keys(data: bytes) -> str:
-    """`man 8 sshd`, AUTHORIZED_KEYS FILE FORMAT: one bad line, and who counts on it is locked out."""
+    """dropbear's reading of `man 8 sshd`, AUTHORIZED_KEYS FILE FORMAT: one bad line, and who counts on it is locked out.
+
+    dropbear has no program that checks a file, and is stricter than OpenSSH (checkpubkey_line, svr-authpubkey.c): one space
+    between type and key, few options, RSA keys of limited size. What passes here, OpenSSH takes too.
+    """
     keys = 0
     for number, line in enumerate(_text(data).split("\n"), 1):
-        line = line.strip()
-        if not line or line.startswith("#"):
+        if not line.strip() or line.lstrip().startswith("#"):
             continue
         if fault := key_fault(line):
             return f"line {number}: {fault}"
@@ -58,22 +67,33 @@ def authorized_keys(data: bytes) -> str:
 
 def key_fault(line: str) -> str:
     """What is wrong with the line of one key: `[options] type base64 [comment]`."""
-    if len(line) > LONGEST_KEY:
+    if len(line.encode("utf-8", "surrogateescape")) > LONGEST_KEY:
         return f"it has more than {LONGEST_KEY} characters, which dropbear does not read"
+    if line[0] in " \t" and line.split()[0] in KEY_TYPES:
+        return "it begins with a space, which dropbear takes for the end of options"
+    line = line.lstrip(" \t")
     found = WORD.match(line)
     first = found[0] if found else ""
     rest = line[len(first) :]
     if rest[:1].strip() or not first:
         return "a quote is not closed"
-    words = rest.split(None, 2)
     if first not in KEY_TYPES:
-        if not words or words[0] not in KEY_TYPES:
+        options, rest = first, rest[1:]
+        first = rest.partition(" ")[0]
+        if first.split("\t")[0] not in KEY_TYPES:
             return "no type of key that ssh would take here, such as ssh-ed25519 or ssh-rsa"
-        first, words = words[0], words[1:]
-    if not words:
+        if fault := option_fault(options):
+            return fault
+        rest = rest[len(first) :]
+    if "\t" in first or rest[:1] == "\t" or rest[:2] in ("  ", " \t"):
+        return "between the type and the key stands one space, and nothing else"
+    word = rest[1:].partition(" ")[0]
+    if not word:
         return "the key itself is missing"
+    if "\t" in word:
+        return "behind the key stands a space, not a tab"
     try:
-        blob = binascii.a2b_base64(words[0], strict_mode=True)
+        blob = binascii.a2b_base64(word, strict_mode=True)
     except (binascii.Error, ValueError):
         return "the key is not base64: perhaps it was broken into lines, or cut off"
     fields = key_fields(blob)
@@ -81,7 +101,40 @@ def key_fault(line: str) -> str:
         return "the key is cut off"
     if fields[0] != first.encode():
         return f"the key inside is not of type {first}"
-    return "" if len(fields) == KEY_TYPES[first] and all(fields) else f"this is no key of type {first}"
+    if len(fields) != KEY_TYPES[first] or not all(fields):
+        return f"this is no key of type {first}"
+    return field_fault(first, fields)
+
+
+def option_fault(options: str) -> str:
+    """Options that dropbear knows; any other one makes it refuse the key (svr_add_pubkey_options)."""
+    names = re.findall(r'(?:[^",]|"(?:[^"\\]|\\.)*")+', options)
+    if not names or ",".join(names) != options:
+        return "its options are not separated by single commas"
+    for option in names:
+        name, _, value = option.partition("=")
+        if name.lower() not in OPTIONS or OPTIONS[name.lower()] != bool(value):
+            return (
+                f"dropbear does not know the option {name!r}"
+                if re.fullmatch(r"[a-zA-Z-]{1,30}", name)
+                else "it begins with no option"
+            )
+        if value and not re.fullmatch(r'"(?:[^"\\]|\\.)*"', value):
+            return f"what {name} is set to stands in quotes"
+        if name.lower() == "permitopen" and not re.fullmatch(r'"[^":]+:\d{1,5}"', value):
+            return "permitopen is set to a host and a port"
+    return "command= stands there twice" if sum(one.lower().startswith("command=") for one in names) > 1 else ""
+
+
+def field_fault(kind: str, fields: list[bytes]) -> str:
+    """What is inside the key, where its length says whether it can be used."""
+    if kind == "ssh-rsa":
+        bits = int.from_bytes(fields[2], "big").bit_length()
+        return "" if bits in RSA_BITS else f"an RSA key of {bits} bits: dropbear takes {RSA_BITS[0]} to {RSA_BITS[-1]}"
+    if "ed25519" in kind:
+        return "" if len(fields[1]) == 32 else f"this is no key of type {kind}"
+    curve = "nistp256" if kind.startswith("sk-") else kind.rpartition("-")[2]
+    return "" if fields[1] == curve.encode() and len(fields[2]) == POINT[curve] else f"this is no key of type {kind}"
 
 
 def key_fields(blob: bytes) -> list[bytes] | None:
@@ -98,12 +151,9 @@ def key_fields(blob: bytes) -> list[bytes] | None:
 
 # --- Wi-Fi --------------------------------------------------------------------------------------------------------------
 def wpa_supplicant(data: bytes) -> str:
-    """wpa_supplicant.conf(5): what costs all networks when it is wrong. wpa_supplicant itself, where it is, knows more."""
+    """wpa_supplicant.conf(5): what costs all networks when it is wrong. wpa_supplicant itself has the last word."""
     opened = 0
-    for number, line in enumerate(_text(data).split("\n"), 1):
-        line = without_comment(line)
-        if not line:
-            continue
+    for number, line in config_lines(_text(data)):
         if opened and line == "}":
             opened = 0
         elif re.fullmatch(r"(network|cred)=\{|blob-base64-[^={}]+=\{", line):

@@ -323,3 +323,37 @@ def test_a_board_without_such_a_partition_waits_for_nothing(boot: Callable[..., 
                  settings=PLANT.replace("'/dev/nothing',", "")).up()  # fmt: skip
     board.wait_state("ssh", "running")
     assert "bootfiles" not in board.all_stats()
+
+
+WPA_SUPPLICANT = shutil.which("wpa_supplicant", path="/usr/sbin:/sbin:/usr/bin:/bin")
+
+
+@pytest.mark.skipif(WPA_SUPPLICANT is None, reason="no wpa_supplicant here")
+@pytest.mark.parametrize(
+    ("text", "note"),
+    [
+        (b'network={ # at home\n    ssid="harbour" # ours\n    psk="long enough"\n} # end\n', ""),
+        (b'# network={\nnetwork={\nssid="harbour"\nkey_mgmt=NONE\n}\n', ""),
+        (b"network = {\nssid=616263\n}\n", "line 3: there is no block to be closed"),
+        (b'network={\nssid="harbour"\nno_such_field=1\n}\n', "line 3"),
+    ],
+)
+def test_wpa_supplicant_itself_says_what_it_reads(
+    look: Callable[..., bootfiles.BootFiles], monkeypatch: pytest.MonkeyPatch, text: bytes, note: str
+) -> None:
+    monkeypatch.setenv("PATH", f"{os.environ['PATH']}:{os.path.dirname(str(WPA_SUPPLICANT))}")
+    first = look({"wpa_supplicant.conf": text})
+    said = " ".join(one for one in first.notes if "not taken" in one)
+    assert (first.files.get("wpa_supplicant.conf") == "taken") is not bool(note), first.notes
+    assert note in said
+    assert "harbour" not in said, "what is wrong is said to everybody, what stands there is not"
+
+
+def test_the_last_good_keys_stay_where_dropbear_would_refuse_the_new_ones(look: Callable[..., bootfiles.BootFiles]) -> None:
+    good = f"{key()} me\n".encode()
+    assert look({"authorized_keys": good}).files["authorized_keys"] == "taken"
+    for bad in (b'from="10.0.0.*" ' + good, good.replace(b" ", b"\t", 1), b"  " + good, b"no_pty " + good):
+        again = look({"authorized_keys": bad})
+        assert again.files["authorized_keys"] == "kept", bad
+        assert (Path(bootfiles.FORCE) / "authorized_keys").read_bytes() == good
+        assert (Path(bootfiles.FORCE) / "authorized_keys").stat().st_mode & 0o777 == 0o600, "a secret is root's alone"

@@ -41,8 +41,8 @@ def test_what_an_editor_on_windows_writes() -> None:
 
 # --- ssh ----------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("line", [
-    GOOD, f"{GOOD} harbour master@pc", f'from="10.0.0.*",no-pty {GOOD} x', f'command="echo \\"a b\\"" {GOOD}', f"  {GOOD}  ",
-    key("ssh-rsa", b"\1\0\1", bytes(range(256))), key("ecdsa-sha2-nistp256", b"nistp256", bytes(range(65))),
+    GOOD, f"{GOOD} harbour master@pc", f"no-pty,No-X11-Forwarding,restrict {GOOD} x", f'command="echo \\"a b\\"" {GOOD}', f"{GOOD}  ",
+    f'  no-pty,permitopen="10.0.0.1:80" {GOOD}', key("ssh-rsa", b"\1\0\1", b"\0" + b"\xff" * 256), key("ssh-rsa", b"\1\0\1", b"\xff" * 1030), key("ecdsa-sha2-nistp256", b"nistp256", bytes(range(65))),
     key("sk-ssh-ed25519@openssh.com", bytes(range(32)), b"ssh:"), f"{GOOD} J\xf6rg",
 ])  # fmt: skip
 def test_good_keys(line: str) -> None:
@@ -62,6 +62,26 @@ def test_good_keys(line: str) -> None:
     (key("ssh-ed25519", b"x" * 32, b"more"), "line 1: this is no key of type ssh-ed25519"),
     (key("ssh-rsa", b"\1\0\1"), "line 1: this is no key of type ssh-rsa"),
     (key("ssh-dss", b"p", b"q"), "line 1: no type of key"),
+    (f'from="10.0.0.*" {GOOD}', "line 1: dropbear does not know the option 'from'"),
+    (f'environment="A=b" {GOOD}', "line 1: dropbear does not know the option 'environment'"),
+    (f"cert-authority {GOOD}", "line 1: dropbear does not know the option 'cert-authority'"),
+    (f"no_pty {GOOD}", "line 1: it begins with no option"),
+    (f"no-pty=yes {GOOD}", "line 1: dropbear does not know the option 'no-pty'"),
+    (f"command=ls {GOOD}", "line 1: what command is set to stands in quotes"),
+    (f'command="a",command="b" {GOOD}', "line 1: command= stands there twice"),
+    (f'permitopen="host" {GOOD}', "line 1: permitopen is set to a host and a port"),
+    (f"no-pty,,restrict {GOOD}", "line 1: its options are not separated by single commas"),
+    (f"|1|abc=|def= {GOOD}", "line 1: it begins with no option"),
+    (f"board.local,10.0.0.5 {GOOD}", "line 1: it begins with no option"),
+    (f"  {GOOD}", "line 1: it begins with a space"),
+    (GOOD.replace(" ", "\t"), "line 1: between the type and the key stands one space"),
+    (GOOD.replace(" ", "  "), "line 1: between the type and the key stands one space"),
+    (f"{GOOD}\tme@pc", "line 1: behind the key stands a space"),
+    (key("ssh-rsa", b"\1\0\1", b"\xff" * 2048), "line 1: an RSA key of 16384 bits: dropbear takes 1024 to 8240"),
+    (key("ssh-rsa", b"\1\0\1", b"\xff" * 64), "line 1: an RSA key of 512 bits"),
+    (key("ssh-ed25519", bytes(31)), "line 1: this is no key of type ssh-ed25519"),
+    (key("ecdsa-sha2-nistp256", b"nistp384", bytes(65)), "line 1: this is no key of type ecdsa"),
+    (key("ecdsa-sha2-nistp384", b"nistp384", bytes(65)), "line 1: this is no key of type ecdsa"),
     (f'from="10.0.0.* {GOOD}', "line 1: a quote is not closed"),
     (f"no-pty,{GOOD}", "line 1: no type of key"),
     (f"{GOOD} {'x' * 5000}", "line 1: it has more than 4200 characters"),
@@ -99,7 +119,7 @@ NETWORK = 'country=DE\n# home\nnetwork={\n    ssid="a}b{"\n    psk="long enough"
 
 
 @pytest.mark.parametrize("text", [
-    NETWORK, NETWORK * 3, "", "network={ # at home\nssid=616263\nkey_mgmt=NONE # all\n} # end\n", 'cred={\nrealm="x"\n}\n',
+    NETWORK, NETWORK * 3, "", "network={ # at home\nssid=616263 # here\nkey_mgmt=NONE\n} # end\n", 'cred={\nrealm="x"\n}\n',
     'blob-base64-ca={\nQUJD\nREVG\n}\n', 'network={\npsk=' + "0" * 64 + "\n}\n", 'network={\nssid="a"b"\n}\n',
 ])  # fmt: skip
 def test_good_networks(text: str) -> None:
@@ -107,6 +127,7 @@ def test_good_networks(text: str) -> None:
 
 
 @pytest.mark.parametrize(("text", "fault"), [
+    ("network = {\nssid=616263\n}\n", "line 3: there is no block to be closed"),
     (NETWORK[:-2], "line 3: the block is not closed"),
     (NETWORK + "}\n", "line 8: there is no block to be closed"),
     ("network={\nnetwork={\n}\n", "line 2: the block of line 1 is not closed"),

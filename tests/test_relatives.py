@@ -16,7 +16,8 @@ from pid1.cgroup import Cgroups
 from pid1.loop import Loop
 from pid1.process import Process
 from pid1.relatives import Relatives, children_of, descendants
-from tables.rows import Delays, Service
+from tables.load import load
+from tables.rows import Service
 
 FAMILY = """
 import os, subprocess, sys
@@ -45,7 +46,7 @@ def family() -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
 
 def relatives_of(main: subprocess.Popen[str], **columns: str) -> tuple[Relatives, Process]:
     relatives = Relatives(Cgroups(Loop()))
-    process = Process(Service("one", ("x",), **columns), World(), Delays())  # type: ignore[arg-type]
+    process = Process(Service("one", ("x",), **columns), World(), load({}).delays())  # type: ignore[arg-type]
     process.pid = main.pid
     relatives.born(process, main.pid)
     return relatives, process
@@ -95,7 +96,7 @@ def test_an_orphans_death_is_nobodys() -> None:
 
 def test_a_death_is_its_services_until_it_is_dealt_with() -> None:
     relatives = Relatives(Cgroups(Loop()))
-    process = Process(Service("one", ("x",)), World(), Delays())
+    process = Process(Service("one", ("x",)), World(), load({}).delays())
     process.pid = 4321
     relatives.born(process, 4321)
     assert relatives.owner(4321) is process

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from base import files
 from network import supplicant
+from onboard import wpa_control
 from tables.rows import WifiNetwork
 
 WPA_SUPPLICANT = shutil.which("wpa_supplicant", path=os.environ["PATH"] + ":/usr/sbin:/sbin")
@@ -121,3 +122,24 @@ def test_a_real_wpa_supplicant_reads_it(tmp_path: Path) -> None:
     assert "id=1 ssid='\\x00\\xff#\\\"'\\n'" in done.stdout
     assert done.stdout.count("sae_password - hexdump") == 2
     assert "Line" not in "".join(line for line in done.stdout.splitlines() if "failed" in line or "Invalid" in line)
+
+
+@pytest.mark.parametrize(
+    ("owners", "there"),
+    [
+        ("", False), ("country=DE\n# network={\n", False), ("#network={\n#ssid=61\n#}\n", False), ('x="network={"\n', False),
+        ("country=DE # network={\n", False), ("network={\nssid=61\n}\n", True), ("  network={ # at home\nssid=61\n}\n", True),
+        ("network = {\n}\n", False),
+    ],
+)  # fmt: skip
+def test_a_network_in_a_comment_is_none(tmp_path: Path, owners: str, there: bool) -> None:
+    """A board that believes it has one climbs its ladder to the reboot, every hour."""
+    file = tmp_path / "wpa_supplicant.conf"
+    file.write_text(owners)
+    chosen = type("Chosen", (), {"WIFI_NETWORKS": (), "WIFI_CONFIG": str(file)})
+    assert supplicant.has_networks(chosen) is there
+
+
+def test_lines_as_wpa_supplicant_reads_them() -> None:
+    text = '\n # all\nssid="a#b" # c\npsk="x"#y"\n\tcountry=DE#z\r\n"#\n'
+    assert list(wpa_control.config_lines(text)) == [(3, 'ssid="a#b"'), (4, 'psk="x"#y"'), (5, "country=DE"), (6, '"')]
