@@ -132,7 +132,7 @@ def test_a_real_wpa_supplicant_reads_it(tmp_path: Path) -> None:
         ("network = {\n}\n", False),
     ],
 )  # fmt: skip
-def test_a_network_in_a_comment_is_none(tmp_path: Path, owners: str, there: bool) -> None:
+def test_a_commented_network_is_none_as_wpa_supplicant_reads_it(tmp_path: Path, owners: str, there: bool) -> None:
     """A board that believes it has one climbs its ladder to the reboot, every hour."""
     file = tmp_path / "wpa_supplicant.conf"
     file.write_text(owners)
