@@ -95,6 +95,7 @@ bench: NEEDS = requirements-dev.txt requirements-bench.txt
 bench: export PROGRAMS = busybox:busybox runsvdir:runit s6-svscan:s6 cc:gcc ld:libc6-dev
 bench: setup
 	@$(PYTHON) bench/bench.py $(BENCH)
+	@$(PYTHON) bench/idle.py
 
 bench-boot: NEEDS = requirements-dev.txt
 bench-boot: export PROGRAMS = $(LAB) qemu-system-x86_64:qemu-system-x86 $(ARM)

@@ -27,9 +27,10 @@ from _log import counts, get_logger
 from base.printable import printable
 from onboard import clock, mqtt
 from onboard.board_table import board_table
-from onboard.mqtt import BACKLOG, KEEPALIVE
+from onboard.mqtt import BACKLOG
 
 VERSION = 1  # of the envelope
+KEEPALIVE = 600  # seconds between two pings: our broker is on this board, and when it dies the kernel closes the connection
 ANSWER_TIMEOUT = 5.0  # seconds
 CLOCK_PERIOD = 1.0  # seconds between two looks at the clock's state
 RECONNECT_FIRST, RECONNECT_MAX = 0.1, 5.0  # seconds; doubled, jittered
@@ -104,7 +105,6 @@ class Bus:
             now = time.monotonic()
             if now >= due:
                 yield now
-                self._tell_counts()
                 due += seconds * max(1, -(-(time.monotonic() - due) // seconds))
             else:
                 self._serve(due - now)
@@ -117,13 +117,12 @@ class Bus:
         while not self._ending:
             now = time.monotonic()
             yield now
-            self._tell_counts()
             while (left := min(due() or now + most, now + most) - time.monotonic()) > 0:
                 self._serve(left)
 
     def run(self) -> None:
         """Serve the bus until SIGTERM: for apps that only listen."""
-        for _ in self.every(60.0):
+        for _ in self.when(lambda: None, most=600.0):
             pass
 
     # --- inside ---------------------------------------------------------------------------------------------------
@@ -158,6 +157,7 @@ class Bus:
 
     def _serve(self, seconds: float) -> None:
         """Wait for messages, at most so long; connect if need be."""
+        self._tell_counts()
         now = time.monotonic()
         link = self._client.socket()
         if link is None and now >= self._next_try:

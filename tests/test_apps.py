@@ -610,3 +610,40 @@ def test_an_app_ends_where_the_exception_was_swallowed(tmp_path: Path) -> None:
     done = subprocess.run([PYTHON, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
     assert (done.returncode, done.stdout) == (0, "ended\n"), done.stderr
     assert "SystemExit" in done.stderr, "it was swallowed indeed"
+
+
+@pytest.mark.timeout(60)
+def test_an_app_with_nothing_to_do_sleeps(broker: Broker, tmp_path: Path) -> None:
+    """Each way to wait, with a broker and without one: no wake-up in three seconds, and a warning is told at once all the same."""
+    broker.start()
+    out = tmp_path / "out"
+    bodies = {
+        "listens": "bus.subscribe('warn', lambda t, m: bus.log.warning('heard'))\nprint('up')\nbus.run()",
+        "sleeps": "print('up')\nfor _ in bus.when(lambda: None): pass",
+        "paces": "print('up')\nfor _ in bus.every(300.0): pass",
+    }
+    apps = [run_app(broker, name, body, tmp_path / name) for name, body in bodies.items()]
+    ear = run_app(broker, "ear", "bus.subscribe('log/listens', lambda t, m: print(m['data']['warning']))\nbus.run()", out)
+    try:
+        for name in bodies:
+            eventually(lambda name=name: "up" in (tmp_path / name).read_text())  # type: ignore[misc]
+        eventually(lambda: out.read_text().split()[-1:] == ["0"])
+
+        def quiet() -> bool:
+            before = [sleeps(app.pid) for app in apps]
+            time.sleep(3.0)  # what is measured
+            return [sleeps(app.pid) for app in apps] == before
+
+        eventually(quiet, 15)
+        talker = run_app(broker, "talker", "bus.publish('warn', 1)\nbus.run()", tmp_path / "talker")
+        apps.append(talker)
+        eventually(lambda: out.read_text().split()[-1:] == ["1"], 5)
+    finally:
+        for app in [*apps, ear]:
+            app.terminate()
+            app.wait(5)
+
+
+def sleeps(pid: int) -> int:
+    """How often a process has gone to sleep."""
+    return int(Path(f"/proc/{pid}/status").read_text().partition("\nvoluntary_ctxt_switches:")[2].split()[0])
