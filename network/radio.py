@@ -7,6 +7,7 @@ import re
 import socket
 from typing import Any
 
+from base.printable import printable
 from bus import Bus
 from network.bounds import SSID
 from network.supplicant import RUN
@@ -69,7 +70,7 @@ class Radio:
             self._close()
             return
         if "ssid" in told:
-            self.air["ssid"] = unescape(told["ssid"])[:SSID].decode("utf-8", "replace")
+            self.air["ssid"] = printable(unescape(told["ssid"])[:SSID].decode("utf-8", "replace"))
         if re.fullmatch(r"-?\d{1,3}", told.get("RSSI", "")):
             self.air["signal"] = int(told["RSSI"])
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from base.printable import printable
 from onboard.to_pid1 import SVError
 from prompt.asking import tables
 from prompt.shapes import terminal_width
@@ -60,4 +61,4 @@ def _print(one: dict[str, Any]) -> None:
     message = one["message"]
     data = message.get("data", message) if isinstance(message, dict) else message
     line = f"{time.strftime('%H:%M:%S', time.gmtime())} {one['topic']} {json.dumps(data, ensure_ascii=False)}"
-    print(line[: terminal_width() or None], flush=True)
+    print(printable(line)[: terminal_width() or None], flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 import unicodedata
 
@@ -105,3 +106,28 @@ def test_bus_py_prints_no_name_that_a_terminal_obeys(capsys: pytest.CaptureFixtu
     assert len(lines) == len(HOSTILE)
     assert all(map(is_safe, lines))
     assert json.loads(lines[0].split(" ", 1)[1].replace("?", ""))["ssid"].startswith("a")
+
+
+def test_watch_in_the_prompt_prints_none_either(capsys: pytest.CaptureFixture[str]) -> None:
+    from prompt import watch
+
+    for text in HOSTILE.values():
+        watch._print({"topic": "wifi/\x1b[2J", "message": {"data": {"ssid": text}}})
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(HOSTILE)
+    assert all(map(is_safe, lines))
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
+def test_nor_has_the_network_that_we_have_joined_such_a_name(text: str) -> None:
+    from network.radio import Radio
+
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    ssid = "".join(f"\\x{byte:02x}" for byte in text.encode("utf-8", "surrogatepass")[:32])
+    theirs.send(f"bssid=02:00:00:00:00:01\nssid={ssid}\n".encode())
+    one = Radio.__new__(Radio)
+    one._socket, one.air = ours, {}
+    one._answered()
+    assert is_safe(one.air["ssid"])
+    ours.close()
+    theirs.close()
