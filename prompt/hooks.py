@@ -42,4 +42,5 @@ def complain(kind: type[BaseException], error: BaseException, trace: TracebackTy
     elif issubclass(kind, KeyboardInterrupt):
         print("KeyboardInterrupt", file=sys.stderr)
     else:
-        sys.__excepthook__(kind, error.with_traceback(None if issubclass(kind, SyntaxError) else trace), trace)
+        trace = None if issubclass(kind, SyntaxError) else trace  # it names its file and line itself
+        sys.__excepthook__(kind, error.with_traceback(trace), trace)

@@ -149,6 +149,10 @@ def test_an_error_is_a_sentence(pid1: dict[str, Any], capsys: pytest.CaptureFixt
     trace = capsys.readouterr().err
     assert "ZeroDivisionError" in trace
     assert "code.py" not in trace, "the console's own frames are nobody's business"
+    console.push("foo)")
+    trace = capsys.readouterr().err
+    assert "SyntaxError: unmatched ')'" in trace
+    assert "codeop.py" not in trace
 
 
 def test_a_function_without_its_brackets_says_what_to_type(capsys: pytest.CaptureFixture[str]) -> None:
