@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable
 from functools import cache
@@ -46,6 +45,8 @@ def service_names() -> list[str]:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The end of a sentence that asks for the nearest known word; "" where none is near."""
+    import difflib
+
     close = difflib.get_close_matches(word, list(known), 1)
     return f"; did you mean {close[0]!r}?" if close else ""
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import builtins
-import inspect
 import sys
 from collections.abc import Callable
-from types import TracebackType
+from types import FunctionType, TracebackType
 
 from onboard.to_pid1 import SVError
 from prompt.shapes import show
@@ -22,7 +21,7 @@ def display(value: object) -> None:
     if value is None:
         return
     builtins._ = value  # type: ignore[attr-defined]
-    if inspect.isfunction(value) and value.__module__.startswith("prompt."):
+    if isinstance(value, FunctionType) and value.__module__.startswith("prompt."):
         print(usage(value))
     else:  # a text as Python shows it
         print(repr(value) if isinstance(value, str) else show(value) or "(no lines)")
@@ -30,6 +29,8 @@ def display(value: object) -> None:
 
 def usage(function: Callable[..., object]) -> str:
     """What to type to call a function, and what it does."""
+    import inspect  # here: it costs a login as much as all our own files
+
     needed = [p.name for p in inspect.signature(function).parameters.values() if p.default is p.empty]
     name, first = function.__name__, (inspect.getdoc(function) or "").partition("\n")[0]
     return f"type {name}({', '.join(one.upper() for one in needed)}) to call it: {first} help({name}) says more."
@@ -42,4 +43,5 @@ def complain(kind: type[BaseException], error: BaseException, trace: TracebackTy
     elif issubclass(kind, KeyboardInterrupt):
         print("KeyboardInterrupt", file=sys.stderr)
     else:
-        sys.__excepthook__(kind, error.with_traceback(None if issubclass(kind, SyntaxError) else trace), trace)
+        trace = None if issubclass(kind, SyntaxError) else trace  # it names its file and line itself
+        sys.__excepthook__(kind, error.with_traceback(trace), trace)

@@ -6,7 +6,6 @@ import os
 import re
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import BinaryIO, NamedTuple
 
 from onboard.to_pid1 import SVError
@@ -122,6 +121,8 @@ def _moment(what: str, text: str | float | None) -> float | str | None:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*(?:ago)?\s*", str(text))
     if match:
         return time.monotonic() - float(match[1]) * UNITS[match[2] or "s"]
+    from datetime import UTC, datetime
+
     try:
         if re.fullmatch(r"\d{1,2}:\d{2}(:\d{2})?", str(text).strip()):
             text = f"{datetime.now(UTC):%Y-%m-%d}T{str(text).strip():0>5}"

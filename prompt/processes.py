@@ -7,7 +7,6 @@ import shlex
 import sys
 import time
 
-from onboard import events
 from onboard.cgroup_files import figures
 from onboard.to_pid1 import SVError
 from prompt.asking import ask, service_names
@@ -151,6 +150,8 @@ def status(name: str | None = None) -> Shape:
     """All about one service: its stats, its last exits (of this boot) and its last log lines; without a name, all stats."""
     if name is None:
         return stats_process()
+    from onboard import events  # here: it brings ctypes
+
     row = stats_process(name)[0]
     crashes = [event["data"] for event in events.since(0) if event["kind"] == "crash"]
     exits = [{"exit": one["exit"], "ran": one["ran"]} for one in crashes if one["name"] == name][-5:]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import ast
 import code
 import contextlib
-import inspect
 import os
 import re
 import sys
 import textwrap
-from types import CodeType
+from functools import cache
+from types import CodeType, FunctionType
 from typing import Any
 
 if __name__ == "__main__":  # root's shell runs this file: our modules are in the folder above
@@ -21,7 +20,6 @@ from prompt.shapes import terminal_width
 
 try:
     import readline
-    import rlcompleter
 except ImportError:  # a Python without readline: no keys but those of the terminal
     readline = None  # type: ignore[assignment]
 
@@ -55,10 +53,10 @@ def completions(line: str, text: str) -> list[str] | None:
     """What can stand for `text`, the word at the end of `line`, inside a call of one of our functions; None elsewhere."""
     match = CALL.search(line)
     function = vars(functions).get(match[1]) if match else None
-    if match is None or not inspect.isfunction(function):
+    if match is None or not isinstance(function, FunctionType):
         return None
     names = getattr(sys.modules[function.__module__], "names", None)  # each file of functions says which names it takes
-    if names is None or not inspect.signature(function).parameters:
+    if names is None or not function.__code__.co_argcount:
         return None
     quote, typed = match[2] or "", match[3] or ""
     found = [name for name in names() if name.startswith(typed)]
@@ -69,15 +67,20 @@ def completions(line: str, text: str) -> list[str] | None:
 
 def set_up_keys(names: dict[str, Any]) -> None:
     """Tab completes, and the lines of earlier sessions are there."""
-    python = rlcompleter.Completer(names)
     found: list[str] | None = None
+
+    @cache
+    def python() -> Any:
+        import rlcompleter  # at the first Tab: it brings inspect
+
+        return rlcompleter.Completer(names)
 
     def complete(text: str, state: int) -> str | None:
         nonlocal found
         if state == 0:
             found = completions(readline.get_line_buffer()[: readline.get_endidx()], text)
         if found is None:
-            return python.complete(text, state)
+            return python().complete(text, state)  # type: ignore[no-any-return]
         return found[state] if state < len(found) else None
 
     readline.set_completer(complete)
@@ -135,8 +138,10 @@ def run_line(line: str) -> None:
 def python_of_ours(line: str) -> CodeType | None:
     """The line's code, if it is Python that begins with a call of one of our functions, or with an import of sv."""
     match = OURS.match(line)
-    if match is None or not (match[1] is None or inspect.isfunction(vars(functions).get(match[1]))):
+    if match is None or not (match[1] is None or isinstance(vars(functions).get(match[1]), FunctionType)):
         return None
+    import ast  # here: a board that is slow shall not wait for it at each login
+
     try:
         return compile(ast.Interactive(ast.parse(line).body), "<line>", "single")  # which prints the value of each statement
     except (SyntaxError, ValueError):

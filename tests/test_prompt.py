@@ -75,6 +75,24 @@ def test_pid_1_does_not_load_the_prompt_by_mistake() -> None:
     assert not [name for name in done.stdout.split() if name.startswith("prompt")]
 
 
+def test_a_login_does_not_wait_for_what_it_may_not_need() -> None:
+    """On a slow board each of these costs a tenth of a second and more."""
+    code = f"import sys; sys.path[0] = {str(ROOT)!r}; import prompt.repl; print(*sys.modules)"
+    loaded = set(subprocess.run([PYTHON, "-SB", "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    assert not loaded & {
+        "argparse",
+        "ast",
+        "ctypes",
+        "datetime",
+        "difflib",
+        "inspect",
+        "paho",
+        "bus",
+        "rlcompleter",
+        "subprocess",
+    }
+
+
 # --- on a board's own Python ----------------------------------------------------------------------------------------------
 OURS = ("base", "onboard", "pid1", "profiles", "prompt", "services", "tables", "network", "uplink")
 THEIRS = (*OURS, "control", "board", "functions", "logs", "rows")
@@ -149,6 +167,10 @@ def test_an_error_is_a_sentence(pid1: dict[str, Any], capsys: pytest.CaptureFixt
     trace = capsys.readouterr().err
     assert "ZeroDivisionError" in trace
     assert "code.py" not in trace, "the console's own frames are nobody's business"
+    console.push("foo)")
+    trace = capsys.readouterr().err
+    assert "SyntaxError: unmatched ')'" in trace
+    assert "codeop.py" not in trace
 
 
 def test_a_function_without_its_brackets_says_what_to_type(capsys: pytest.CaptureFixture[str]) -> None:
