@@ -385,3 +385,13 @@ def test_the_last_good_keys_stay_where_dropbear_would_refuse_the_new_ones(look: 
         assert again.files["authorized_keys"] == "kept", bad
         assert (Path(bootfiles.FORCE) / "authorized_keys").read_bytes() == good
         assert (Path(bootfiles.FORCE) / "authorized_keys").stat().st_mode & 0o777 == 0o600, "a secret is root's alone"
+
+
+def test_what_is_kept_is_roots_alone(look: Callable[..., bootfiles.BootFiles], tmp_path: Path) -> None:
+    look({"authorized_keys": f"{key()}\n".encode(), "settings_prod.py": b"HOSTNAME = 'mast'\n"})
+    modes = {
+        path.name: f"{stat.S_IMODE(path.stat().st_mode):o}" for path in [tmp_path / "kept", *(tmp_path / "kept").iterdir()]
+    }
+    assert modes == {"kept": "700", "authorized_keys": "600", "settings_prod.py": "600"}
+    modes = {path.name: f"{stat.S_IMODE(path.stat().st_mode):o}" for path in (tmp_path / "force").iterdir()}
+    assert modes == {"authorized_keys": "600", "settings_prod.py": "640"}, "a profile is read by the apps' group too"
