@@ -5,17 +5,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import select
+import socket
 import sys
 from typing import Any
 
 from base.files import write_atomically
+from network.kernel_events import Monitor, Overrun
 from onboard.board_table import board_table
 from onboard.wpa_control import RESERVED, config_lines
 from tables.rows import WifiNetwork
 
 RUN = "/run/network"
+RECEIVE_BUFFER = 65536  # bytes: only that something has come matters
 KEYS = {
     "open": ("key_mgmt=NONE",),
     "psk": ("key_mgmt=WPA-PSK",),
@@ -70,9 +75,24 @@ def has_networks(chosen: Any) -> bool:
     return bool(chosen.WIFI_NETWORKS) or "network={" in lines
 
 
+def wait_for(interface: str) -> None:
+    """Return when the kernel has this interface: a radio may come late, or never."""
+    monitor = Monitor(RECEIVE_BUFFER)  # before the first look: nothing falls between the two
+    said = False
+    while interface not in (name for _, name in socket.if_nameindex()):
+        if not said:
+            print(f"<5>there is no {interface}: waiting for it", file=sys.stderr, flush=True)
+            said = True
+        select.select([monitor.fileno()], [], [])
+        with contextlib.suppress(Overrun):
+            for _ in monitor.read():
+                pass
+
+
 def main(arguments: list[str]) -> None:
     """`supplicant.py INTERFACE`: write the file, become wpa_supplicant."""
     interface = arguments[0]
+    wait_for(interface)
     chosen = board_table()
     for fault in chosen.rejected:
         if fault.startswith("WIFI_NETWORKS"):

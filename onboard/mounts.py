@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from errno import EBUSY
 
+from base.files import read_file
 from base.stdlib import TYPE_CHECKING
 from base.syscalls import MOUNT_FLAGS, mount, mount_options
 
@@ -17,8 +18,13 @@ MOST_FILES = 1000  # of a folder that gets another owner: the outbox has three
 
 
 def mount_row(row: Mount) -> None:
-    """Mount one row; what is mounted already is fine. A bind takes its other flags only in a second step (`man 2 mount`)."""
+    """Mount one row. A bind takes its other flags only in a second step (`man 2 mount`). What is mounted gets the row's.
+
+    The kernel has mounted /dev before us, with flags of its own; and it would mount a second /proc over one that is ours.
+    """
     flags, data = mount_options(row.options)
+    if row.fstype == "proc" and shows_us(row.target):
+        return set_flags(row.target, flags, data)
     if not flags & MOUNT_FLAGS["remount"]:
         os.makedirs(row.target, exist_ok=True)
     try:
@@ -28,6 +34,24 @@ def mount_row(row: Mount) -> None:
     except OSError as error:
         if error.errno != EBUSY or flags & MOUNT_FLAGS["remount"]:  # a remount's EBUSY says that it could not
             raise
+        if not flags & MOUNT_FLAGS["bind"]:
+            set_flags(row.target, flags, data)
+
+
+def shows_us(proc: str) -> bool:
+    """Whether a /proc is mounted that is our PID namespace's."""
+    try:
+        return os.readlink(f"{proc}/self") == str(os.getpid())
+    except OSError:
+        return False
+
+
+def set_flags(target: str, flags: int, data: str) -> None:
+    """The row's flags for what is mounted already; a kernel that refuses leaves it usable, as it was."""
+    try:
+        mount("", target, "", flags | MOUNT_FLAGS["remount"], data)
+    except OSError:
+        pass
 
 
 def make_device(row: Device) -> None:
@@ -84,6 +108,13 @@ def _hand_over(folder: int, before: int, uid: int, gid: int) -> None:
 
 
 def write_file(path: str, text: str) -> None:
-    """A line to a file of /proc: without its end, kernel.printk_devkmsg answers EINVAL."""
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text + "\n")
+    """A line to a file of /proc: without its end, kernel.printk_devkmsg answers EINVAL.
+
+    It answers EINVAL too where the kernel command line has set it: what is so already is no error.
+    """
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text + "\n")
+    except OSError:
+        if read_file(path).split() != text.split():
+            raise

@@ -184,9 +184,11 @@ class BootFiles:
         stale = {"wpa_supplicant"} if "wpa_supplicant.conf" in self.changed else set()
         if {"ca.pem", "board.pem", "board.key"} & self.changed:
             stale.add("uplink")
+        done: set[str] = set()
         if PROFILE in self.changed:
             try:
-                told("reload")
+                answer = told("reload")
+                done = {*answer.get("started", ()), *answer.get("restarted", ())}
             except SVError as error:
                 self.note(f"{PROFILE}: {error}")
                 self.withdraw((PROFILE,))
@@ -195,7 +197,7 @@ class BootFiles:
             stale |= set(READERS if differs else ())
             if idle := [name for name in differs if name in AT_BOOT]:
                 self.note(f"{PROFILE}: {', '.join(idle)} can only be set in the image: the board is up when this is read")
-        for name in sorted(stale):
+        for name in sorted(stale - done):  # what has just been started has read all of it
             self.restart(name)
         self.say_what_is_not_linked()
 

@@ -265,6 +265,34 @@ def test_a_profile_with_one_bad_row_is_taken_and_the_row_named(look: Callable[..
     assert ("reload", "") in vars(one)["asked"]
 
 
+def test_a_service_that_the_reload_has_started_is_not_started_again(
+    look: Callable[..., bootfiles.BootFiles], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The profile changes hotplug's row, and a setting that others have read: each of them starts once."""
+    answers: list[tuple[str, str]] = []
+
+    def told(op: str, name: str = "") -> Any:
+        answers.append((op, name))
+        if op == "reload":
+            return {"started": ["network"], "restarted": ["hotplug"], "stopped": [], "updated": [], "rejected": []}
+        return [{"alive": True}]
+
+    monkeypatch.setattr(bootfiles, "told", told)
+    loads = iter(({"RULES": 1, "SERVICES": 1}, {"RULES": 2, "SERVICES": 2}))
+    one = look(None)
+    one.changed = {bootfiles.PROFILE}
+    one.before.values = next(loads)
+    monkeypatch.setattr("services.bootfiles.tables.load", lambda _: type("Board", (), {"values": next(loads)})())
+    monkeypatch.setattr(one, "say_what_is_not_linked", lambda: None)
+    answers.clear()
+    one.apply()
+    assert [pair for pair in answers if pair[0] != "stats"] == [
+        ("reload", ""),
+        ("restart", "uplink"),
+        ("restart", "wpa_supplicant"),
+    ]
+
+
 # --- who is told --------------------------------------------------------------------------------------------------------
 def test_diagnostic_complains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = tmp_path / "bootfiles.json"
@@ -357,3 +385,13 @@ def test_the_last_good_keys_stay_where_dropbear_would_refuse_the_new_ones(look: 
         assert again.files["authorized_keys"] == "kept", bad
         assert (Path(bootfiles.FORCE) / "authorized_keys").read_bytes() == good
         assert (Path(bootfiles.FORCE) / "authorized_keys").stat().st_mode & 0o777 == 0o600, "a secret is root's alone"
+
+
+def test_what_is_kept_is_roots_alone(look: Callable[..., bootfiles.BootFiles], tmp_path: Path) -> None:
+    look({"authorized_keys": f"{key()}\n".encode(), "settings_prod.py": b"HOSTNAME = 'mast'\n"})
+    modes = {
+        path.name: f"{stat.S_IMODE(path.stat().st_mode):o}" for path in [tmp_path / "kept", *(tmp_path / "kept").iterdir()]
+    }
+    assert modes == {"kept": "700", "authorized_keys": "600", "settings_prod.py": "600"}
+    modes = {path.name: f"{stat.S_IMODE(path.stat().st_mode):o}" for path in (tmp_path / "force").iterdir()}
+    assert modes == {"authorized_keys": "600", "settings_prod.py": "640"}, "a profile is read by the apps' group too"

@@ -272,6 +272,13 @@ def test_a_seed_that_cannot_be_replaced_is_not_credited(
     assert "stays on the disk (Read-only file system): not credited" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("answer", "believed"), [(0, True), (1, True), (4, True), (5, False), (-1, False)])
+def test_what_the_kernel_says_of_its_clock(monkeypatch: pytest.MonkeyPatch, answer: int, believed: bool) -> None:
+    """adjtimex(2): TIME_OK 0, a leap second to come or under way 1 to 4, TIME_ERROR 5."""
+    monkeypatch.setattr(clock, "libc", type("Libc", (), {"adjtimex": staticmethod(lambda _: answer)}))
+    assert clock.synchronised() is believed
+
+
 # --- files ------------------------------------------------------------------------------------------------------------
 def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The order is the promise: content, fsync, name, fsync of the folder."""

@@ -354,6 +354,18 @@ def test_a_flood_of_routes_makes_an_interface_deaf_for_ten_minutes() -> None:
     assert world.look("eth0") == [actions.RefuseRouters("eth0")], "and again"
 
 
+@pytest.mark.parametrize(
+    ("sent", "online"), [(999.0, False), (1000.0, False), (1000.5, True), (1010.0, True), (1011.0, True), (1011.5, False)]
+)
+def test_which_acknowledgements_prove_an_interface(sent: float, online: bool) -> None:
+    """Local since 1000, now 1010: what was sent after the one, and not later than a second from now."""
+    world = World(ETH)
+    local(world, "eth0")
+    world.wait(10)
+    world.do(world.links["eth0"].acknowledged(sent, world.now))
+    assert (world.state("eth0") is State.ONLINE) is online
+
+
 # --- the ladder -------------------------------------------------------------------------------------------------------
 def rungs(world: World) -> list[tuple[float, str]]:
     return [(when - 1000, type(action).__name__) for when, action in world.times if isinstance(action, RUNGS)]

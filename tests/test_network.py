@@ -641,6 +641,30 @@ def test_a_real_wpa_supplicant_tells_its_network(lab: Lab) -> None:
     eventually(lambda: lab.interfaces()["wlan0"]["ssid"] == "café", 20)
 
 
+def test_a_radio_that_is_missing_is_waited_for(lab: Lab) -> None:
+    """wpa_supplicant is not started again and again, with a Python each time: one process sleeps until the interface comes."""
+    fake = lab.fake_bin / "wpa_supplicant"
+    fake.write_text("#!/bin/sh\necho started $@\n")
+    fake.chmod(0o755)
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from network import supplicant; supplicant.RUN = {str(lab.folder)!r};"
+        "supplicant.main(['wlan7'])"
+    )
+    log = lab.folder / "supplicant.log"
+    with log.open("wb") as file:
+        env = {**os.environ, "PATH": f"{lab.fake_bin}:{os.environ['PATH']}", "STACK_CONTROL": str(lab.folder / "nobody")}
+        waiting = lab.board.start(PYTHON, "-c", code, stdout=file, stderr=file, env=env)
+    lab.started.append(waiting)
+    eventually(lambda: "there is no wlan7: waiting for it" in log.read_text(), 20)
+    lab.board.run("ip link add other0 type veth peer name other1")
+    assert waiting.poll() is None
+    assert "started" not in log.read_text()
+    lab.board.run("ip link add wlan7 type veth peer name wlan8")
+    assert waiting.wait(20) == 0, log.read_text()
+    assert "started -i wlan7 -D nl80211" in log.read_text()
+    assert log.read_text().count("waiting") == 1
+
+
 # --- the bus ----------------------------------------------------------------------------------------------------------
 def on_the_bus(broker: Broker, code: str) -> str:
     """Run code with a `bus` of its own."""

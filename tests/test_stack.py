@@ -95,6 +95,7 @@ class Recorder:
         monkeypatch.setattr(stdlib.socket, "sethostname", self.note("sethostname"))
         for name in ("symlink", "sync"):
             monkeypatch.setattr(os, name, self.note(name))
+        monkeypatch.setattr(mounts, "shows_us", lambda _: False)
         monkeypatch.setattr(mounts, "set_owner", lambda path, mode, uid, gid: self.note("own")(path, f"{mode:o}", uid, gid))
         monkeypatch.setattr(teardown, "bounded", self.bounded)
         monkeypatch.setattr(os, "makedirs", lambda path, exist_ok=False: path in self.mounts or self.note("mkdir")(path))
@@ -160,7 +161,9 @@ def test_what_is_mounted_already_is_fine_and_what_fails_is_named(init: stack.Ini
     init.boot()
     assert init.faults == ["mount run on /run: No such device"], "best effort ones are warnings"
     assert init.incomplete
-    assert recorder.text == BOOT, "and everything else is done all the same"
+    again = "mount - /proc - nosuid,nodev,noexec,remount\n"
+    assert again in recorder.text, "what is there gets the flags of its row"
+    assert recorder.text.replace(again, "") == BOOT, "and everything else is done all the same"
 
 
 def test_teardown(init: stack.Init, recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,9 +302,47 @@ def test_a_remount_that_is_busy_is_a_failure(monkeypatch: pytest.MonkeyPatch) ->
         raise OSError(16, "Device or resource busy")
 
     monkeypatch.setattr(mounts, "mount", busy)
-    mounts.mount_row(Mount("proc", "/proc", "proc"))
+    mounts.mount_row(Mount("dev", "/dev", "devtmpfs"))
     with pytest.raises(OSError, match="busy"):
         mounts.mount_row(Mount("", "/", "", "remount,ro"))
+
+
+def test_what_is_mounted_already_gets_the_flags_of_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel mounts /dev before PID 1, with flags of its own; a second /proc would be mounted over ours."""
+    calls: list[tuple[object, ...]] = []
+
+    def mount(*arguments: object) -> None:
+        calls.append(arguments)
+        if arguments[0] == "dev":
+            raise OSError(16, "Device or resource busy")
+
+    monkeypatch.setattr(mounts, "mount", mount)
+    mounts.mount_row(Mount("dev", "/dev", "devtmpfs", "nosuid,mode=755"))
+    assert calls == [("dev", "/dev", "devtmpfs", 2, "mode=755"), ("", "/dev", "", 2 | 32, "mode=755")]
+    calls.clear()
+    mounts.mount_row(Mount("proc", "/proc", "proc", "nosuid,nodev,noexec"))
+    assert calls == [("", "/proc", "", 2 | 4 | 8 | 32, "")], "it is there: one mount, with our flags"
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    calls.clear()
+    mounts.mount_row(Mount("proc", "/proc", "proc"))
+    assert calls == [("proc", "/proc", "proc", 0, "")], "another PID namespace's is none"
+
+
+def test_a_sysctl_that_is_so_already_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """kernel.printk_devkmsg, where the command line has set it, takes no word any more."""
+    locked = tmp_path / "printk"
+    locked.write_text("4\t4\t1\t7\n")
+    real = open
+
+    def refuse(path: str, mode: str = "r", **options: object) -> object:
+        if "w" in mode:
+            raise OSError(22, "Invalid argument")
+        return real(path, mode, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr("builtins.open", refuse)
+    mounts.write_file(str(locked), "4 4 1 7")
+    with pytest.raises(OSError, match="Invalid"):
+        mounts.write_file(str(locked), "4 4 1 8")
 
 
 def test_a_sysctl_is_a_whole_line(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ class Tools:
         self.mounts: list[OSError | None] = []
         self.furnished: list[str] = []
         self.mounted = 0
+        self.mount_calls: list[tuple[str, str, str, int, str]] = []
         self.read_fault = ""
         monkeypatch.setenv("PATH", str(self.folder))
         monkeypatch.setattr(storage, "mount", self.mount)
@@ -52,6 +53,7 @@ class Tools:
 
     def mount(self, source: str, target: str, fstype: str, flags: int, data: str) -> None:
         self.mounted += 1
+        self.mount_calls.append((source, target, fstype, flags, data))
         if self.mounts and (fault := self.mounts.pop(0)):
             raise fault
 
@@ -343,3 +345,10 @@ def test_nobody_waits_for_it_for_ever(boot: Callable[..., Board]) -> None:
     board.wait_state("ssh", "running", seconds=8)
     assert board.stats("storage")["alive"], "it goes on looking"
     assert eventually(lambda: board.end() == 0)
+
+
+def test_what_the_kernel_is_asked_to_mount(tools: Tools) -> None:
+    """By hand: MS_NOSUID 2, MS_NODEV 4, MS_NOEXEC 8, MS_NOATIME 1024; what is no flag goes to ext4."""
+    tools("e2fsck")
+    bring_up(("/dev/card3",), DATA_OPTIONS="noexec,noatime,errors=remount-ro")
+    assert tools.mount_calls == [("/dev/card3", "/var", "ext4", 1038, "errors=remount-ro")]

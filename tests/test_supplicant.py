@@ -102,11 +102,11 @@ def test_the_service_becomes_wpa_supplicant_with_the_newest_rows(tmp_path: Path)
     fake = tmp_path / "wpa_supplicant"
     fake.write_text('#!/bin/sh\necho "$@"\ncat "$6"\nstat -c %a "$6"\n')
     fake.chmod(0o755)
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from network import supplicant; supplicant.RUN = sys.argv[1]; supplicant.main(['wlan9'])"
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from network import supplicant; supplicant.RUN = sys.argv[1]; supplicant.main(['lo'])"
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "STACK_CONTROL": str(tmp_path / "nobody")}
     done = subprocess.run([PYTHON, "-c", code, str(tmp_path)], env=environment, capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
-    assert lines[0] == f"-i wlan9 -D nl80211 -c {tmp_path}/wlan9.conf"
+    assert lines[0] == f"-i lo -D nl80211 -c {tmp_path}/lo.conf"
     assert lines[1] == "ctrl_interface=DIR=/run/wpa_supplicant GROUP=nogroup"
     assert lines[-1] == "600"
 
