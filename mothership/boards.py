@@ -11,6 +11,9 @@ from typing import Any
 from observations import printable, stamp
 from store import Store
 
+from uplink.certificates import WARN
+from uplink.wire import is_seconds
+
 STATES = ("init", "ready", "stopping", "disconnected", "lost", "unknown")
 COLUMNS = ("name", "state", "note", "since", "seen", "lag", "records", "boots", "why", "model", "kernel")
 
@@ -35,6 +38,8 @@ def boards(store: Store, now: float) -> list[dict[str, Any]]:
         notes = [f"{one} fails" for one in failing(store, name, now)] if state == "ready" else []
         notes += [f"silent for {ago(silent)}"] if state == "ready" and silent > PROMISE else []
         notes += [f"a second board of this name ({rival})"] if rival and now - rival_since < RECENT else []
+        end = told.get("certificate_until") or 0.0
+        notes += ["its certificate ends " + stamp(end)[:10]] if is_seconds(end) and 0 < end < now + WARN else []
         found.append({
             "name": name, "state": state or "unknown", "note": ", ".join(notes) or None, "since": since,
             "boot": boot or None, "seen": seen if last else None,

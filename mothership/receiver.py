@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from store import Key, News, Store, Unavailable
 
 from _log import get_logger
-from uplink import wire
+from uplink import certificates, wire
 from uplink.remote import Remote, Tls
 
 GROUP = 100  # messages of one commit...
@@ -224,6 +224,16 @@ def remote_of(options: argparse.Namespace, name: str, patterns: tuple[str, ...])
     return remote
 
 
+def warn_of_certificates(remote: Remote, options: argparse.Namespace) -> None:
+    """Ours and the broker's, weeks before they end."""
+    if options.tls:
+        shown = remote.broker_certificate()
+        mine, theirs = certificates.until_of(options.tls[1]), certificates.until(shown) if shown else None
+        for whose, end in ((f"our certificate ({options.tls[1]})", mine), (f"the certificate of {options.broker}", theirs)):
+            if text := certificates.warning(whose, end, time.time()):
+                remote.log.warning("%s", text)
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("broker", metavar="HOST:PORT", help="any MQTT 3.1.1 broker")
     parser.add_argument("database", metavar="DATABASE", help="a path (SQLite), or postgresql://USER@HOST/NAME")
@@ -251,6 +261,7 @@ def run(options: argparse.Namespace) -> None:
             receiver.turn()
             if receiver.counts["connections"] > before:
                 remote.log.info("connected to %s", options.broker)
+                warn_of_certificates(remote, options)
         told = receiver.told()
         if asked.is_set() or (told != said and time.monotonic() >= due):
             asked.clear()

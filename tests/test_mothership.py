@@ -9,6 +9,7 @@ import select
 import shutil
 import signal
 import sqlite3
+import ssl
 import subprocess
 import sys
 import threading
@@ -32,7 +33,7 @@ import receiver
 from receiver import Receiver, Share
 from store import News, Store, Taking, Unavailable
 
-from uplink import wire
+from uplink import certificates, wire
 from uplink.outbox import Outbox
 from uplink.remote import Remote, Tls
 from uplink.sender import Sender
@@ -935,6 +936,48 @@ def test_the_script_says_in_words_what_it_has_made(tmp_path: Path) -> None:
     assert (wrong.returncode, "there is no" in wrong.stderr) == (1, True)
 
 
+def test_the_end_of_a_certificate_is_read_as_openssl_reads_it(tmp_path: Path) -> None:
+    """UTCTime up to 2049, GeneralizedTime from 2050 on (RFC 5280, 4.1.2.5)."""
+    for name, days in (("b1", 5), ("b2", 20_000)):
+        script = [str(ROOT / "mothership/certificate.sh"), str(tmp_path / "certs"), name]
+        subprocess.run(script, check=True, capture_output=True, env={**os.environ, "DAYS": str(days)})
+        found = certificates.until_of(f"{tmp_path}/certs/{name}.crt")
+        shown = subprocess.run(
+            ["openssl", "x509", "-noout", "-enddate", "-in", f"{tmp_path}/certs/{name}.crt"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert found == ssl.cert_time_to_seconds(shown.strip().removeprefix("notAfter="))
+        assert found == pytest.approx(time.time() + 86400 * days, abs=100)
+    assert certificates.until_of("/nowhere") is None
+    (tmp_path / "odd").write_text("-----BEGIN CERTIFICATE-----\nMAMCAQE=\n-----END CERTIFICATE-----\n")
+    assert certificates.until_of(str(tmp_path / "odd")) is None
+
+
+def test_the_end_of_a_certificate_is_told_by_name() -> None:
+    end = 1_800_000_000.0  # 2027-01-15 08:00 UTC
+    assert certificates.warning("mine", end, end - 31 * 86400) == ""
+    assert certificates.warning("mine", end, end - 29 * 86400).startswith("mine is valid until 2027-01-15, 29 days from now")
+    assert certificates.warning("theirs", end, end + 1).startswith("theirs has expired on 2027-01-15")
+
+
+@needs_mosquitto
+def test_a_receiver_tells_of_certificates_that_end_soon(run: Callable[..., Running], tmp_path: Path) -> None:
+    environment = {**os.environ, "DAYS": "20"}
+    for name in (("broker", "127.0.0.1"), ("mothership",)):
+        script = [str(ROOT / "mothership/certificate.sh"), str(tmp_path / "certs"), *name]
+        subprocess.run(script, check=True, capture_output=True, env=environment)
+    broker, _, port = secured(tmp_path)
+    try:
+        files = [f"{tmp_path}/certs/{name}" for name in ("ca.crt", "mothership.crt", "mothership.key")]
+        taker = run("receive", f"127.0.0.1:{port}", str(tmp_path / "m.db"), "--tls", *files)
+        assert "20 days from now" in taker.wait_for(f"our certificate ({files[1]}) is valid until")
+        assert "20 days from now" in taker.wait_for(f"the certificate of 127.0.0.1:{port} is valid until")
+    finally:
+        broker.end()
+
+
 @pytest.mark.timeout(60)
 def test_what_a_board_retains_is_bounded_by_the_brokers_memory(
     guarded: Any, client: Callable[..., Client], tmp_path: Path
@@ -1016,10 +1059,18 @@ def test_a_board_that_is_not_well_is_noted_and_found_by_state(tmp_path: Path, ca
     store.take([("crashing", batch(0, *crashes, kind="crash")), ("good", batch(0, *crashes[3:], kind="crash"))], ready)
     store.database.execute("UPDATE board SET seen = ?, state_since = ? WHERE name = 'silent'", (now - 7300, now - 7300))
     store.take([], [News("twin", "hello", {"outbox": "aa", "own": ["aa"]}), News("lost", "state", {"state": "lost"})])
+    store.take(
+        [],
+        [
+            News("good", "info", {"certificate_until": now + 31 * 86400}),
+            News("lost", "info", {"certificate_until": now + 86400}),
+        ],
+    )
     store.take([], [News("twin", "hello", {"outbox": "bb", "own": ["bb"]})])
     notes = {board["name"]: board["note"] for board in boards.boards(store, now)}
     assert notes == {
-        "good": None, "crashing": "gps fails", "silent": "silent for 2 h", "twin": "a second board of this name (bb)", "lost": None,
+        "good": None, "crashing": "gps fails", "silent": "silent for 2 h", "twin": "a second board of this name (bb)",
+        "lost": "its certificate ends " + time.strftime("%Y-%m-%d", time.gmtime(now + 86400)),
     }  # fmt: skip
 
     def shown(*words: str) -> list[str]:
