@@ -5,12 +5,21 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections import Counter
 from typing import Any
 
 from observations import stamp, visible
 from store import Store
 
-COLUMNS = ("name", "state", "since", "seen", "lag", "records", "boots", "why", "model", "kernel")
+from uplink.certificates import WARN
+from uplink.wire import is_seconds
+
+STATES = ("init", "ready", "stopping", "disconnected", "lost", "unknown")
+COLUMNS = ("name", "state", "note", "since", "seen", "lag", "records", "boots", "why", "model", "kernel")
+
+PROMISE = 3600.0  # seconds: a board that is well says something sooner
+RECENT = 3600.0  # seconds that what went wrong is shown
+CRASHES = 3  # crashes of one service within RECENT: it fails again and again
 
 
 def boards(store: Store, now: float) -> list[dict[str, Any]]:
@@ -19,20 +28,38 @@ def boards(store: Store, now: float) -> list[dict[str, Any]]:
     `seen` is when records last came, `lag` how old the youngest of them was then: so much is this board behind.
     """
     found = []
-    rows = store.database.execute("SELECT name, seq, seen, state, state_since, boot, info FROM board ORDER BY name").fetchall()
-    for name, seq, seen, state, since, boot, info in rows:
+    query = "SELECT name, seq, seen, state, state_since, boot, info, rival, rival_since FROM board ORDER BY name"
+    for name, seq, seen, state, since, boot, info, rival, rival_since in store.database.execute(query).fetchall():
         last = store.database.execute(
             "SELECT at, received FROM placed WHERE board = ? ORDER BY seq DESC LIMIT 1", (name,)
         ).fetchone()
         told = a_dictionary(info) or boot_of_record(store, name)
+        silent = now - max(seen if last else 0.0, since or 0.0)
+        notes = [f"{one} fails" for one in failing(store, name, now)] if state == "ready" else []
+        notes += [f"silent for {ago(silent)}"] if state == "ready" and silent > PROMISE else []
+        notes += [f"a second board of this name ({rival})"] if rival and now - rival_since < RECENT else []
+        end = told.get("certificate_until") or 0.0
+        notes += ["its certificate ends " + stamp(end)[:10]] if is_seconds(end) and 0 < end < now + WARN else []
         found.append({
-            "name": name, "state": state or "unknown", "since": since, "boot": boot or None, "seen": seen if last else None,
+            "name": name, "state": state or "unknown", "note": ", ".join(notes) or None, "since": since,
+            "boot": boot or None, "seen": seen if last else None,
             "seen_ago": round(max(0.0, now - seen), 1) if last else None,
             "lag": round(max(0.0, last[1] - last[0]), 1) if last else None,
             "records": store.database.execute("SELECT count(*) FROM record WHERE board = ?", (name,)).fetchone()[0],
             "seq": seq, "boots": told.get("number"), "why": why(told), "model": told.get("model"), "kernel": told.get("kernel"),
         })  # fmt: skip
     return found
+
+
+def failing(store: Store, board: str, now: float) -> list[str]:
+    """Services that crashed again and again of late."""
+    query = "SELECT body FROM record WHERE board = ? AND kind = 'crash' AND received > ? ORDER BY seq DESC LIMIT 200"
+    names: Counter[str] = Counter()
+    for (body,) in store.database.execute(query, (board, now - RECENT)).fetchall():
+        data = a_dictionary(body).get("data")
+        if isinstance(data, dict) and isinstance(data.get("name"), str):
+            names[data["name"][:64]] += 1
+    return sorted(name for name, count in names.items() if count >= CRASHES)
 
 
 def boot_of_record(store: Store, board: str) -> dict[str, Any]:
@@ -81,10 +108,24 @@ def table(found: list[dict[str, Any]]) -> str:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("database", metavar="DATABASE", help="a path (SQLite), or postgresql://USER@HOST/NAME")
+    parser.add_argument("boards", metavar="BOARD", nargs="*", help="only these; all where none is named")
+    parser.add_argument(
+        "--state", action="append", default=[], choices=(*STATES, "trouble"), help="only in this state, or with a note"
+    )
     parser.add_argument("--json", action="store_true", help="for programs")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
-    found = boards(Store(options.database), time.time())
+    found = boards(Store(options.database, make=False), time.time())
+    if missing := set(options.boards) - {board["name"] for board in found}:
+        known = ", ".join(board["name"] for board in found[:20]) or "none"
+        raise SystemExit(visible(f"no board {', '.join(sorted(missing))} is known here; known are {known}"))
+    found = [board for board in found if not options.boards or board["name"] in options.boards]
+    found = [board for board in found if not options.state or has_state(board, options.state)]
     print(json.dumps(found, indent=2) if options.json else table(found))
+
+
+def has_state(board: dict[str, Any], wanted: list[str]) -> bool:
+    """One of the wanted states; "trouble" is a note, or a board that was lost."""
+    return board["state"] in wanted or ("trouble" in wanted and bool(board["note"] or board["state"] == "lost"))

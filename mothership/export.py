@@ -23,6 +23,11 @@ from store import Store
 
 # https://api.wigle.net/csvFormat.html; the third planet, and no moon of it.
 WIGLE = "WigleWifi-1.6,appRelease=1,model=stack,release=1,device=stack,display=,board=,brand=stack,star=Sol,body=3,subBody=0"
+# As WiGLE's own app writes what Android says: it looks for [WPA-, [WPA2, [WPA3, SAE, [RSN and [WEP.
+AUTH_MODES = {
+    "open": "[ESS]", "WEP": "[WEP][ESS]", "WPA": "[WPA-PSK][ESS]", "WPA2": "[WPA2][ESS]", "WPA3": "[WPA3][ESS]",
+    "OWE": "[RSN-OWE-CCMP][ESS]", "OWE transition": "[RSN-OWE_TRANSITION-CCMP][ESS]", "OSEN": "[OSEN][ESS]",
+}  # fmt: skip
 COLUMNS = (
     "MAC,SSID,AuthMode,FirstSeen,Channel,Frequency,RSSI,CurrentLatitude,CurrentLongitude,AltitudeMeters,AccuracyMeters,"
     "RCOIs,MfgrId,Type"
@@ -34,7 +39,7 @@ def wigle(found: Iterable[Observation]) -> Iterator[str]:
     yield f"{WIGLE}\n{COLUMNS}\n"
     for item in found:
         line = io.StringIO()
-        auth = "[ESS]" if item.security == "open" else f"[{visible(item.security)}][ESS]"
+        auth = AUTH_MODES.get(item.security, f"[{visible(item.security)}][ESS]")
         seen = stamp(item.at).replace("T", " ").rstrip("Z")
         csv.writer(line, lineterminator="\n").writerow((
             item.bssid, visible(item.ssid or ""), auth, seen, channel(item.frequency), item.frequency or "", round(item.signal),
@@ -124,9 +129,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--board", default="", help="only of this board")
     parser.add_argument("--since", type=since, help="only from this time on: ISO 8601, or seconds since 1970")
     parser.add_argument("-o", metavar="FILE", dest="output", help="instead of standard output")
+    parser.add_argument("--fake", action="store_true", help="invented positions too (fakegps.py); never in WiGLE's format")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
-    found = observations(Store(options.database), options.board, options.since)
+    if options.fake and options.format == "wigle":
+        raise SystemExit("WiGLE takes no invented positions: --fake goes with geojson and kml")
+    found = observations(Store(options.database, make=False), options.board, options.since, fake=options.fake)
     write(FORMATS[options.format](found), options.output)

@@ -13,6 +13,7 @@ from store import Store, clean, number
 from base.printable import printable
 
 BSSID = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+FAKE = "fake"  # the source of an invented position
 LAST = 253402300799.0  # the last second of the year 9999: no calendar goes further
 
 
@@ -32,8 +33,10 @@ class Observation(NamedTuple):
     source: str  # of the position: a receiver, or "fake"
 
 
-def observations(store: Store, board: str = "", since: float | None = None) -> Iterator[Observation]:
-    """Those with a position, by board and in its order. What was "lost" was not heard there: it is left out."""
+def observations(store: Store, board: str = "", since: float | None = None, *, fake: bool = False) -> Iterator[Observation]:
+    """Those with a position, by board and in its order. What was "lost" was not heard there: it is left out; and so is what
+    fakegps.py has invented, unless it is asked for.
+    """
     query, values = "SELECT board, at, received, body FROM placed WHERE kind = 'wifi'", list[Any]()
     if board:
         query, values = query + " AND board = ?", [board]
@@ -41,7 +44,7 @@ def observations(store: Store, board: str = "", since: float | None = None) -> I
         query, values = query + " AND at >= ?", [*values, since]
     for name, at, received, body in store.database.rows(query + " ORDER BY board, seq", values):
         found = observation(name, at if 0 <= at <= LAST else received, body)
-        if found:
+        if found and (fake or found.source != FAKE):
             yield found
 
 

@@ -90,9 +90,9 @@ def collect(found: Iterable[Observation]) -> tuple[dict[str, Way], dict[str, Poi
     return ways, points
 
 
-def data(store: Store, now: float) -> dict[str, Any]:
+def data(store: Store, now: float, *, fake: bool = False) -> dict[str, Any]:
     """Everything that the page shows."""
-    ways, points = collect(observations(store))
+    ways, points = collect(observations(store, fake=fake))
     rows = []
     for board in boards(store, now):
         way = ways.get(board["name"], Way())
@@ -118,10 +118,11 @@ def sha256(text: str) -> str:
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("database", metavar="DATABASE", help="a path (SQLite), or postgresql://USER@HOST/NAME")
     parser.add_argument("-o", metavar="FILE", dest="output", default="map.html", help="map.html where nothing is said")
+    parser.add_argument("--fake", action="store_true", help="invented positions too (fakegps.py)")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
-    found = data(Store(options.database), time.time())
+    found = data(Store(options.database, make=False), time.time(), fake=options.fake)
     write([html(found)], options.output)
     print(f"{options.output}: {len(found['points'])} access points, {len(found['boards'])} boards")

@@ -20,6 +20,7 @@ TYPES = (
     ("CREATE VIEW IF NOT EXISTS", "CREATE OR REPLACE VIEW"),
 )  # fmt: skip
 LOCK = 0x57ACC  # of the schema: two receivers that start at once would both create it
+OLDEST = 120000  # server_version_num: what is older is not tested
 PAGE = 2000  # rows that a reader has in memory
 
 
@@ -38,6 +39,7 @@ class Postgres:
 
     def _connect(self) -> psycopg.Connection[Row]:
         connection = psycopg.connect(self.url, autocommit=True, connect_timeout=10, application_name="mothership")
+        self._check(connection)
         connection.execute("SET synchronous_commit = on")  # whatever the server's default: acknowledged is on the disk
         with connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
@@ -49,6 +51,21 @@ class Postgres:
                     connection.execute(ours(f"ALTER TABLE board ADD COLUMN {column}"))
             connection.execute(ADOPT)
         return connection
+
+    def _check(self, connection: psycopg.Connection[Row]) -> None:
+        """What would store records and fail to give them back is said before anything is stored."""
+        name, version = connection.info.dbname, connection.info.server_version
+        if version < OLDEST:
+            raise SystemExit(
+                f"{url_without_password(self.url)}: PostgreSQL {version // 10000} is too old: {OLDEST // 10000} or newer"
+            )
+        row = connection.execute("SHOW server_encoding").fetchone()
+        if row and row[0] not in ("UTF8", b"UTF8"):
+            encoding = row[0].decode() if isinstance(row[0], bytes) else row[0]
+            raise SystemExit(
+                f"{url_without_password(self.url)}: its encoding is {encoding}, which does not take every text; make one with "
+                f"createdb --encoding UTF8 --template template0 {name}"
+            )
 
     def execute(self, statement: str, values: Iterable[Any] = ()) -> psycopg.Cursor[Row]:
         if self.connection.closed:

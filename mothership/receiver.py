@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import select
 import signal
@@ -29,7 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from store import Key, News, Store, Unavailable
 
-from uplink import wire
+from _log import get_logger
+from uplink import certificates, wire
 from uplink.remote import Remote, Tls
 
 GROUP = 100  # messages of one commit...
@@ -198,14 +200,38 @@ def tls_of(files: list[str] | None) -> Tls | None:
     return Tls(*files)
 
 
+def log_of(name: str) -> logging.Logger:
+    """For people: time and text. systemd's journal, which sets JOURNAL_STREAM, gets levels as it reads them."""
+    if "JOURNAL_STREAM" in os.environ:
+        return get_logger(name)
+    logger = logging.getLogger(f"mothership.{name}")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+    return logger
+
+
 def remote_of(options: argparse.Namespace, name: str, patterns: tuple[str, ...]) -> Remote:
     """A connection with a name of its own: of two clients with the same a broker keeps the younger (MQTT 3.1.1, 3.1.4-2)."""
     host, _, port = options.broker.rpartition(":")
     if not host or not port.isdecimal():
         raise SystemExit(f"{options.broker!r} is not HOST:PORT, such as localhost:1883")
     remote = Remote(f"{name}-{os.uname().nodename}-{os.getpid()}", (options.broker,), patterns, tls=tls_of(options.tls))
-    remote.longest = LONGEST
+    remote.longest, remote.log = LONGEST, log_of(name)
     return remote
+
+
+def warn_of_certificates(remote: Remote, options: argparse.Namespace) -> None:
+    """Ours and the broker's, weeks before they end."""
+    if options.tls:
+        shown = remote.broker_certificate()
+        mine, theirs = certificates.until_of(options.tls[1]), certificates.until(shown) if shown else None
+        for whose, end in ((f"our certificate ({options.tls[1]})", mine), (f"the certificate of {options.broker}", theirs)):
+            if text := certificates.warning(whose, end, time.time()):
+                remote.log.warning("%s", text)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -235,6 +261,7 @@ def run(options: argparse.Namespace) -> None:
             receiver.turn()
             if receiver.counts["connections"] > before:
                 remote.log.info("connected to %s", options.broker)
+                warn_of_certificates(remote, options)
         told = receiver.told()
         if asked.is_set() or (told != said and time.monotonic() >= due):
             asked.clear()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
+from urllib.parse import quote
 
 from database import ADOPT, LATER, SCHEMA, Row
 
@@ -19,7 +21,9 @@ class Sqlite:
     error: tuple[type[Exception], ...] = (sqlite3.OperationalError,)
     lock = ""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, make: bool = True) -> None:
+        if not make and path != ":memory:":
+            self._must_be_ours(path)
         self.connection = sqlite3.connect(path, timeout=BUSY, isolation_level=None)
         self._write_ahead()
         self.connection.execute("PRAGMA synchronous=FULL")
@@ -31,6 +35,14 @@ class Sqlite:
                 if column.split()[0] not in have:
                     self.connection.execute(f"ALTER TABLE board ADD COLUMN {column}")
             self.connection.execute(ADOPT)
+
+    def _must_be_ours(self, path: str) -> None:
+        """Or say what it is instead; a path that was mistyped is no new empty database."""
+        if not os.path.exists(path):
+            raise SystemExit(f"{path}: there is no such database; `mothership receive` makes one")
+        with contextlib.closing(sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, timeout=BUSY)) as found:
+            if not found.execute("SELECT 1 FROM sqlite_master WHERE name = 'board'").fetchone():
+                raise SystemExit(f"{path}: this is a database, but no mothership's: it has no boards")
 
     def _write_ahead(self) -> None:
         """WAL. Where others open the database at the same moment SQLite fails at once here, instead of waiting as elsewhere."""

@@ -55,11 +55,11 @@ class News(NamedTuple):
     said: dict[str, Any]
 
 
-def connect(database: str) -> Database:
-    """A path, or postgresql://USER@HOST/NAME."""
+def connect(database: str, *, make: bool = True) -> Database:
+    """A path, or postgresql://USER@HOST/NAME. Without `make` it must be there: who mistypes it wants no empty one."""
     if not database.startswith(("postgresql://", "postgres://")):
         try:
-            return Sqlite(database)
+            return Sqlite(database, make=make)
         except sqlite3.Error as error:
             raise SystemExit(f"{database}: SQLite cannot use it as a database: {error}") from None
     import postgres  # only who has such a database needs its library
@@ -73,8 +73,8 @@ Key = tuple[str, str]  # a board, and a stream of its outbox
 class Store:
     """One database. What `take` has returned from is committed."""
 
-    def __init__(self, database: str, clock: Callable[[], float] = time.time) -> None:
-        self.database = connect(database)
+    def __init__(self, database: str, clock: Callable[[], float] = time.time, *, make: bool = True) -> None:
+        self.database = connect(database, make=make)
         self.clock = clock
 
     def last(self, board: str, outbox: str = "") -> int:

@@ -463,6 +463,28 @@ def test_a_flood_of_service_names_is_bounded_and_said_once(world: World) -> None
     assert len(world.uplink.quiet) == 1
 
 
+def test_a_board_tells_of_its_certificate_by_the_motherships_clock(world: World) -> None:
+    """Once a day; its own clock may not be set."""
+    ends = {"mine": 1_800_000_000.0}
+    world.uplink.certificate = "/certs/b1.crt"
+    world.link.address = "localhost:8883"  # type: ignore[attr-defined]
+    world.link.broker_certificate = lambda: b""  # type: ignore[attr-defined]
+    said: list[str] = []
+    world.uplink.bus.log = SimpleNamespace(warning=lambda text, *values: said.append(text % values))  # type: ignore[assignment]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("uplink.certificates.until_of", lambda path: ends["mine"])
+        for now in (0.0, 10.0, 86_400.0):
+            world.uplink.sender.ahead = None
+            world.uplink.check_certificates(now)
+            world.uplink.sender.ahead = 1_800_000_000.0 - 10 * 86_400
+            world.uplink.check_certificates(now)
+    assert [text.split(" is valid until ")[1][:26] for text in said] == [
+        "2027-01-15, 10 days from n",
+        "2027-01-15, 9 days from no",
+    ]
+    assert all("the certificate of this board (/certs/b1.crt)" in text for text in said)
+
+
 def test_what_cannot_be_recorded_is_counted_by_kind(world: World) -> None:
     for message in ([1], None, {"data": "x" * 300_000}, {"data": float("nan")}):
         world.uplink.take("wifi", "wifi/x", message)  # type: ignore[arg-type]

@@ -98,6 +98,36 @@ def exported(database: str, *words: str) -> str:
     return subprocess.run(command, capture_output=True, check=True).stdout.decode()
 
 
+def test_invented_positions_are_left_out_unless_asked_for(tmp_path: Path) -> None:
+    path = str(tmp_path / "m.db")
+    records = [heard(0, "real", 48.0, 11.0), heard(1, "invented", 49.0, 12.0, position_source="fake")]
+    Store(path).take([("b1", wire.unpack(wire.pack(0, [(n, kind, json.dumps(body).encode()) for n, kind, body in records])))])
+    for format_ in ("wigle", "geojson", "kml"):
+        assert ("real" in exported(path, "--format", format_), "invented" in exported(path, "--format", format_)) == (
+            True,
+            False,
+        )
+    for format_ in ("geojson", "kml"):
+        assert "invented" in exported(path, "--format", format_, "--fake")
+    for words, there in (((), False), (("--fake",), True)):
+        command = [PYTHON, str(ROOT / "mothership"), "map", path, "-o", str(tmp_path / "map.html"), *words]
+        subprocess.run(command, check=True, capture_output=True)
+        assert ("invented" in (tmp_path / "map.html").read_text()) is there
+
+
+@pytest.mark.parametrize(("security", "auth"), [
+    ("open", "[ESS]"), ("WEP", "[WEP][ESS]"), ("WPA", "[WPA-PSK][ESS]"), ("WPA2", "[WPA2][ESS]"), ("WPA3", "[WPA3][ESS]"), ("OWE", "[RSN-OWE-CCMP][ESS]"),
+    ("OWE transition", "[RSN-OWE_TRANSITION-CCMP][ESS]"), ("something", "[something][ESS]"),
+])  # fmt: skip
+def test_auth_modes_are_what_wigles_app_knows(security: str, auth: str) -> None:
+    """Its app looks for [WPA-, [WPA2, [WPA3, SAE, [RSN and [WEP."""
+    one = Observation("b1", START, 48.0, 11.0, None, "02:00:00:00:00:01", "x", 2437, -60.0, security, "gps")
+    row = list(export.wigle([one]))[1]
+    assert row.split(",")[2] == auth
+    known = ("[WPA-", "[WPA2", "[WPA3", "SAE", "[RSN", "[WEP")
+    assert security in ("open", "something") or any(word in auth for word in known)
+
+
 def placemarks(text: str) -> list[Any]:
     read: Any = fastkml.KML.from_string
     return list(read(text.encode()).features[0].features)
@@ -155,6 +185,7 @@ def test_kml_is_read_by_a_library_that_is_not_ours(database: str) -> None:
 
 @pytest.mark.parametrize("format_", export.FORMATS)
 def test_an_export_without_observations_is_whole_too(format_: str, tmp_path: Path) -> None:
+    Store(str(tmp_path / "m.db"))
     text = exported(str(tmp_path / "m.db"), "--format", format_)
     if format_ == "geojson":
         assert geojson.loads(text) == {"type": "FeatureCollection", "features": []}

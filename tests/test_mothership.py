@@ -9,6 +9,7 @@ import select
 import shutil
 import signal
 import sqlite3
+import ssl
 import subprocess
 import sys
 import threading
@@ -32,7 +33,7 @@ import receiver
 from receiver import Receiver, Share
 from store import News, Store, Taking, Unavailable
 
-from uplink import wire
+from uplink import certificates, wire
 from uplink.outbox import Outbox
 from uplink.remote import Remote, Tls
 from uplink.sender import Sender
@@ -590,6 +591,10 @@ def test_counts_are_said_when_asked_and_at_the_end(broker: str, run: Callable[..
         (("receive", "nowhere", "m.db"), "'nowhere' is not HOST:PORT"),
         (("receive", "localhost:1", "m.db", "--share", "2/2"), "'2/2' is not K/N"),
         (("receive", "localhost:1", "m.db", "--tls", "/a", "/b", "/c"), "--tls /a /b /c: cannot be used"),
+        (("boards", "mistyped.db"), "mistyped.db: there is no such database; `mothership receive` makes one"),
+        (("map", "mistyped.db"), "mistyped.db: there is no such database"),
+        (("export", "mistyped.db", "--format", "kml"), "mistyped.db: there is no such database"),
+        (("export", "m.db", "--format", "wigle", "--fake"), "WiGLE takes no invented positions"),
         (("receive", "localhost:1", "/nowhere/m.db"), "/nowhere/m.db: SQLite cannot use it as a database"),
         (("boards", "postgresql://me:secret@localhost:1/x"), "postgresql://me@localhost:1/x: PostgreSQL cannot be used"),
         (("watch", "localhost:1", "a/b"), "'a/b' is not a board's name"),
@@ -602,6 +607,112 @@ def test_what_is_asked_wrongly_is_answered_in_a_sentence(words: tuple[str, ...],
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
     assert "secret" not in done.stderr
+
+
+def test_a_mistyped_database_is_not_made(tmp_path: Path) -> None:
+    for words in (("boards", "m.db"), ("map", "m.db"), ("export", "m.db", "--format", "kml"), ("heal", "m.db", "b1")):
+        done = subprocess.run(
+            [PYTHON, str(ROOT / "mothership"), *words], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, "there is no such database" in done.stderr) == (1, True)
+    assert list(tmp_path.iterdir()) == []
+    sqlite3.connect(tmp_path / "m.db").execute("CREATE TABLE other (one)").connection.close()
+    done = subprocess.run(
+        [PYTHON, str(ROOT / "mothership"), "boards", "m.db"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert "no mothership's" in done.stderr
+
+
+@needs_postgres
+def test_a_postgresql_of_another_encoding_is_refused_before_anything_is_stored(server: Postgres, tmp_path: Path) -> None:
+    server.run(
+        "createdb",
+        "-h",
+        str(server.folder),
+        "-U",
+        "stack",
+        "--encoding",
+        "SQL_ASCII",
+        "--locale",
+        "C",
+        "--template",
+        "template0",
+        "odd",
+    )
+    url = f"postgresql://stack@/odd?host={server.folder}"
+    with pytest.raises(SystemExit, match=r"its encoding is SQL_ASCII.*createdb --encoding UTF8 --template template0 odd"):
+        Store(url)
+
+
+def test_without_paho_what_needs_no_mqtt_works(tmp_path: Path) -> None:
+    Store(str(tmp_path / "m.db")).take([("b1", batch(0, "a"))])
+    code = "import sys, runpy; sys.modules['paho'] = None; sys.argv = ['m', *sys.orig_argv[4:]]; runpy.run_path(sys.orig_argv[3], run_name='__main__')"
+    for words, said in (
+        (("boards", "m.db"), "b1"), (("export", "m.db", "--format", "kml"), "</kml>"), (("map", "m.db"), "1 boards"),
+        (("heal", "m.db", "b1"), "speaks for"), (("watch", "localhost:1"), "pip install -r requirements-mothership.txt"),
+    ):  # fmt: skip
+        command = [PYTHON, "-c", code, str(ROOT / "mothership"), *words]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert said in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("journal", [True, False])
+def test_lines_for_people_have_no_syslog_level(tmp_path: Path, journal: bool) -> None:
+    environment = {**os.environ, **({"JOURNAL_STREAM": "8:1"} if journal else {})}
+    if not journal:
+        environment.pop("JOURNAL_STREAM", None)
+    command = [PYTHON, str(ROOT / "mothership"), "receive", f"127.0.0.1:{free_port()}", str(tmp_path / "m.db")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stderr
+        line = process.stderr.readline()
+        process.terminate()
+    assert "no connection to 127.0.0.1" in line
+    assert line.startswith("<") is journal
+
+
+def test_a_poisoned_board_is_healed_by_a_command(tmp_path: Path) -> None:
+    """A board of the first version, and a record of number 2^61 + 7, stored before there was a bound."""
+    store = Store(str(tmp_path / "m.db"))
+    store.take([("b1", batch(0, "a", "b", "c")), ("b2", batch(0, "x"))])
+    with pytest.raises(wire.Malformed):
+        wire.unpack(wire.pack(0, [(2**61 + 7, "evt", b"1")]))
+    assert wire.unpack(wire.pack(0, [(2**61, "evt", b"1")])).records == [(2**61, "evt", 1)]
+    store.database.execute("UPDATE stream SET seq = ? WHERE board = 'b1'", (2**61 + 7,))
+    assert store.take([("b1", batch(3, "d"))]) == {("b1", ""): 2**61 + 7}
+    done = subprocess.run(
+        [PYTHON, str(ROOT / "mothership"), "heal", str(tmp_path / "m.db"), "b1"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[0] == f"b1: the last number of its first version was {2**61 + 7}, and is 3 now"
+    assert store.take([("b1", batch(3, "d"))]) == {("b1", ""): 4}
+    assert (store.last("b1"), store.last("b2")) == (4, 1)
+
+
+def test_a_second_outbox_is_refused_until_the_first_is_silent_or_the_name_is_given_away(database: str) -> None:
+    now = [1000.0]
+    store = Store(database, lambda: now[0])
+
+    def hello(outbox: str, *own: str) -> int | str:
+        return store.take([], [News("b1", "hello", {"outbox": outbox, "own": list(own or (outbox,))})])["b1", outbox]
+
+    def up(outbox: str, prev: int, *bodies: Any) -> int | str:
+        records = [(prev + 1 + index, "evt", body) for index, body in enumerate(bodies)]
+        return store.take([("b1", wire.Batch(prev, records, outbox))])["b1", outbox]
+
+    assert (hello("aa"), up("aa", 0, 1, 2)) == (0, 2)
+    assert "another outbox (aa)" in str(hello("bb"))
+    assert "another outbox (aa)" in str(up("bb", 0, 9))
+    assert rows(store, "SELECT rival FROM board") == [("bb",)]
+    assert hello("cc", "cc", "aa") == 0, "the same outbox, after a new beginning"
+    assert up("cc", 0, 3) == 1
+    now[0] += 299.0
+    assert "another outbox" in str(hello("bb"))
+    now[0] += 1.0
+    assert (hello("bb"), up("bb", 0, 6)) == (0, 1)
+    assert "another outbox (bb)" in str(hello("aa"))
+    now[0] -= 500.0
+    assert hello("aa") == 2, "a clock that was set back makes nobody wait"
+    assert [row[0] for row in rows(store, "SELECT body FROM record ORDER BY seq")] == ["1", "2", "3", "6"]
 
 
 def test_without_psycopg_a_sentence_says_what_to_install(tmp_path: Path) -> None:
@@ -825,6 +936,48 @@ def test_the_script_says_in_words_what_it_has_made(tmp_path: Path) -> None:
     assert (wrong.returncode, "there is no" in wrong.stderr) == (1, True)
 
 
+def test_the_end_of_a_certificate_is_read_as_openssl_reads_it(tmp_path: Path) -> None:
+    """UTCTime up to 2049, GeneralizedTime from 2050 on (RFC 5280, 4.1.2.5)."""
+    for name, days in (("b1", 5), ("b2", 20_000)):
+        script = [str(ROOT / "mothership/certificate.sh"), str(tmp_path / "certs"), name]
+        subprocess.run(script, check=True, capture_output=True, env={**os.environ, "DAYS": str(days)})
+        found = certificates.until_of(f"{tmp_path}/certs/{name}.crt")
+        shown = subprocess.run(
+            ["openssl", "x509", "-noout", "-enddate", "-in", f"{tmp_path}/certs/{name}.crt"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert found == ssl.cert_time_to_seconds(shown.strip().removeprefix("notAfter="))
+        assert found == pytest.approx(time.time() + 86400 * days, abs=100)
+    assert certificates.until_of("/nowhere") is None
+    (tmp_path / "odd").write_text("-----BEGIN CERTIFICATE-----\nMAMCAQE=\n-----END CERTIFICATE-----\n")
+    assert certificates.until_of(str(tmp_path / "odd")) is None
+
+
+def test_the_end_of_a_certificate_is_told_by_name() -> None:
+    end = 1_800_000_000.0  # 2027-01-15 08:00 UTC
+    assert certificates.warning("mine", end, end - 31 * 86400) == ""
+    assert certificates.warning("mine", end, end - 29 * 86400).startswith("mine is valid until 2027-01-15, 29 days from now")
+    assert certificates.warning("theirs", end, end + 1).startswith("theirs has expired on 2027-01-15")
+
+
+@needs_mosquitto
+def test_a_receiver_tells_of_certificates_that_end_soon(run: Callable[..., Running], tmp_path: Path) -> None:
+    environment = {**os.environ, "DAYS": "20"}
+    for name in (("broker", "127.0.0.1"), ("mothership",)):
+        script = [str(ROOT / "mothership/certificate.sh"), str(tmp_path / "certs"), *name]
+        subprocess.run(script, check=True, capture_output=True, env=environment)
+    broker, _, port = secured(tmp_path)
+    try:
+        files = [f"{tmp_path}/certs/{name}" for name in ("ca.crt", "mothership.crt", "mothership.key")]
+        taker = run("receive", f"127.0.0.1:{port}", str(tmp_path / "m.db"), "--tls", *files)
+        assert "20 days from now" in taker.wait_for(f"our certificate ({files[1]}) is valid until")
+        assert "20 days from now" in taker.wait_for(f"the certificate of 127.0.0.1:{port} is valid until")
+    finally:
+        broker.end()
+
+
 @pytest.mark.timeout(60)
 def test_what_a_board_retains_is_bounded_by_the_brokers_memory(
     guarded: Any, client: Callable[..., Client], tmp_path: Path
@@ -896,6 +1049,44 @@ def test_the_table_of_boards(database: str) -> None:
     command = [PYTHON, str(ROOT / "mothership"), "boards", database, "--json"]
     printed = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert [board["name"] for board in printed] == ["b1", "b2", "b3"]
+
+
+def test_a_board_that_is_not_well_is_noted_and_found_by_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(tmp_path / "m.db")
+    store, now = Store(path), time.time()
+    ready = [News(name, "state", {"state": "ready", "boot": BOOT}) for name in ("good", "crashing", "silent", "twin")]
+    crashes = [{"data": {"name": name}} for name in ("gps", "gps", "gps", "logd", "logd")]
+    store.take([("crashing", batch(0, *crashes, kind="crash")), ("good", batch(0, *crashes[3:], kind="crash"))], ready)
+    store.database.execute("UPDATE board SET seen = ?, state_since = ? WHERE name = 'silent'", (now - 7300, now - 7300))
+    store.take([], [News("twin", "hello", {"outbox": "aa", "own": ["aa"]}), News("lost", "state", {"state": "lost"})])
+    store.take(
+        [],
+        [
+            News("good", "info", {"certificate_until": now + 31 * 86400}),
+            News("lost", "info", {"certificate_until": now + 86400}),
+        ],
+    )
+    store.take([], [News("twin", "hello", {"outbox": "bb", "own": ["bb"]})])
+    notes = {board["name"]: board["note"] for board in boards.boards(store, now)}
+    assert notes == {
+        "good": None, "crashing": "gps fails", "silent": "silent for 2 h", "twin": "a second board of this name (bb)",
+        "lost": "its certificate ends " + time.strftime("%Y-%m-%d", time.gmtime(now + 86400)),
+    }  # fmt: skip
+
+    def shown(*words: str) -> list[str]:
+        command = [PYTHON, str(ROOT / "mothership"), "boards", path, *words, "--json"]
+        return [
+            board["name"] for board in json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        ]
+
+    assert shown("good", "twin") == ["good", "twin"]
+    assert shown("--state", "lost") == ["lost"]
+    assert shown("--state", "trouble") == ["crashing", "lost", "silent", "twin"]
+    assert shown("good", "--state", "lost") == []
+    done = subprocess.run(
+        [PYTHON, str(ROOT / "mothership"), "boards", path, "godo"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, "no board godo is known here; known are crashing, good" in done.stderr) == (1, True)
 
 
 REAL = """

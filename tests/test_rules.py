@@ -28,7 +28,7 @@ MAY = {
     "network": "base tables onboard bus",
     "uplink": "base tables onboard bus _log",
     "laptop": "base tables onboard",
-    "mothership": "base uplink",
+    "mothership": "base uplink _log",
     "lab": "base tables onboard bus uplink settings laptop _log",
     "bench": "base tables laptop",
     "buildroot": "settings tables",

@@ -101,6 +101,15 @@ class Remote(threading.Thread):
             self._out += len(payload)
             yield topic, payload
 
+    def broker_certificate(self) -> bytes:
+        """What the broker has shown, in DER; empty without a connection or without TLS."""
+        link = self._client.socket() if self._client and self.connected else None
+        shown = getattr(link, "getpeercert", None)
+        try:
+            return (shown(True) or b"") if shown else b""
+        except (OSError, ValueError):  # it has just been closed
+            return b""
+
     def end(self) -> None:
         """Disconnect in order: no last will."""
         self._ending.set()

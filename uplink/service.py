@@ -18,7 +18,7 @@ from base.syscalls import IN_CLOSE_WRITE, IN_MOVED_TO, PR_SET_DUMPABLE, inotify_
 from bus import Bus, Message
 from onboard import boot_ends, clock, events, to_pid1
 from onboard.board_table import board_table
-from uplink import wire
+from uplink import certificates, wire
 from uplink.commands import Commands
 from uplink.outbox import Outbox
 from uplink.remote import Remote, Tls
@@ -47,6 +47,8 @@ class Uplink:
         self.state = ""
         self.services: dict[str, tuple[Any, float]] = {}  # the last that we know of each, and since when
         self.look: float | None = None  # whether the boot is over
+        self.certificate = chosen.UPLINK_TLS[1] if getattr(chosen, "UPLINK_TLS", ()) and len(chosen.UPLINK_TLS) > 1 else ""
+        self.check_due = 0.0  # when to look at certificates again
         self.dropped: Counter[str] = Counter()  # what is not passed on, by kind
         self.quiet: dict[str, float] = {}  # until when nothing more is said of a kind
         for kind, pattern in chosen.UPLINK_TOPICS:
@@ -143,6 +145,7 @@ class Uplink:
             "boot": self.bus.boot_id, "number": record.get("number"), "model": birth("model"), "serial": birth("serial-number"),
             "kernel": os.uname().release, "image": int(clock.build_date()), "python": sys.version.split()[0],
             "why": {name: end[name] for name in ("cause", "reason")} if end else None,
+            "certificate_until": certificates.until_of(self.certificate) if self.certificate else None,
         })  # fmt: skip
 
     def on_diag(self, _topic: str, message: Message) -> None:
@@ -199,6 +202,21 @@ class Uplink:
                     continue
                 if fresh:
                     self.bus.publish("ack", {"seq": self.sender.acked})
+                    self.check_certificates(now)
+
+    def check_certificates(self, now: float) -> None:
+        """Once a day, by the mothership's clock: ours may not be set."""
+        ahead = self.sender.ahead
+        if not self.certificate or ahead is None or now < self.check_due:
+            return
+        self.check_due = now + certificates.DAY
+        shown = self.remote.broker_certificate()
+        for whose, end in (
+            (f"the certificate of this board ({self.certificate})", certificates.until_of(self.certificate)),
+            (f"the certificate of the broker {self.remote.address}", certificates.until(shown) if shown else None),
+        ):
+            if text := certificates.warning(whose, end, now + ahead):
+                self.bus.log.warning("uplink: %s", text)
 
     def on_command(self, payload: bytes, now: float) -> None:
         """Carry out a command, and answer: also where the command is a reboot, and PID 1 has us stopped at once."""
