@@ -43,6 +43,7 @@ class World(Actions):
         self.closer = Closer()
         self.notify = NotifySockets(life.loop, self.closer)
         self.paths = PathWatch(life.loop, Process.became_ready)
+        self._refused: set[str] = set()  # services that wanted PID 1 to keep descriptors: said once
         self.logs_are_read = False  # there is a log daemon
 
     def spawn(self, process: Process) -> int:
@@ -101,7 +102,8 @@ class World(Actions):
             return
         if main := said.words.get("MAINPID", ""):
             self.relatives.adopt(process, main, account, self._main_died)
-        if "FDSTORE" in said.words:
+        if "FDSTORE" in said.words and row.name not in self._refused:
+            self._refused.add(row.name)
             _log.info(f"{row.name}: asks PID 1 to keep descriptors (FDSTORE=1), which it does for nobody; they are closed")
         process.notified(said.words, now)
 
