@@ -1,8 +1,7 @@
 """The server of the control socket: one JSON request, one JSON reply, over Unix SEQPACKET. onboard/to_pid1.py is the client.
 
 A request is an object with "op" and what the operation needs; the reply is {"ok": ...} or {"error": "a sentence"}.
-The kernel frames messages and vouches for the peer (SO_PEERCRED, `man 7 unix`): anyone reads, root acts, and so may a
-service as far as its row says: a pid that we have not reaped is nobody else's, and who connected before it began is not it.
+The kernel frames messages and says who sent them (SO_PEERCRED, `man 7 unix`). pid1/requests.py says who may ask what.
 """
 
 from __future__ import annotations

@@ -55,6 +55,10 @@ class Actions:
         """Send a signal to the whole group, and to relatives that left it."""
         raise NotImplementedError
 
+    def signal(self, process: Process, number: int) -> bool:
+        """Send a signal to its main process alone; whether there was one."""
+        raise NotImplementedError
+
     def lingers(self, process: Process) -> bool:
         """Whether anything that the service started is still alive, apart from a main process already reaped."""
         raise NotImplementedError

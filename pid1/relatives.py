@@ -17,16 +17,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container
 
     from pid1.cgroup import Cgroups
+    from pid1.loop import Loop
     from pid1.process import Process
 
 
 class Relatives:
     """All processes of all services: main processes by pid, their process groups, and strays that left them."""
 
-    def __init__(self, cgroups: Cgroups) -> None:
+    def __init__(self, cgroups: Cgroups, loop: Loop) -> None:
         self.cgroups = cgroups
+        self._loop = loop
         self.by_pid: dict[int, Process] = {}
         self.groups: dict[str, set[int]] = {}  # process groups that belong to a service
+        self.pidfds: dict[int, int] = {}  # of main processes that are not our children: nobody else says when they die
         self.strays_count = True  # not at the end of the board: kill(-1) ends them all
 
     def born(self, process: Process, pid: int) -> None:
@@ -42,14 +45,23 @@ class Relatives:
         process = self.by_pid.get(pid)
         if process is None or process.pid is None or process.pid == pid:
             return process
+        if process.pid in self.pidfds:
+            return None  # that one lives, whoever its parent is
         # Otherwise the one that it named has died before this one: nobody else will tell us.
         return None if parent_of(process.pid) == os.getpid() else process
 
     def reaped(self, pid: int) -> None:
         """The death of this child has been dealt with; its number may become somebody else's."""
         process = self.by_pid.pop(pid, None)
+        self.close_pidfd(pid)
         if process is not None and process.pid is None:
             self.by_pid = {other: owner for other, owner in self.by_pid.items() if owner is not process}
+
+    def close_pidfd(self, pid: int) -> None:
+        """It has said that this one is dead."""
+        if (fd := self.pidfds.pop(pid, None)) is not None:
+            self._loop.unwatch(fd)
+            os.close(fd)
 
     def knows(self, process: Process, pid: int) -> bool:
         """Whether this process, alive now, is one of a service's: of its control group, or by the signs in /proc."""
@@ -66,8 +78,7 @@ class Relatives:
         """Signal all of a service, or what its row says."""
         name = process.row.name
         if process.row.kill == "main" or (process.row.kill == "mixed" and number != signal.SIGKILL):
-            if process.pid:
-                send(os.kill, process.pid, number)
+            self.signal_main(process, number)
             return
         others = self._others(name) if self.cgroups.folder(name) else [*self._others(name), *self._outside(process)]
         for group in self.groups.get(name, set()):
@@ -76,8 +87,18 @@ class Relatives:
         if number == signal.SIGKILL and self.cgroups.folder(name):
             self.cgroups.kill(name)
             return
+        if process.pid in self.pidfds and group_of(process.pid) not in self.groups.get(name, ()):
+            self.signal_main(process, number)
         for pid in others:
             send(os.kill, pid, number)
+
+    def signal_main(self, process: Process, number: int) -> bool:
+        """Signal its main process alone; whether there was one. Not whoever has its number when it has died."""
+        if process.pid is None:
+            return False
+        if process.pid in self.pidfds:
+            return send(signal.pidfd_send_signal, self.pidfds[process.pid], number)
+        return send(os.kill, process.pid, number)
 
     def linger(self, process: Process) -> bool:
         """Whether anything of a service is alive, apart from a main process already reaped."""
@@ -113,23 +134,32 @@ class Relatives:
             return []
         return [pid for pid in adopted(self.by_pid) if mark_of(name) in environment_of(pid)]
 
-    def adopt(self, process: Process, main: str, account: Account) -> None:
-        """MAINPID=: a service that forks says which process is it. Only a process of its own user will do."""
-        old = process.pid
-        try:
-            pid = int(main)
-            owner = os.stat(f"/proc/{pid}").st_uid
-            group = os.getpgid(pid)
-        except (ValueError, OSError):
-            owner = pid = group = -1
-        if pid == old:
+    def adopt(self, process: Process, main: str, account: Account, died: Callable[[Process, int, float], None]) -> None:
+        """MAINPID=: a service that forks says which process is it. Only a process of its own user will do.
+
+        `died` is called when it dies; a child of ours is reaped as well.
+        """
+        pid = int(main) if main.isascii() and main.isdigit() and len(main) < 10 else -1
+        if pid == process.pid:
             return
+        fd = pidfd_of(pid)
+        try:
+            owner, group = os.stat(f"/proc/{pid}").st_uid, os.getpgid(pid)
+        except OSError:
+            owner = group = -1
         foreign = account.mapped and owner != account.uid
-        if pid <= 1 or old is None or pid in self.by_pid or foreign or not is_process(pid):
+        # The pidfd was opened first: if it is alive still, what we have looked at was this process.
+        alive = fd < 0 or send(signal.pidfd_send_signal, fd, 0)
+        if pid <= 1 or process.pid is None or pid in self.by_pid or foreign or not alive or not is_process(pid):
             _log.warning(f"{process.row.name}: MAINPID={main[:20]} is not a process of its own; ignored")
+            if fd >= 0:
+                os.close(fd)
             return
         process.pid = pid
         self.by_pid[pid] = process
+        if fd >= 0:
+            self.pidfds[pid] = fd
+            self._loop.watch(fd, lambda now: died(process, pid, now))
         if group > 1 and not any(group in groups for name, groups in self.groups.items() if name != process.row.name):
             self.groups[process.row.name].add(group)
 
@@ -164,6 +194,14 @@ def descendants(pid: int) -> list[int]:
         if len(found) < 10_000:
             found += children_of(one)
     return found
+
+
+def pidfd_of(pid: int) -> int:
+    """A descriptor that becomes readable when this process dies (`man 2 pidfd_open`); -1 without it, or before Linux 5.3."""
+    try:
+        return os.pidfd_open(pid)
+    except (OSError, AttributeError):
+        return -1
 
 
 def children_of(parent: int) -> list[int]:

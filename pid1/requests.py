@@ -180,8 +180,7 @@ def send(process: Process, name: str | int) -> None:
     """Signal a service's main process."""
     try:
         number = signal_number(name)
-        if process.pid is None:
-            raise SVError(f"{process.row.name} is {process.state}: there is no process to signal")
-        os.kill(process.pid, number)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         raise SVError(str(error)) from None
+    if not process.actions.signal(process, number):
+        raise SVError(f"{process.row.name} is {process.state}: there is no process to signal")

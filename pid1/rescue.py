@@ -36,7 +36,7 @@ class Rescue:
         for process in self.displaced:
             process.stop(now)
         timeout = tables.RESCUE_TIMEOUT
-        life.fault(f"rescue prompt on {tables.CONSOLE}: {reason}; in {timeout:g} s without anyone typing it is over")
+        life.fault(f"rescue prompt on {tables.CONSOLE}: {reason}; it ends in {timeout:g} s unless somebody presses Enter")
         self.until = now + timeout
         restart = "on-failure" if self.boot_waits else "always"
         self.process = sv.add(tables.rescue._replace(ready_timeout=timeout, restart=restart), now)

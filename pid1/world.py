@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from errno import ECHILD
 
 import _log
 from base.stdlib import TYPE_CHECKING, signal, socket
@@ -16,7 +17,7 @@ from pid1.closer import Closer
 from pid1.log_pipes import LogPipes
 from pid1.process import Actions, Process, State
 from pid1.readiness import NotifySockets, PathWatch
-from pid1.relatives import Relatives
+from pid1.relatives import Relatives, parent_of
 from pid1.spawn import EXEC_FAILED, Spawner
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pid1.readiness import Notification
     from tables.rows import Service
 
+UNKNOWN = 1 << 8  # a wait status that is no success
 RESERVE = 16  # descriptors that PID 1 keeps for itself, and for the requests of root, when services have used up all others
 
 
@@ -36,11 +38,12 @@ class World(Actions):
         self.spawner = Spawner({})
         life.loop.watch(self.spawner.reports, self.spawner.hear)
         self.cgroups = Cgroups(life.loop)
-        self.relatives = Relatives(self.cgroups)
+        self.relatives = Relatives(self.cgroups, life.loop)
         self.pipes = LogPipes(life.loop)
         self.closer = Closer()
         self.notify = NotifySockets(life.loop, self.closer)
         self.paths = PathWatch(life.loop, Process.became_ready)
+        self._refused: set[str] = set()  # services that wanted PID 1 to keep descriptors: said once
         self.logs_are_read = False  # there is a log daemon
 
     def spawn(self, process: Process) -> int:
@@ -98,10 +101,24 @@ class World(Actions):
             _log.warning(f"{row.name}: a message of pid {said.pid}, uid {said.uid}, which is none of its own; ignored")
             return
         if main := said.words.get("MAINPID", ""):
-            self.relatives.adopt(process, main, account)
-        if "FDSTORE" in said.words:
+            self.relatives.adopt(process, main, account, self._main_died)
+        if "FDSTORE" in said.words and row.name not in self._refused:
+            self._refused.add(row.name)
             _log.info(f"{row.name}: asks PID 1 to keep descriptors (FDSTORE=1), which it does for nobody; they are closed")
         process.notified(said.words, now)
+
+    def _main_died(self, process: Process, pid: int, now: float) -> None:
+        """A main process that has been named, and need not be our child. If it is, its status comes with the others' in this
+        turn; another one's goes to its parent."""
+        if parent_of(pid) != os.getpid() and process.pid == pid:
+            process.exited(UNKNOWN, now, OSError(ECHILD, "ended, and only its parent knows how"))
+        if process.pid == pid:
+            self.relatives.close_pidfd(pid)
+        else:
+            self.relatives.reaped(pid)
+
+    def signal(self, process: Process, number: int) -> bool:
+        return self.relatives.signal_main(process, number)
 
     def kill(self, process: Process, number: int) -> None:
         self.relatives.kill(process, number)

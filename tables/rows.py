@@ -50,7 +50,7 @@ class Service(NamedTuple):
     """One process that PID 1 keeps running."""
 
     name: str  # one that ends in "@" is a template: "start gps@ttyUSB0" runs it with {instance} replaced by "ttyUSB0"
-    argv: tuple[str, ...]  # argv[0] is found in PATH
+    argv: tuple[str, ...]  # argv[0] is found by the PATH that the program will have, or from its cwd where it has a "/" in it
     after: tuple[str, ...] = ()  # starts when these are ready, or when settings.AFTER_TIMEOUT has passed
     # How it says that it is ready: "" at once; "notify" by READY=1 on $NOTIFY_SOCKET (`man 3 sd_notify`); "exit" by
     # ending with status 0 (a job that runs once); "/a/path" when that path appears.
@@ -59,7 +59,9 @@ class Service(NamedTuple):
     restart: str = "always"  # or "on-failure", "never"; exit status 125 always means: do not restart me
     stop_signal: str = "TERM"
     stop_timeout: float = 5.0  # seconds between the stop signal and KILL
-    user: str = ""  # name or number; empty is root; "{name}" is a user of this service alone, which needs no /etc/passwd
+    # Name or number, whose HOME, USER, LOGNAME and SHELL it gets; empty is root, with those of ENVIRONMENT; "{name}" is a user
+    # of this service alone, which needs no /etc/passwd.
+    user: str = ""
     groups: tuple[str, ...] = ()  # supplementary groups; the primary one is the user's
     capabilities: tuple[str, ...] | None = None  # the only ones left (ambient): "net_admin"...; None: what the user has
     no_new_privs: bool = False
@@ -75,9 +77,11 @@ class Service(NamedTuple):
     umask: int = 0o022
     cwd: str = "/"
     env: tuple[tuple[str, str], ...] = ()
-    tty: str = ""  # a terminal of its own ("/dev/console"), controlling; empty: /dev/null and the log
+    tty: str = (
+        ""  # a terminal of its own ("/dev/console"), controlling, which belongs to `user` then; empty: /dev/null and the log
+    )
     log: str = "memory"  # "memory" (/run/log), "disk" (settings.LOG_KEEP as well: after=("storage",)), "none"
-    watchdog: float = 0.0  # seconds; killed when it has not sent WATCHDOG=1 for so long
+    watchdog: float = 0.0  # seconds; once it is ready, it is killed when it has not sent WATCHDOG=1 for so long
     critical: bool = False  # the board reboots when this one keeps failing
     logger: bool = False  # this is the one that reads the log pipes of all others
     may: str = ""  # the setting that lists what it may ask of PID 1 without being root: "COMMANDS"

@@ -213,7 +213,7 @@ def make(row: Service, relatives: Relatives) -> tuple[Process, subprocess.Popen[
 
 def test_a_stop_reaches_what_left_its_process_group(root: Path, cgroups: Cgroups) -> None:
     cgroups.prepare(ROW)
-    relatives = Relatives(cgroups)
+    relatives = Relatives(cgroups, Loop())
     process, main = make(ROW, relatives)
     escaped = subprocess.Popen(["sleep", "1000"], start_new_session=True, env={})
     (root / "one/cgroup.procs").write_text(f"{main.pid}\n{escaped.pid}\n")
@@ -233,7 +233,7 @@ def test_where_only_the_main_process_is_stopped_the_others_go_on(root: Path, cgr
     row = ROW._replace(kill="main")
     cgroups.prepare(row)
     assert says(root / "one", "memory.oom.group").startswith("0"), "want of memory ends one session, not all"
-    relatives = Relatives(cgroups)
+    relatives = Relatives(cgroups, Loop())
     process, main = make(row, relatives)
     with subprocess.Popen(["sleep", "1000"], start_new_session=True) as session:
         (root / "one/cgroup.procs").write_text(f"{main.pid}\n{session.pid}\n")

@@ -16,6 +16,7 @@ from pid1.cgroup import Cgroups
 from pid1.loop import Loop
 from pid1.process import Process
 from pid1.relatives import Relatives, children_of, descendants
+from tables.accounts import ROOT
 from tables.load import load
 from tables.rows import Service
 
@@ -45,7 +46,7 @@ def family() -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
 
 
 def relatives_of(main: subprocess.Popen[str], **columns: str) -> tuple[Relatives, Process]:
-    relatives = Relatives(Cgroups(Loop()))
+    relatives = Relatives(Cgroups(Loop()), Loop())
     process = Process(Service("one", ("x",), **columns), World(), load({}).delays())  # type: ignore[arg-type]
     process.pid = main.pid
     relatives.born(process, main.pid)
@@ -89,13 +90,13 @@ def test_mixed_asks_the_main_process_alone(family: tuple[subprocess.Popen[str], 
 
 def test_an_orphans_death_is_nobodys() -> None:
     """Every death of the board comes here: it must not raise."""
-    relatives = Relatives(Cgroups(Loop()))
+    relatives = Relatives(Cgroups(Loop()), Loop())
     assert relatives.owner(4321) is None
     relatives.reaped(4321)
 
 
 def test_a_death_is_its_services_until_it_is_dealt_with() -> None:
-    relatives = Relatives(Cgroups(Loop()))
+    relatives = Relatives(Cgroups(Loop()), Loop())
     process = Process(Service("one", ("x",)), World(), load({}).delays())
     process.pid = 4321
     relatives.born(process, 4321)
@@ -104,6 +105,65 @@ def test_a_death_is_its_services_until_it_is_dealt_with() -> None:
     process.pid = None
     relatives.reaped(4321)
     assert relatives.owner(4321) is None
+
+
+def turn(loop: Loop) -> None:
+    loop.timers.append((lambda: 0.0, lambda now: None))
+    loop.turn()
+    loop.timers.pop()
+
+
+def test_the_death_of_a_main_process_that_is_not_our_child_is_noticed(
+    family: tuple[subprocess.Popen[str], list[int]],
+) -> None:
+    main, (session, _, _) = family
+    loop = Loop()
+    relatives = Relatives(Cgroups(loop), loop)
+    process = Process(Service("one", ("x",)), World(), load({}).delays())
+    process.pid = main.pid
+    relatives.born(process, main.pid)
+    died: list[int] = []
+    relatives.adopt(process, str(session), ROOT._replace(uid=os.getuid()), lambda process, pid, now: died.append(pid))
+    assert process.pid == session
+    assert relatives.owner(main.pid) is None, "its end is not the service's"
+    turn(loop)
+    assert died == []
+    assert relatives.signal_main(process, signal.SIGKILL)
+    eventually(lambda: gone(session))
+    turn(loop)
+    assert died == [session]
+    relatives.reaped(session)
+    assert relatives.pidfds == {}
+
+
+@pytest.mark.parametrize("main", ["1", "0", "-1", "x", "", "9" * 12, "4194303"])
+def test_a_main_process_that_is_none(main: str) -> None:
+    relatives, process = relatives_of(subprocess.Popen(["true"], text=True))
+    before = process.pid
+    count = len(os.listdir("/proc/self/fd"))
+    relatives.adopt(process, main, ROOT, lambda *_: None)
+    assert process.pid == before
+    assert len(os.listdir("/proc/self/fd")) == count
+
+
+ALIEN = """
+import os, socket, subprocess, sys, time
+sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+main = subprocess.Popen(["sleep", "1000"])
+sender.sendto(f"MAINPID={main.pid}\\nREADY=1".encode(), os.environ["NOTIFY_SOCKET"])
+time.sleep(1000)
+"""
+
+
+def test_a_main_process_with_another_parent_is_restarted_when_it_dies(boot: Callable[..., Board]) -> None:
+    """Its parent lives and does not reap it, so that nobody but its pidfd says that it is dead."""
+    board = boot("Service('a', ('python3', '/test/alien.py'), ready='notify'),", files={"alien.py": ALIEN}).up()
+    board.wait_state("a", "running")
+    assert board.processes()[board.stats("a")["pid"]] == "sleep 1000"
+    board.kill("a")
+    row = eventually(lambda: (row := board.stats("a"))["restart"] == 1 and row["ready"] and row)
+    assert row["exit"] == "ECHILD ended, and only its parent knows how"
+    assert sum("alien" in words for words in board.processes().values()) == 1, "the old parent has gone with it"
 
 
 def test_both_on_a_board(boot: Callable[..., Board]) -> None:

@@ -349,3 +349,12 @@ def test_a_sysctl_is_a_whole_line(tmp_path: Path) -> None:
     """kernel.printk_devkmsg answers EINVAL to "on" without the end of its line."""
     mounts.write_file(str(tmp_path / "printk_devkmsg"), "on")
     assert (tmp_path / "printk_devkmsg").read_bytes() == b"on\n"
+
+
+def test_the_budget_of_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """20 s for services, twice 2 s for what is left, 10 s to sync, 2 s for each umount and each remount, 2 s for the rest."""
+    tables = Tables()
+    assert (tables.SHUTDOWN_TIMEOUT, tables.KILL_TIMEOUT, tables.SYNC_TIMEOUT) == (20.0, 2.0, 10.0)
+    for count, seconds in ((0, 36.0), (1, 40.0), (3, 48.0)):
+        monkeypatch.setattr(teardown, "file_systems", lambda count=count: ["/"] * count)
+        assert teardown.budget(tables) == seconds

@@ -179,6 +179,26 @@ def test_a_loop_that_stands_still_feeds_nothing_and_its_stack_goes_to_the_keeper
     os.close(reader)
 
 
+@pytest.mark.parametrize("began", [0.5, 1000.0])
+def test_a_healthy_board_is_never_called_stuck(init: Any, monkeypatch: pytest.MonkeyPatch, began: float) -> None:
+    said: list[str] = []
+    delays: list[float] = []
+    monkeypatch.setattr("_log.error", said.append)
+    monkeypatch.setattr(faulthandler, "dump_traceback_later", lambda seconds, file: delays.append(seconds))
+    one = init(WATCHDOG_TIMEOUT=30.0)
+    one.now = began
+    one.watchdog.open(began)
+    one.live(began + 95.0)
+    assert one.dog.life.count("fed") == 10, "at once, then every ten seconds"
+    assert delays == [20.0] * 10, "its stack is written after two thirds of the timeout, and not before the next feed"
+    assert said == []
+    one.loop.guard("watchdog", one.watchdog.tick, one.watchdog.fed + 19.9)
+    assert said == []
+    one.loop.guard("watchdog", one.watchdog.tick, one.watchdog.fed + 20.0)
+    assert len(said) == 1
+    assert said[0].startswith("PID 1 was stuck for 20.0 s")
+
+
 def test_a_keeper_that_takes_nothing_does_not_starve_the_dog(init: Any) -> None:
     one = init(WATCHDOG_TIMEOUT=30.0)
     one.watchdog.open(1.0)
