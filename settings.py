@@ -183,12 +183,14 @@ def program(name: str, path: str, *arguments: str, **columns: Any) -> Service:
 
 
 def app(
-    name: str, *arguments: str, path: str = "", capabilities: tuple[str, ...] = (), after: tuple[str, ...] = ("broker",)
+    name: str, *arguments: str, path: str = "", capabilities: tuple[str, ...] = (), after: tuple[str, ...] = ("broker",),
+    groups: tuple[str, ...] = (), publishes: tuple[str, ...] = (),
 ) -> Service:  # fmt: skip
-    """A row for one of our applications: a Python module in LIB, unprivileged."""
+    """A row for one of our applications: a Python module in LIB, unprivileged. It publishes below its name, and `publishes`;
+    mosquitto lets those use its socket who are in its group."""
     return program(
         name, path or name, *arguments, after=after, user="{APP_USER}", capabilities=capabilities, no_new_privs=True,
-        oom_score=200, memory_max="96M", pids_max=64,
+        oom_score=200, memory_max="96M", pids_max=64, groups=("broker", *groups), publishes=("{name}/#", *publishes),
     )  # fmt: skip
 
 
@@ -217,19 +219,31 @@ DROPBEAR = Service(
     "dropbear", ("dropbear", "-F", "-E", "-s", "-R"), after=("syslogd", "storage"), oom_score=-900, cpu_weight=400,
     kill="main", memory_max="50%",  # sessions have its oom_score: without a limit all others would die for one of them
 )  # fmt: skip
+# Who may publish and hear what: the access list of mosquitto, and a password for each service that only its user can read.
+RIGHTS = Service(
+    "bus_rights", ("bus_rights", "broker", "{BUS_RIGHTS}"), module="services.bus_rights", ready="exit", restart="on-failure"
+)
 BROKER = Service(
-    "broker", ("mosquitto", "-c", "{LIB}/data/mosquitto.conf"), ready="{BUS}", user="{APP_USER}", capabilities=(),
+    "broker", ("mosquitto", "-c", "{LIB}/data/mosquitto.conf"), ("bus_rights",), "{BUS}", user="{APP_USER}", capabilities=(),
     no_new_privs=True, umask=0, memory_max="64M", pids_max=64,
 )  # fmt: skip
 APPS = (
-    app("fakegps", "{GPS_ROUTE}"),
-    app("gps", "/dev/{instance}", "{GPS_BAUD}", capabilities=("sys_time",))._replace(name="gps@", groups=("dialout",)),
-    app("wifi_scan", "{WIFI_INTERFACE}", "{WIFI_CONTROL}", "{WIFI_RECORDING}", capabilities=("net_admin",))._replace(
-        groups=("{WIFI_GROUP}",)  # wpa_supplicant's; and where none runs it scans by itself
+    app("fakegps", "{GPS_ROUTE}", publishes=("gps",)),
+    app(
+        "gps", "/dev/{instance}", "{GPS_BAUD}", capabilities=("sys_time",), groups=("dialout",), publishes=("gps", "receiver/+")
+    )._replace(name="gps@"),
+    app(
+        "wifi_scan",
+        "{WIFI_INTERFACE}",
+        "{WIFI_CONTROL}",
+        "{WIFI_RECORDING}",
+        capabilities=("net_admin",),
+        groups=("{WIFI_GROUP}",),
+        publishes=("scan",),  # wpa_supplicant's group; and where none runs it scans by itself
     ),
-    app("wifi_analyzer"),
-    app("diagnostic"),
-    app("uplink", "{UPLINK}", path="uplink/service", after=("broker", "storage"))._replace(may="COMMANDS"),
+    app("wifi_analyzer", publishes=("wifi/#",)),
+    app("diagnostic", publishes=("diag", "boot")),
+    app("uplink", "{UPLINK}", path="uplink/service", after=("broker", "storage"), publishes=("ack",))._replace(may="COMMANDS"),
 )
 
 SERVICES: tuple[Service, ...] = (
@@ -250,6 +264,7 @@ SERVICES: tuple[Service, ...] = (
         log="disk", cpu_weight=400,
     ),
     program("console", "prompt/functions", "login", "{CONSOLE_LOGIN}", after=("dropbear",), tty="{CONSOLE}"),
+    RIGHTS,
     BROKER,
     *APPS,
 )  # fmt: skip

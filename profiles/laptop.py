@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from settings import APPS, BROKER, LOGD, program
+from settings import APPS, BROKER, LOGD, RIGHTS, program
 from tables.rows import Directory, Mount
 
 HOSTNAME = "laptop"
@@ -36,10 +36,11 @@ if not any(os.access(f"{folder}/mosquitto", os.X_OK) for folder in PATH.split(":
 
 SERVICES = (
     LOGD,
+    RIGHTS,
     BROKER,
     *APPS,
     program(
-        "observations", "bus", "wifi/#", after=("broker",), tty="{CONSOLE}", user="{APP_USER}",
+        "observations", "bus", "wifi/#", after=("broker",), tty="{CONSOLE}", user="{APP_USER}", groups=("broker",),
         capabilities=(), no_new_privs=True,
     ),
     program("prompt", "prompt/functions", "console", tty="{CONSOLE}"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from base.stdlib import TYPE_CHECKING
 from base.syscalls import CAPABILITIES
+from tables.rights import topic_faults
 from tables.values import is_text, memory_bytes, signal_number
 
 if TYPE_CHECKING:
@@ -61,8 +62,9 @@ def _rights_faults(tables: Tables, row: Service) -> Iterator[str]:
     """Faults in who a service is and what it may."""
     if fault := tables.user_faults.get(row.name) or user_fault(tables, row.user):
         yield fault
+    yield from topic_faults(row)
     for group in row.groups:
-        if group not in tables.group_ids and not group.isdigit():
+        if group not in tables.group_ids and group not in tables.owners and not group.isdigit():
             yield f"group {group!r} is not in /etc/group"
     for capability in row.capabilities or ():
         if capability not in CAPABILITIES:

@@ -13,7 +13,7 @@ from base.stdlib import TYPE_CHECKING, signal
 from tables.check_network import clash, interface_fault, wifi_fault
 from tables.check_rules import command_fault, rule_fault
 from tables.check_services import service_faults, user_fault
-from tables.rights import own_users
+from tables.rights import bus_rights, own_users
 from tables.rows import Device, Directory, Interface, Mount, Service, WifiNetwork
 from tables.tables import FALLBACK, LIB, Tables, expand_row
 from tables.values import is_text
@@ -246,6 +246,7 @@ def _check_services(tables: Tables) -> None:
     rows = list(tables.values["SERVICES"])
     known = _names(rows)
     services = tables.services
+    tables.values["BUS_RIGHTS"] = bus_rights(tables)
     for index, row in enumerate(rows):
         try:
             fault = "is not a Service(...) row" if not isinstance(row, Service) else ""

@@ -54,7 +54,7 @@ class Service(NamedTuple):
     stop_signal: str = "TERM"
     stop_timeout: float = 5.0  # seconds between the stop signal and KILL
     user: str = ""  # name or number; empty is root; "{name}" is a user of this service alone, which needs no /etc/passwd
-    groups: tuple[str, ...] = ()  # supplementary groups; the primary one is the user's
+    groups: tuple[str, ...] = ()  # supplementary ones, of /etc/group or of a service by its name; the primary one is the user's
     capabilities: tuple[str, ...] | None = None  # the only ones left (ambient): "net_admin"...; None: what the user has
     no_new_privs: bool = False
     rlimits: tuple[tuple[str, int], ...] = ()  # ("nofile", 1024)...: soft and hard, -1 is unlimited
@@ -72,6 +72,10 @@ class Service(NamedTuple):
     watchdog: float = 0.0  # seconds; killed when it has not sent WATCHDOG=1 for so long
     critical: bool = False  # the board reboots when this one keeps failing
     logger: bool = False  # this is the one that reads the log pipes of all others
+    # Topics of the local bus that it may publish and hear, as patterns (MQTT 3.1.1, 4.7); {name} is its own, without what
+    # follows an "@". Each also publishes log/{name}. Who runs as root may publish and hear everything.
+    publishes: tuple[str, ...] = ("{name}/#",)
+    hears: tuple[str, ...] = ("#",)
     may: str = ""  # the setting that lists what it may ask of PID 1 without being root: "COMMANDS"
     # A module of LIB whose main(argv[1:]) runs in a copy of PID 1, as root: no exec, and memory is shared until written.
     module: str = ""

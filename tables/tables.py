@@ -67,7 +67,7 @@ class Tables:
     def account(self, row: Service) -> Account:
         """The numbers of a row's user and groups."""
         base = self.accounts.get(row.user) or (Account(int(row.user), int(row.user)) if row.user.isdigit() else ROOT)
-        groups = tuple(int(group) if group.isdigit() else self.group_ids[group] for group in row.groups)
+        groups = tuple(int(group) if group.isdigit() else self.group_number(group) for group in row.groups)
         return base._replace(groups=groups)
 
     def owner(self, name: str) -> Account:

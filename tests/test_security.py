@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import paho.mqtt.client as mqtt
 import pytest
-from conftest import eventually
+from conftest import MOSQUITTO, Broker, eventually
+from paho.mqtt.enums import CallbackAPIVersion
 
+import bus
 from onboard.mounts import make_directory
 from tables import load as tables_module
 from tables.accounts import COUNT, FIRST, own_number
@@ -132,3 +136,206 @@ def test_an_outbox_from_before_is_given_to_uplink(tmp_path: Path) -> None:
     )
     assert (owners["shadow"], owners["hard"], owners["other"], owners["roots"]) == (65534, 65534, 65534, 0)
     assert folder.stat().st_mode & 0o7777 == 0o700
+
+
+# --- the local bus ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "columns",
+    ["publishes=('wifi/#', 3)", "publishes='wifi/#'", "publishes=('a#',)", "hears=('#/a',)", "hears=('a\\nuser root',)"],
+)
+def test_what_is_no_pattern_of_topics_is_refused(tmp_path: Path, columns: str) -> None:
+    """A line end in a topic would be a line of the access list."""
+    board = load(tmp_path, f"SERVICES += (Service('met', ('x',), user='{{name}}', {columns}),)")
+    assert "met" not in board.services
+    assert "user root" not in board.values["BUS_RIGHTS"]
+
+
+APP = """
+import sys, os, json
+sys.path.insert(0, "/stack/lib/stack")
+from bus import Bus
+bus = Bus("{name}")
+"""
+HELLO = (
+    APP.format(name="hello")
+    + """
+for _ in bus.every(0.2):
+    bus.publish("hello", {"text": "world"})
+"""
+)
+# What a hostile app may do: everything that its user can, with paho and without our manners.
+HOSTILE = """
+import sys, os, json, time, socket
+sys.path.insert(0, "/stack/lib/stack")
+import paho.mqtt.client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion
+said = lambda *words: print(*words, flush=True)
+
+def client(name, password, id=""):
+    one = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=id, transport="unix", reconnect_on_failure=False)
+    if name:
+        one.username_pw_set(name, password)
+    one.on_connect = lambda *a: said("as", name, a[3])
+    one.connect("/run/bus/mqtt.sock", 1)
+    one.loop_start()
+    return one
+
+def tried(what, step):
+    try:
+        said(what, "DONE", step())
+    except Exception as error:
+        said(what, type(error).__name__)
+"""
+FAKES = (
+    HOSTILE
+    + """
+facts = json.load(open("/run/bus-rights/hostile"))
+for name in ("uplink", "broker", "root", "passwd", "acl"):
+    tried(f"read {name}", lambda: open(f"/run/bus-rights/{name}").read())
+tried("unlink", lambda: os.unlink("/run/bus/mqtt.sock"))
+tried("rename", lambda: os.rename("/run/bus/mqtt.sock", "/run/bus/other"))
+tried("place", lambda: socket.socket(socket.AF_UNIX).bind("/run/bus/mine"))
+tried("outbox", lambda: os.listdir("/var/lib/outbox"))
+client("uplink", "guess")
+mine, nobodys = client("hostile", facts["password"]), client("", "")
+time.sleep(0.5)
+for one in (mine, nobodys):
+    for topic in ("ack", "gps", "scan", "network/wlan0", "device/sda", "wifi/00:00", "log/uplink", "hello", "diag"):
+        one.publish(topic, json.dumps({"data": "fake"}), 0, True)
+for _ in range(1000):
+    mine.publish("hostile/end", json.dumps({"data": "end"}), 0, True)
+    time.sleep(0.2)
+"""
+)
+EAR = (
+    APP.format(name="ear")
+    + """
+bus.subscribe("#", lambda topic, message: print("heard", topic, message["data"], flush=True))
+bus.run()
+"""
+)
+
+
+def python_app(name: str, columns: str = "") -> str:
+    return (
+        f"Service('{name}', ('{{PYTHON}}', '/test/{name}.py'), after=('broker',), user='{{name}}', capabilities=(), "
+        f"no_new_privs=True, groups=('broker',), {columns}),"
+    )
+
+
+BUS = "(LOGD, RIGHTS, BROKER)"
+needs_mosquitto = pytest.mark.skipif(MOSQUITTO is None, reason="no mosquitto here, and only root can install it")
+
+
+@needs_mosquitto
+def test_a_hostile_app_publishes_in_nobodys_name(boot: Boot) -> None:
+    """A faked position, scan, acknowledgement: refused with its own password, without one, and with a guessed one."""
+    services = python_app("ear") + python_app("hello") + python_app("hostile")
+    files = {"ear.py": EAR, "hello.py": HELLO, "hostile.py": FAKES}
+    board = boot(services, base=BUS, files=files, settings="from settings import RIGHTS, BROKER").up()
+    eventually(lambda: "heard hostile/end" in board.log("ear"), 20)
+    heard = board.log("ear")
+    assert "fake" not in heard, "nothing that it had no right to was passed on"
+    eventually(lambda: "heard hello {'text': 'world'}" in board.log("ear"))
+    assert "WARNING" not in board.log("hello"), "the ten-line app knows nothing of all this"
+    if board.stats("hostile")["user"] == "root":
+        pytest.skip("one user alone in this user namespace: apps can read each other's files")
+    said = board.log("hostile")
+    assert "as uplink Not authorized" in said
+    for name in ("uplink", "broker", "root", "passwd", "acl"):
+        assert f"read {name} PermissionError" in said or f"read {name} FileNotFoundError" in said, said
+    for what in ("unlink", "rename", "place", "outbox"):
+        assert f"{what} PermissionError" in said, said
+
+
+@needs_mosquitto
+def test_an_app_is_told_what_its_row_does_not_name(boot: Boot) -> None:
+    code = APP.format(name="met") + "for _ in bus.every(0.1):\n    bus.publish('weather/now', 1); bus.publish('met', 2)\n"
+    more = python_app("met2", "publishes=('weather/#',)").replace("/test/met2", "/test/met")
+    board = boot(
+        python_app("met") + more + python_app("ear"), base=BUS, files={"met.py": code, "ear.py": EAR},
+        settings="from settings import RIGHTS, BROKER",
+    ).up()  # fmt: skip
+    eventually(lambda: "heard met 2" in board.log("ear"), 20)
+    eventually(lambda: "heard weather/now 1" in board.log("ear"), 20)
+    assert board.log("met").count("weather/now is not published: the row of 'met'") == 1
+    assert "weather/now is not published" not in board.log("met2")
+
+
+@needs_mosquitto
+def test_an_app_that_comes_with_a_reload_has_its_rights(boot: Boot) -> None:
+    """The broker reads its list again, and who is connected stays connected."""
+    files = {"ear.py": EAR, "hello.py": HELLO}
+    board = boot(python_app("ear"), base=BUS, files=files, settings="from settings import RIGHTS, BROKER").up()
+    board.wait_state("ear", "running")
+    text = board.profile.read_text()
+    inside = board.root / "profile.py"
+    inside.write_text(text + f"SERVICES += ({python_app('hello')})\n")
+    changes = board.ask("reload")
+    assert (changes["started"], changes["restarted"]) == (["hello"], ["bus_rights"])
+    eventually(lambda: "heard hello" in board.log("ear"), 20)
+    assert board.stats("broker")["restart"] == 0
+    assert board.log("ear").count("bus: lost") <= 1
+
+
+class Raw:
+    """A client without our manners."""
+
+    def __init__(self, broker: Broker, *topics: str) -> None:
+        self.heard: list[str] = []
+        self.up = True
+        self.client = mqtt.Client(CallbackAPIVersion.VERSION2, transport="unix", reconnect_on_failure=False)
+        self.client.on_message = lambda client, data, packet: self.heard.append(packet.topic)
+        self.client.on_disconnect = self._gone
+        self.client.connect(broker.path, 1)
+        self.client.loop_start()
+        eventually(self.client.is_connected)
+        for topic in topics:
+            self.client.subscribe(topic)
+
+    def _gone(self, *_: Any) -> None:
+        self.up = False
+
+
+def test_a_greedy_app_ends_neither_the_broker_nor_its_neighbours(broker: Broker) -> None:
+    """80 retained messages of 1 MB, and 400 of 200 kB: eight deaths in 45 s, before there were limits."""
+    broker.start()
+    assert broker.process
+    neighbour = Raw(broker, "quiet")
+    large = Raw(broker)
+    large.client.publish("greedy/1", b"x" * 1_000_000, 0, True)
+    eventually(lambda: not large.up)
+    greedy = Raw(broker)
+    for count in range(400):
+        if not greedy.up:
+            break
+        greedy.client.publish(f"greedy/{count}", b"x" * 200_000, 1, True)
+        time.sleep(0.01)
+    eventually(lambda: not greedy.up, 20)
+    assert broker.process.poll() is None
+    assert neighbour.up
+    neighbour.client.publish("quiet", b"y" * 1000)
+    eventually(lambda: neighbour.heard)
+    memory = int(Path(f"/proc/{broker.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    assert memory < 56 << 20, "its row has memory_max=64M"
+
+
+def test_what_is_too_large_for_the_broker_is_said_and_costs_no_connection(broker: Broker, caplog: Any) -> None:
+    broker.start()
+    one, heard = bus.Bus("big", broker.path), Raw(broker, "big", "small")
+    rights = bus.LARGEST
+    for _ in one.every(0.05):
+        one.publish("big", "x" * rights)
+        one.publish("small", "x" * (rights - 1000))
+        if "small" in heard.heard:
+            break
+    assert "big" not in heard.heard
+    assert heard.up
+    one._client.disconnect()
+
+
+def test_nobody_knows_how_a_neighbour_is_called_at_the_broker() -> None:
+    """A second client of the same id ends the first one's connection (MQTT 3.1.1, 3.1.4-2)."""
+    one, two = (bus.Bus("same", "/nowhere")._client._client_id for _ in range(2))
+    assert one != two
+    assert str(os.getpid()).encode() not in one.split(b"-")
