@@ -48,7 +48,8 @@ def bus_rights(tables: Tables) -> str:
     """
     found: dict[str, list[object]] = {}
     for row in tables.values["SERVICES"]:
-        if not isinstance(row, Service) or next(topic_faults(row), ""):
+        texts = isinstance(row, Service) and isinstance(row.name, str) and isinstance(row.user, str)
+        if not texts or next(topic_faults(row), ""):
             continue  # the check of the rows says so
         name, user = own_name(row), tables.expand(row.user)
         account = tables.accounts.get(name if user == OWN else user)
