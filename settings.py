@@ -76,12 +76,14 @@ MOUNTS = (
     Mount("cgroup2", "/sys/fs/cgroup", "cgroup2", "nosuid,nodev,noexec", required=False),
     Mount("dev", "/dev", "devtmpfs", "nosuid,mode=755"),
     Mount("devpts", "/dev/pts", "devpts", "nosuid,noexec,newinstance,ptmxmode=666,mode=620,gid=5", required=False),
-    Mount("shm", "/dev/shm", "tmpfs", "nosuid,nodev,mode=1777,size=10%", required=False),
+    Mount("shm", "/dev/shm", "tmpfs", "nosuid,nodev,noexec,mode=1777,size=10%", required=False),
     Mount("run", "/run", "tmpfs", "nosuid,nodev,mode=755,size=10%"),
-    Mount("tmp", "/tmp", "tmpfs", "nosuid,nodev,mode=1777,size=20%"),
+    Mount("log", "/run/log", "tmpfs", "nosuid,nodev,noexec,mode=755,size=8%"),  # what apps fill is not what root needs
+    Mount("bus", "/run/bus", "tmpfs", "nosuid,nodev,noexec,mode=755,size=64k,nr_inodes=64"),  # sockets
+    Mount("tmp", "/tmp", "tmpfs", "nosuid,nodev,noexec,mode=1777,size=20%"),
     Mount("", "/", "", "remount,ro", required=False),
     Mount("var", "/var", "tmpfs", "nosuid,nodev,noexec,mode=755,size=20%"),  # until the data partition comes over it
-    Mount("/run", "/var/run", "", "bind", required=False),
+    Mount("/run", "/var/run", "", "bind,rec", required=False),
     Mount("/tmp", "/var/tmp", "", "bind", required=False),
     Mount("pstore", "/sys/fs/pstore", "pstore", "nosuid,nodev,noexec", required=False),
 )
@@ -117,13 +119,28 @@ BOOT_WAIT = 2.0  # for the device to appear, where storage.py has not waited for
 
 # --- kernel -------------------------------------------------------------------------------------------------------
 MODULES: tuple[str, ...] = ("brcmfmac", "bcm2835_wdt", "i2c_dev")  # loaded by the one-shot service "modules"
-SYSCTLS = (  # name and value, as sysctl(8) writes them
+SYSCTLS = (  # name and value, as sysctl(8) writes them; "-" before a name: where this kernel has it
     ("kernel.printk", "4 4 1 7"),
     ("kernel.printk_devkmsg", "on"),  # or the kernel drops most of what PID 1 says at boot
     ("kernel.panic", "10"),
     ("kernel.panic_on_oops", "1"),
     ("net.ipv4.conf.all.rp_filter", "1"),
     ("vm.panic_on_oom", "0"),
+    # An app sees nothing of the kernel's addresses and log, and of its neighbours; and finds fewer ways into the kernel.
+    ("-kernel.dmesg_restrict", "1"),
+    ("-kernel.kptr_restrict", "2"),
+    ("-kernel.yama.ptrace_scope", "2"),
+    ("-kernel.unprivileged_userns_clone", "0"),  # Debian's
+    ("-user.max_user_namespaces", "0"),
+    ("-kernel.unprivileged_bpf_disabled", "1"),
+    ("-kernel.perf_event_paranoid", "3"),
+    ("-vm.unprivileged_userfaultfd", "0"),
+    ("-dev.tty.ldisc_autoload", "0"),
+    ("-fs.protected_symlinks", "1"),
+    ("-fs.protected_hardlinks", "1"),
+    ("-fs.protected_fifos", "2"),
+    ("-fs.protected_regular", "2"),
+    ("-fs.suid_dumpable", "0"),
 )
 
 # --- devices ------------------------------------------------------------------------------------------------------

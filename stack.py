@@ -16,7 +16,7 @@ from base.files import read_file
 from base.stdlib import TYPE_CHECKING, signal, socket
 from base.syscalls import Reboot, interface_up, mount, mount_options, reboot
 from onboard import boot_ends, clock, events, to_pid1
-from onboard.mounts import make_device, make_directory, mount_row, write_file
+from onboard.mounts import make_device, make_directory, mount_row, write_sysctl
 from onboard.to_pid1 import SVError
 from pid1.control import Control, page
 from pid1.life import Life
@@ -172,7 +172,7 @@ class Init(Life):
 
     def write_sysctls(self) -> None:
         for name, value in self.tables.SYSCTLS:
-            self.best_effort(name, write_file, f"/proc/sys/{name.replace('.', '/')}", value)
+            self.best_effort(name, write_sysctl, name, value)
 
     def best_effort(self, what: str, step: Callable[..., object], *arguments: object) -> None:
         """A step whose refusal by the kernel is worth a warning, not a fault."""

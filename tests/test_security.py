@@ -14,7 +14,7 @@ from conftest import MOSQUITTO, Broker, eventually
 from paho.mqtt.enums import CallbackAPIVersion
 
 import bus
-from onboard.mounts import make_directory
+from onboard.mounts import make_directory, write_sysctl
 from tables import load as tables_module
 from tables.accounts import COUNT, FIRST, own_number
 from tables.rows import Directory
@@ -287,7 +287,7 @@ class Raw:
         self.client = mqtt.Client(CallbackAPIVersion.VERSION2, transport="unix", reconnect_on_failure=False)
         self.client.on_message = lambda client, data, packet: self.heard.append(packet.topic)
         self.client.on_disconnect = self._gone
-        self.client.connect(broker.path, 1)
+        eventually(lambda: self.client.connect(broker.path, 1) == mqtt.MQTT_ERR_SUCCESS)
         self.client.loop_start()
         eventually(self.client.is_connected)
         for topic in topics:
@@ -339,3 +339,56 @@ def test_nobody_knows_how_a_neighbour_is_called_at_the_broker() -> None:
     one, two = (bus.Bus("same", "/nowhere")._client._client_id for _ in range(2))
     assert one != two
     assert str(os.getpid()).encode() not in one.split(b"-")
+
+
+# --- the kernel, and memory -------------------------------------------------------------------------------------------
+def test_a_sysctl_may_be_one_that_this_kernel_has_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_sysctl("-kernel.yama.no_such_thing", "1")
+    with pytest.raises(FileNotFoundError):
+        write_sysctl("kernel.yama.no_such_thing", "1")
+    assert load(tmp_path, "SYSCTLS = (('-kernel.yama.ptrace_scope', '2'),)").rejected == []
+
+
+GREEDY = """
+import os, errno
+def fill(folder):
+    count = 0
+    try:
+        for number in range(100000):
+            with open(f"{folder}/fill{number}", "wb") as file:
+                while file.write(b"x" * 65536): count += 65536
+    except OSError as error:
+        print(folder, errno.errorcode[error.errno], count, flush=True)
+for top in ("/run", "/var", "/dev/shm", "/tmp"):
+    for folder, folders, files in os.walk(top):
+        if os.access(folder, os.W_OK): fill(folder)
+        else: print(folder, "closed", flush=True)
+program = "/dev/shm/program"
+print("done", flush=True)
+while True:
+    print("x" * 1000)
+"""
+
+
+@pytest.mark.timeout(120)
+def test_run_can_be_filled_by_nobody(boot: Boot) -> None:
+    """An app writes wherever it may until nothing more goes in: PID 1 and services of root have their /run all the same."""
+    settings = "MOUNTS = tuple(row._replace(options=row.options.replace('size=10%', 'size=16m')) for row in MOUNTS)\n"
+    settings += "DIRECTORIES += (Directory('/run/bus', 0o755, 'greedy'),)\n"  # as if the broker itself were the attacker
+    board = boot(
+        python_app("greedy").replace("after=('broker',)", "after=('logd',)"), files={"greedy.py": GREEDY}, settings=settings
+    ).up()
+    eventually(lambda: "done" in board.log("greedy") or "lines dropped" in board.log("greedy"), 60)
+    if board.stats("greedy")["user"] == "root":
+        pytest.skip("one user alone in this user namespace: everything belongs to it")
+    row = board.ask("run", argv=["sh", "-c", "head -c 1000000 /dev/zero >/run/probe && echo written >&2; sleep 1000"])
+    eventually(lambda: "written" in board.log(row["name"]))
+    free = os.statvfs(board.root / "run")
+    assert free.f_bavail * free.f_frsize > 12_000_000
+
+
+def test_what_lies_in_tmp_is_no_program(boot: Boot) -> None:
+    code = "for f in /tmp /dev/shm /run/bus; do cp /bin/true $f/p 2>/dev/null; $f/p; echo $f $?; done >&2; sleep 1000"
+    board = boot(f"Service('s', ('sh', '-c', {code!r})),").up()
+    eventually(lambda: "/run/bus" in board.log("s"))
+    assert [line for line in board.log("s").splitlines() if line.endswith(" 0")] == []
