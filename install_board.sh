@@ -61,9 +61,17 @@ libraries() { # for our services alone: Debian 12's paho-mqtt (1.6) and pyroute2
     printf '%s\n' "$wanted" >$stamp
 }
 
+# It may hold passphrases. Of all apps the uplink alone reads it.
+readers() {
+    group=$(PYTHONPATH=$LIB python3 -B -c 'from tables.accounts import own_number; print(own_number("uplink"))')
+    chgrp "$group" $OWN
+    chmod 640 $OWN
+}
+
 profile() {
     if [ -e $OWN ]; then
         say "$OWN stays as it is"
+        readers
         return 0
     fi
     cat >$OWN <<'END'
@@ -76,7 +84,7 @@ from tables.rows import *
 # WIFI_COUNTRY = "DE"
 # SERVICES += (Service("clock", ("sh", "-c", "while date; do sleep 5; done")),)
 END
-    chgrp nogroup $OWN && chmod 640 $OWN # it may hold passphrases, and the apps read it as nobody
+    readers
     say "wrote $OWN: networks, services, names are yours to say there"
 }
 

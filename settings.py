@@ -260,7 +260,9 @@ APPS = (
     ),
     app("wifi_analyzer", publishes=("wifi/#",)),
     app("diagnostic", publishes=("diag", "boot")),
-    app("uplink", "{UPLINK}", path="uplink/service", after=("broker", "storage"), publishes=("ack",))._replace(may="COMMANDS"),
+    app("uplink", "{UPLINK}", path="uplink/service", after=("broker", "storage"), publishes=("ack",))._replace(
+        may="COMMANDS", ready="notify", watchdog=60.0
+    ),
 )
 
 SERVICES: tuple[Service, ...] = (

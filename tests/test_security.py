@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -392,3 +393,61 @@ def test_what_lies_in_tmp_is_no_program(boot: Boot) -> None:
     board = boot(f"Service('s', ('sh', '-c', {code!r})),").up()
     eventually(lambda: "/run/bus" in board.log("s"))
     assert [line for line in board.log("s").splitlines() if line.endswith(" 0")] == []
+
+
+# --- the uplink -------------------------------------------------------------------------------------------------------
+UPLINK = "UPLINK = ('127.0.0.1:1',)\nfrom settings import APPS, RIGHTS, BROKER\n"
+UPLINK += "SERVICES = tuple(row._replace(watchdog=2.0) for row in APPS if row.name == 'uplink')"
+
+
+@needs_mosquitto
+def test_a_stop_of_the_uplink_is_noticed(boot: Boot) -> None:
+    board = boot("", base="(LOGD, RIGHTS, BROKER, *SERVICES)", settings=UPLINK).up()
+    board.wait_state("uplink", "running", seconds=20)
+    board.kill("uplink", signal.SIGSTOP)
+    eventually(lambda: board.stats("uplink")["restart"] == 1, 20)
+    assert board.stats("uplink")["exit"].startswith("signal KILL")
+    board.wait_state("uplink", "running", seconds=20)
+
+
+TRACER = """
+import ctypes, os, signal
+libc = ctypes.CDLL(None, use_errno=True)
+found = []
+while not found:
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if b"uplink/service" in open(f"/proc/{pid}/cmdline", "rb").read(): found.append(int(pid))
+        except OSError: pass
+def tried(what, step):
+    try:
+        step()
+        print(what, "DONE", flush=True)
+    except Exception as error:
+        print(what, type(error).__name__, flush=True)
+def attach():
+    if libc.ptrace(16, found[0], None, None) < 0: raise OSError(ctypes.get_errno(), "ptrace")
+for _ in range(200):
+    tried("ptrace", attach)
+tried("stop", lambda: os.kill(found[0], signal.SIGSTOP))
+tried("environ", lambda: open(f"/proc/{found[0]}/environ", "rb").read())
+tried("mem", lambda: open(f"/proc/{found[0]}/mem", "rb").read(1))
+tried("records", lambda: open("/var/lib/outbox/outbox.db", "rb").read())
+print("end", flush=True)
+import time; time.sleep(1000)
+"""
+
+
+@needs_mosquitto
+def test_another_app_neither_stops_nor_traces_nor_reads_the_uplink(boot: Boot) -> None:
+    """From the first moment of its life: before it protects itself."""
+    files = {"tracer.py": TRACER}
+    tracer = python_app("tracer").replace("after=('broker',)", "after=('logd',)")
+    board = boot(tracer, base="(LOGD, RIGHTS, BROKER, *SERVICES)", settings=UPLINK, files=files).up()
+    eventually(lambda: "end" in board.log("tracer"), 30)
+    if board.stats("tracer")["user"] == "root":
+        pytest.skip("one user alone in this user namespace")
+    said = board.log("tracer")
+    assert "DONE" not in said
+    for what in ("ptrace", "stop", "environ", "mem", "records"):
+        assert f"{what} PermissionError" in said, said

@@ -17,7 +17,7 @@ from typing import Any
 from base.syscalls import IN_CLOSE_WRITE, IN_MOVED_TO, PR_SET_DUMPABLE, inotify_add_watch, inotify_init, prctl
 from bus import Bus, Message, Remote, Tls, pauses
 from onboard import boot_ends, clock, events, to_pid1
-from onboard.to_pid1 import of_this_board
+from onboard.to_pid1 import notify, of_this_board
 from uplink import wire
 from uplink.commands import Commands
 from uplink.outbox import Outbox
@@ -352,8 +352,14 @@ def run(chosen: Any, addresses: tuple[str, ...]) -> None:
     remote = Remote(board, addresses, patterns, will=will, tls=tls, protocol=chosen.UPLINK_PROTOCOL)
     uplink = Uplink(bus, outbox, remote, board, chosen)
     remote.start()
+    notify("READY=1")
+    period = int(os.environ.get("WATCHDOG_USEC", "60000000")) / 3e6  # seconds between two signs of life (`man 3 sd_notify`)
+    fed = 0.0
     try:
-        for now in bus.when(uplink.due):
+        for now in bus.when(uplink.due, period):
+            if now >= fed + period:
+                notify("WATCHDOG=1")
+                fed = now
             uplink.turn(now)
     finally:
         uplink.end(time.monotonic())
@@ -361,7 +367,7 @@ def run(chosen: Any, addresses: tuple[str, ...]) -> None:
 
 def main(arguments: list[str]) -> None:
     """`uplink.py HOST:PORT...`"""
-    prctl(PR_SET_DUMPABLE, 0)  # other apps are the same user: none may look into us (`man 2 ptrace`), or ask PID 1 in our name
+    prctl(PR_SET_DUMPABLE, 0)  # where all apps are one user, none may look into us (`man 2 ptrace`), or ask PID 1 in our name
     run(of_this_board(), tuple(arguments))
 
 
