@@ -37,7 +37,8 @@ WIFI_INTERFACE = "wlan0"
 WIFI_COUNTRY = ""  # "DE": the regulatory domain (ISO 3166)
 WIFI_CONFIG = "/etc/wpa_supplicant.conf"  # networks of the board's owner, beside WIFI_NETWORKS; need not be there
 WIFI_CONTROL = "/run/wpa_supplicant"  # wpa_supplicant's control sockets
-WIFI_GROUP = "nogroup"  # may use them; APP_USER's own, which Buildroot calls nobody
+WIFI_GROUP = "scan_proxy"  # may use them, beside root: a service, or a group of /etc/group
+WIFI_SCAN = "/run/wifi_scan"  # where wifi_scan.py asks: for scans alone
 WIFI_RECORDING = ""  # recorded answers of wpa_supplicant, where there is no radio
 
 RESOLV_CONF = "/run/resolv.conf"  # the image links /etc/resolv.conf to it
@@ -80,6 +81,7 @@ MOUNTS = (
     Mount("run", "/run", "tmpfs", "nosuid,nodev,mode=755,size=10%"),
     Mount("log", "/run/log", "tmpfs", "nosuid,nodev,noexec,mode=755,size=8%"),  # what apps fill is not what root needs
     Mount("bus", "/run/bus", "tmpfs", "nosuid,nodev,noexec,mode=755,size=64k,nr_inodes=64"),  # sockets
+    Mount("scan", "/run/wifi_scan", "tmpfs", "nosuid,nodev,noexec,mode=755,size=64k,nr_inodes=64"),
     Mount("tmp", "/tmp", "tmpfs", "nosuid,nodev,noexec,mode=1777,size=20%"),
     Mount("", "/", "", "remount,ro", required=False),
     Mount("var", "/var", "tmpfs", "nosuid,nodev,noexec,mode=755,size=20%"),  # until the data partition comes over it
@@ -89,6 +91,7 @@ MOUNTS = (
 )
 DIRECTORIES = (  # those below /var are made on the data partition too
     Directory("/run/bus", 0o755, "broker"),  # nobody else can put another socket in its place
+    Directory("/run/wifi_scan", 0o710, "scan_proxy", "wifi_scan"),  # nobody else comes to the socket in it
     Directory("/var/lib/outbox", 0o700, "uplink"),
     Directory("/var/lib/dropbear", 0o700),  # the image links /etc/dropbear to it: host keys are made on the board
 )
@@ -252,11 +255,10 @@ APPS = (
     app(
         "wifi_scan",
         "{WIFI_INTERFACE}",
-        "{WIFI_CONTROL}",
+        "{WIFI_SCAN}",
         "{WIFI_RECORDING}",
-        capabilities=("net_admin",),
-        groups=("{WIFI_GROUP}",),
-        publishes=("scan",),  # wpa_supplicant's group; and where none runs it scans by itself
+        capabilities=("net_admin",),  # where no wpa_supplicant runs it scans by itself
+        publishes=("scan",),
     ),
     app("wifi_analyzer", publishes=("wifi/#",)),
     app("diagnostic", publishes=("diag", "boot")),
@@ -276,7 +278,11 @@ SERVICES: tuple[Service, ...] = (
     DROPBEAR,
     # Where chronyd takes its place: with `rtcsync`, without which it does not tell the kernel that the clock is synchronised.
     Service("ntpd", ("ntpd", "-n", "-p", "pool.ntp.org"), after=("network",), nice=-5),
-    program("wpa_supplicant", "network/supplicant", "{WIFI_INTERFACE}", after=("modules", "bootfiles")),
+    program("wpa_supplicant", "network/supplicant", "{WIFI_INTERFACE}", after=("modules", "bootfiles"), umask=0o077),
+    program(
+        "scan_proxy", "network/scan_proxy", "{WIFI_INTERFACE}", "{WIFI_CONTROL}", "{WIFI_SCAN}", user="{name}",
+        groups=("{WIFI_GROUP}",), capabilities=(), no_new_privs=True, memory_max="32M", pids_max=8, publishes=(), hears=(),
+    ),
     program("hotplug", "services/hotplug", oom_score=-900, nice=-5),
     program(
         "network", "network/service", after=("modules", "storage", "bootfiles"), oom_score=-900, nice=-5,

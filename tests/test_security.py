@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -451,3 +452,80 @@ def test_another_app_neither_stops_nor_traces_nor_reads_the_uplink(boot: Boot) -
     assert "DONE" not in said
     for what in ("ptrace", "stop", "environ", "mem", "records"):
         assert f"{what} PermissionError" in said, said
+
+
+# --- Wi-Fi ------------------------------------------------------------------------------------------------------------
+WPA_SUPPLICANT = shutil.which("wpa_supplicant", path=os.environ["PATH"] + ":/usr/sbin")
+SUPPLICANT = """
+import os, subprocess, sys
+sys.path.insert(0, "/stack/lib/stack")
+from network import supplicant
+supplicant.make_control("/run/wpa_supplicant", int(sys.argv[1]))
+open("/run/network/lo.conf", "w").write(supplicant.configuration((), "/run/wpa_supplicant", sys.argv[1])
+    + 'network={\\n ssid="x"\\n psk="secretsecret"\\n}\\n')
+os.execvp("wpa_supplicant", ["wpa_supplicant", "-i", "lo", "-D", "wired", "-c", "/run/network/lo.conf"])
+"""
+ASKER = """
+import os, socket, sys, time
+def ask(target, command):
+    own = f"/tmp/asker.{os.getpid()}"
+    one = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    if os.path.exists(own): os.unlink(own)
+    one.bind(own)
+    one.settimeout(2)
+    try:
+        one.connect(target); os.chmod(own, 0o666); one.send(command.encode())
+        return one.recv(65536).decode().split("\\n")[0]
+    except OSError as error:
+        return type(error).__name__
+for _ in range(100):
+    if ask(sys.argv[1] + "/lo", "PING") in ("PONG", "PermissionError"): break
+    time.sleep(0.1)
+for command in ("PING", "STATUS", "ADD_NETWORK", "SET update_config 1", "SAVE_CONFIG", "SELECT_NETWORK 0", "SCAN TYPE=ONLY",
+                "P2P_GROUP_ADD", "DISCONNECT", "BSS FIRST", "PING\\nSAVE_CONFIG", "BSS FIRST\\0SAVE_CONFIG", "BSS_FLUSH 0"):
+    print(repr(command), ask(sys.argv[1] + "/lo", command), flush=True)
+print("end", flush=True)
+time.sleep(1000)
+"""
+
+
+@pytest.mark.skipif(WPA_SUPPLICANT is None, reason="no wpa_supplicant here")
+def test_wifi_scan_scans_and_does_nothing_else_and_others_not_even_that(boot: Boot) -> None:
+    """A real wpa_supplicant on loopback, which its driver `wired` takes for a network."""
+    group = own_number("scan_proxy")
+    app = "Service('{}', ('{{PYTHON}}', '/test/asker.py', '{}'), after=('logd',), user='{{name}}', capabilities=(), no_new_privs=True),"
+    services = f"Service('wpa', ('{{PYTHON}}', '/test/supplicant.py', '{group}'), umask=0o077),"
+    services += app.format("wifi_scan", "/run/wifi_scan") + app.format("other", "/run/wifi_scan")
+    services += app.format("direct", "/run/wpa_supplicant")
+    settings = "import settings\nWIFI_INTERFACE = 'lo'\nPROXY = tuple(r for r in settings.SERVICES if r.name == 'scan_proxy')\n"
+    settings += "DIRECTORIES = (*settings.DIRECTORIES, Directory('/run/network'))"
+    board = boot(
+        services, base="(LOGD, *PROXY)", files={"supplicant.py": SUPPLICANT, "asker.py": ASKER}, settings=settings
+    ).up()
+    for name in ("wifi_scan", "other", "direct"):
+        eventually(lambda name=name: "end" in board.log(name), 40)  # type: ignore[misc]
+    if board.stats("other")["user"] == "root":
+        pytest.skip("one user alone in this user namespace")
+
+    def said(name: str) -> list[str]:
+        lines = [line.split(" ", 2)[2] for line in board.log(name).splitlines()]
+        return [line.split(": ", 1)[-1] for line in lines if "end" not in line]
+
+    assert [line for line in said("other") + said("direct") if not line.endswith("PermissionError")] == []
+    assert said("wifi_scan")[0] == "'PING' PONG"
+    assert said("wifi_scan")[1].startswith("'STATUS' bssid=")
+    refused = [line for line in said("wifi_scan") if line.endswith(" FAIL")]
+    assert len(refused) == 10, said("wifi_scan")
+    assert (board.root / "run/network/lo.conf").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.skipif(WPA_SUPPLICANT is None, reason="no wpa_supplicant here")
+def test_what_save_config_writes_is_roots_alone(boot: Boot) -> None:
+    code = "sleep 1; wpa_cli -p /run/wpa_supplicant -i lo set update_config 1; wpa_cli -p /run/wpa_supplicant -i lo save_config"
+    board = boot(
+        "Service('wpa', ('{PYTHON}', '/test/supplicant.py', '0'), umask=0o077, ready='/run/wpa_supplicant/lo'),"
+        f"Service('cli', ('sh', '-c', {code!r}), after=('wpa',), restart='never'),",
+        files={"supplicant.py": SUPPLICANT}, settings="DIRECTORIES += (Directory('/run/network'),)",
+    ).up()  # fmt: skip
+    eventually(lambda: "update_config=1" in (board.root / "run/network/lo.conf").read_text(), 20)
+    assert (board.root / "run/network/lo.conf").stat().st_mode & 0o777 == 0o600
