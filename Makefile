@@ -10,18 +10,18 @@ TARGET_PYTHON ?= /usr/bin/python3
 INIT_PYTHON ?= /usr/bin/python3
 SITEDIR ?= $(shell $(TARGET_PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 PACKAGES = base tables onboard pid1 services network uplink prompt profiles
-FILES = $(wildcard *.py $(PACKAGES:%=%/*.py)) laptop/broker.py data/mosquitto.conf data/wifi_recording.txt
 NAMES = bus sv settings _log # what every Python of the board can import; see base/on_path.py
 SECONDS ?=
 PROFILE ?=
 MACHINE ?= x86_64
 MACHINES = x86_64 virt-arm64 raspi3b
 
-.PHONY: help run boot test test-qemu test-arm test-pythons chaos fleet lint bench bench-boot image install install-board uninstall-board
-.PHONY: setup clean
+.PHONY: help run prompt boot test test-qemu test-arm test-pythons chaos fleet lint bench bench-boot image install install-board uninstall-board
+.PHONY: setup clean install-files docs
 
 help:
 	@echo "make run [SECONDS=n] [PROFILE=FILE] [OPTIONS='stack.debug ...']   boot the board in namespaces"
+	@echo "make prompt                           the prompt of a board that runs in another terminal"
 	@echo "make boot [MACHINE=x86_64|virt-arm64|raspi3b] [PROFILE=FILE] [OPTIONS=...]   a real kernel, in QEMU"
 	@echo "make test-qemu                        the tests on real kernels"
 	@echo "make test-arm [ARCH=arm64|armhf]      the tests on ARM's Debian, under qemu-user"
@@ -33,20 +33,25 @@ help:
 	@echo "make image BOARD=name BUILDROOT=path   a card for a board, by a checkout of Buildroot 2026.05.1"
 	@echo "make install DESTDIR= PREFIX=         what an image needs"
 	@echo "make install-board | uninstall-board  on this Raspberry Pi OS or Debian, beside its systemd"
+	@echo "make docs                             the documentation as a site, in build/site"
 
 run: setup
-	@$(PYTHON) laptop/launcher.py $(if $(SECONDS),--seconds $(SECONDS)) $(if $(PROFILE),--profile $(PROFILE)) -- $(OPTIONS)
+	@$(PYTHON) laptop/launcher.py --live $(if $(SECONDS),--seconds $(SECONDS)) $(if $(PROFILE),--profile "$(PROFILE)") -- $(OPTIONS)
+
+prompt:
+	@$(PYTHON) laptop/enter.py
 
 setup:
 	@./setup.sh $(NEEDS)
 	@rm -rf build/root/stack/lib/stack
-	@$(MAKE) -s install DESTDIR=$(CURDIR)/build/root PREFIX=/stack SBINDIR=/stack/sbin SITEDIR= TARGET_PYTHON=$(PYTHON) INIT_PYTHON=/python/bin/python
+	@$(MAKE) -s install TOLERANT=yes DESTDIR="$(CURDIR)/build/root" PREFIX=/stack SBINDIR=/stack/sbin SITEDIR= TARGET_PYTHON=$(PYTHON) INIT_PYTHON=/python/bin/python
 
 CHAOS = tc:iproute2 faketime:faketime
 MOTHERSHIP = pg_ctlcluster:postgresql chromium:chromium openssl:openssl shellcheck:shellcheck
+SSH = dropbear:dropbear-bin ssh:openssh-client rsync:rsync /usr/lib/openssh/sftp-server:openssh-sftp-server
 CARD = genimage:genimage mcopy:mtools mkfs.vfat:dosfstools mke2fs:e2fsprogs mksquashfs:squashfs-tools sfdisk:fdisk
-test: NEEDS = requirements-dev.txt requirements-fleet.txt
-test: export PROGRAMS = $(CHAOS) $(MOTHERSHIP) $(CARD) busybox:busybox ip:iproute2 fusermount3:fuse3 wpa_supplicant:wpasupplicant
+test: NEEDS = requirements-dev.txt requirements-fleet.txt requirements-docs.txt
+test: export PROGRAMS = $(CHAOS) $(MOTHERSHIP) $(CARD) $(SSH) busybox:busybox ip:iproute2 fusermount3:fuse3 wpa_supplicant:wpasupplicant
 test: setup
 	@./test.sh $(TESTS)
 
@@ -66,11 +71,11 @@ boot test-qemu: NEEDS = requirements-dev.txt
 ARM = qemu-system-aarch64:qemu-system-arm qemu-aarch64-static:qemu-user-static
 boot: export PROGRAMS = $(LAB) $(if $(filter x86_64,$(MACHINE)),qemu-system-x86_64:qemu-system-x86,$(ARM))
 boot: setup
-	@$(AS_ROOT) $(PYTHON) lab/boot.py $(MACHINE) $(if $(PROFILE),--profile $(PROFILE)) -- $(OPTIONS)
+	@$(AS_ROOT) $(PYTHON) lab/boot.py $(if $(PROFILE),--profile "$(PROFILE)") $(MACHINE) -- $(OPTIONS)
 
 # The longest first: a worker takes a file.
-QEMU_TESTS = $(patsubst %,tests/qemu_%.py,wifi powercuts watchdog exits cgroup storage install bootfiles board hotplug uplink outbox raspi clock card)
-test-qemu: export PROGRAMS = $(LAB) $(CARD) qemu-system-x86_64:qemu-system-x86 $(ARM)
+QEMU_TESTS = $(patsubst %,tests/qemu_%.py,wifi powercuts watchdog exits cgroup storage install bootfiles board ssh hotplug uplink outbox raspi clock card)
+test-qemu: export PROGRAMS = $(LAB) $(CARD) $(SSH) qemu-system-x86_64:qemu-system-x86 $(ARM)
 test-qemu: setup
 	@$(AS_ROOT) $(PYTHON) lab/image.py $(MACHINES)
 	@$(AS_ROOT) $(PYTHON) -m pytest -q -rs -p no:cacheprovider -n 2 --dist loadfile --no-loadscope-reorder --timeout 400 $(or $(TESTS),$(QEMU_TESTS))
@@ -109,11 +114,21 @@ CARDS = $(CURDIR)/build/image/$(BOARD)
 BUILD = env -u MAKEFLAGS -u MAKEOVERRIDES -u BOARD -u BUILDROOT $(MAKE) -C $(BUILDROOT)
 image:
 	@[ -n "$(BOARD)" ] && [ -n "$(filter $(BOARD),$(CARD_BOARDS))" ] || { echo "image: no board '$(BOARD)'; say BOARD= and one of $(CARD_BOARDS)" >&2; exit 1; }
-	@[ -f "$(BUILDROOT)/support/kconfig/merge_config.sh" ] || { echo "image: no Buildroot in '$(BUILDROOT)'; say BUILDROOT= and the path of a checkout (README: An image for a card)" >&2; exit 1; }
+	@[ -f "$(BUILDROOT)/support/kconfig/merge_config.sh" ] || { echo "image: no Buildroot in '$(BUILDROOT)'; say BUILDROOT= and the path of a checkout (docs/first-board.md)" >&2; exit 1; }
+	@[ "$$(id -u)" != 0 ] || [ -n "$(FORCE_UNSAFE_CONFIGURE)" ] || { echo "image: Buildroot does not build as root (its host-tar refuses to be configured): build as an ordinary user, or say FORCE_UNSAFE_CONFIGURE=1" >&2; exit 1; }
 	@mkdir -p $(CARDS)
 	@$(BUILD) O=$(CARDS) BR2_EXTERNAL=$(CURDIR)/buildroot stack_$(BOARD)_defconfig
+	@[ ! -d $(CARDS)/build/stack-local ] || $(BUILD) O=$(CARDS) stack-dirclean # or it would keep what it built before
 	@$(BUILD) O=$(CARDS)
 	@echo "image: $(CARDS)/images/sdcard.img is the card"
+
+# The pages that come from the program, then the site; a warning is an error. -P: mkdocs must not import our modules.
+.PHONY: docs
+docs: NEEDS = requirements-docs.txt
+docs: setup
+	@$(PYTHON) -B docs/generate.py
+	@NO_MKDOCS_2_WARNING=1 $(PYTHON) -P -m mkdocs build --quiet --strict
+	@echo "docs: build/site/index.html (for the search: $(PYTHON) -m http.server -d build/site)"
 
 install-board:
 	@./install_board.sh install
@@ -124,16 +139,23 @@ uninstall-board:
 clean:
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
+# Names may have spaces: whatever *.py lies in this folder is taken, the profiles of whoever tries something out among them.
+# TOLERANT: what does not compile is installed all the same, and PID 1 says what is wrong with it.
+TOLERANT ?=
 install:
-	install -d $(DESTDIR)$(SBINDIR) $(DESTDIR)$(PREFIX)/bin $(addprefix $(DESTDIR)$(LIB)/,$(sort $(dir $(FILES))) names)
-	for file in $(FILES); do install -m 644 $$file $(DESTDIR)$(LIB)/$$file || exit 1; done
-	for name in $(NAMES); do install -m 644 base/on_path.py $(DESTDIR)$(LIB)/names/$$name.py || exit 1; done
-	echo $${SOURCE_DATE_EPOCH:-$$(date +%s)} > $(DESTDIR)$(LIB)/build_date
-	rm -f $(DESTDIR)$(SBINDIR)/stack.py $(DESTDIR)$(PREFIX)/bin/sv # a link to busybox would have busybox written over
-	printf '#!%s -ESB\n%s\n' "$(INIT_PYTHON)" 'import gc, sys, time; began = time.monotonic(); gc.disable(); sys.path.insert(0, "$(LIB)"); import stack; sys.exit(stack.main(sys.argv[1:], began))' > $(DESTDIR)$(SBINDIR)/stack.py
-	printf '#!/bin/sh\nPYTHONPATH=$(LIB) exec $(INIT_PYTHON) -P $(LIB)/prompt/functions.py "$$@"\n' > $(DESTDIR)$(PREFIX)/bin/sv
-	chmod 755 $(DESTDIR)$(SBINDIR)/stack.py $(DESTDIR)$(PREFIX)/bin/sv
-	if [ -n "$(SITEDIR)" ]; then install -d $(DESTDIR)$(SITEDIR) && echo 'import sys; sys.path.insert(0, "$(LIB)/names")' > $(DESTDIR)$(SITEDIR)/stack.pth; fi
-	find $(DESTDIR)$(LIB) -name __pycache__ -prune -exec rm -rf {} +
-	$(TARGET_PYTHON) -m compileall -q -s "$(DESTDIR)" --invalidation-mode unchecked-hash $(DESTDIR)$(LIB)
-	$(TARGET_PYTHON) -m compileall -q -f -s "$(DESTDIR)" --invalidation-mode checked-hash $(DESTDIR)$(LIB)/settings*.py $(DESTDIR)$(LIB)/profiles
+	@umask 022 && $(MAKE) -s install-files # the board's files have the same modes whoever installs them
+
+install-files:
+	install -d $(addprefix "$(DESTDIR)",$(SBINDIR) $(PREFIX)/bin $(addprefix $(LIB)/,$(PACKAGES) laptop data names))
+	for file in *.py $(PACKAGES:%=%/*.py) laptop/broker.py data/mosquitto.conf data/wifi_recording.txt; do install -m 644 "$$file" "$(DESTDIR)$(LIB)/$$file" || exit 1; done
+	for name in $(NAMES); do install -m 644 base/on_path.py "$(DESTDIR)$(LIB)/names/$$name.py" || exit 1; done
+	echo $${SOURCE_DATE_EPOCH:-$$(date +%s)} > "$(DESTDIR)$(LIB)/build_date"
+	rm -f $(addprefix "$(DESTDIR)",$(SBINDIR)/stack.py $(PREFIX)/bin/sv $(PREFIX)/bin/stack-shell) # a link to busybox would have busybox written over
+	sed 's|@PYTHON@|$(INIT_PYTHON)|; s|@LIB@|$(LIB)|' pid1/launcher.py.in > "$(DESTDIR)$(SBINDIR)/stack.py"
+	printf '#!/bin/sh\nPYTHONPATH=$(LIB) exec $(INIT_PYTHON) -P $(LIB)/prompt/command.py "$$@"\n' > "$(DESTDIR)$(PREFIX)/bin/sv"
+	sed 's,@PYTHON@,$(INIT_PYTHON),; s,@LIB@,$(LIB),' prompt/shell.sh > "$(DESTDIR)$(PREFIX)/bin/stack-shell"
+	chmod 755 $(addprefix "$(DESTDIR)",$(SBINDIR)/stack.py $(PREFIX)/bin/sv $(PREFIX)/bin/stack-shell)
+	if [ -n "$(SITEDIR)" ]; then install -d "$(DESTDIR)$(SITEDIR)" && echo 'import sys; sys.path.insert(0, "$(LIB)/names")' > "$(DESTDIR)$(SITEDIR)/stack.pth"; fi
+	find "$(DESTDIR)$(LIB)" -name __pycache__ -prune -exec rm -rf {} +
+	$(TARGET_PYTHON) -m compileall $(if $(TOLERANT),-qq,-q) -s "$(DESTDIR)" --invalidation-mode checked-hash "$(DESTDIR)$(LIB)" $(if $(TOLERANT),|| :)
+	$(TARGET_PYTHON) -ESB "$(DESTDIR)$(LIB)/base/bundle.py" $(LIB) "$(DESTDIR)" $(if $(TOLERANT),|| :)

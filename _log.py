@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 
+from base.printable import printable
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import logging
@@ -52,7 +54,7 @@ def record(level: int, text: str) -> None:
     counts[NAMES.get(level, "debug")] += 1
     if level > sink.level:
         return
-    text = text.replace("\n", " ")[:800]  # the kernel takes 1,024 bytes a record, its own prefix included
+    text = printable(text.replace("\n", " ")[:800])  # the kernel takes 1,024 bytes a record, its own prefix included
     line = f"<{level}>stack: {text}\n".encode("utf-8", "backslashreplace")
     if sink.kmsg >= 0:
         _write(sink.kmsg, line)

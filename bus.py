@@ -18,28 +18,21 @@ import select
 import signal
 import socket
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from itertools import cycle
-from typing import Any, NamedTuple
+from typing import Any
 
-import paho.mqtt.client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion
-
-import settings
 from _log import counts, get_logger
-from onboard import clock
+from base.printable import printable
+from onboard import clock, mqtt
+from onboard.board_table import board_table
+from onboard.mqtt import BACKLOG, KEEPALIVE
 
 VERSION = 1  # of the envelope
-BACKLOG = 1000  # messages kept while the broker is away; the oldest go first
 ANSWER_TIMEOUT = 5.0  # seconds
 CLOCK_PERIOD = 1.0  # seconds between two looks at the clock's state
-KEEPALIVE = 60  # seconds: silent for 1.5 times as long, the broker takes us for dead (MQTT 3.1.1, 3.1.2.10)
 RECONNECT_FIRST, RECONNECT_MAX = 0.1, 5.0  # seconds; doubled, jittered
-PROTOCOLS = {"3.1.1": mqtt.MQTTv311, "5": mqtt.MQTTv5}
-REMOTE_FIRST, REMOTE_MAX = 5.0, 120.0  # the same, for a broker that a fleet shares
 
 RIGHTS = "/run/bus-rights"  # services/bus_rights.py puts there what each service may, readable by its user alone
 RIGHTS_TIMEOUT = 10.0  # seconds: a service that came with a reload may be here before its rights are
@@ -49,26 +42,18 @@ Message = dict[str, Any]
 Handler = Callable[[str, Message], object]
 
 
-class Tls(NamedTuple):
-    """Files in PEM: who may vouch for the broker, and who we are."""
-
-    ca: str
-    certificate: str | None = None
-    key: str | None = None
-
-
 class Bus:
     """One app's connection. Everything happens in the app's own thread, inside `every()` or `run()`."""
 
     def __init__(self, name: str, address: str = "") -> None:
         self.name = name
         self.log = get_logger(name)
-        self.address = address or os.environ.get("BUS", settings.BUS)
+        self.address = address or os.environ.get("BUS") or board_table().BUS
         self._client = self._make_client()
         self._handlers: dict[str, Handler] = {}
         self._watched: dict[int, Callable[[], object]] = {}  # other descriptors, served in the same wait
         self._retained: dict[str, bytes] = {}  # the broker forgets when it dies: we tell its successor
-        self._waiting: deque[tuple[str, bytes, bool]] = deque(maxlen=BACKLOG)
+        self._waiting: deque[tuple[str, bytes, bool]] = deque(maxlen=BACKLOG)  # while the broker is away; the oldest go first
         self._connected = False
         self._lost: float | None = None  # since when, once it has been said
         self._retry = RECONNECT_FIRST
@@ -85,12 +70,8 @@ class Bus:
         self.boot_id = _read("/proc/sys/kernel/random/boot_id")
 
     def _make_client(self) -> mqtt.Client:
-        client = mqtt.Client(
-            CallbackAPIVersion.VERSION2,
-            client_id=f"{self.name}-{os.urandom(8).hex()}",  # who knew it could have the broker end our connection
-            transport="unix" if self.address.startswith("/") else "tcp",
-            reconnect_on_failure=False,
-        )
+        # Who knew our id could have the broker end our connection, by connecting with the same.
+        client = mqtt.make_client(f"{self.name}-{os.urandom(8).hex()}", unix=self.address.startswith("/"))
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
@@ -104,7 +85,7 @@ class Bus:
             return
         if retain:
             self._retained[topic] = payload
-        if self._connected and self._client.publish(topic, payload, 0, retain).rc == mqtt.MQTT_ERR_SUCCESS:
+        if self._connected and self._client.publish(topic, payload, 0, retain).rc == mqtt.SENT:
             return
         if not retain:  # retained ones are sent again anyway
             self._waiting.append((topic, payload, retain))
@@ -225,7 +206,7 @@ class Bus:
         why = ""
         if len(topic.encode()) + size > LARGEST:
             why = f"{size} bytes are too many for one message"
-        elif self._rights and not any(mqtt.topic_matches_sub(one, topic) for one in self._rights["publishes"]):
+        elif self._rights and not any(mqtt.matches(one, topic) for one in self._rights["publishes"]):
             why = f"the row of {self._rights['user']!r} in the settings does not name it in `publishes`"
         if why and topic not in self._refused and len(self._refused) < BACKLOG:
             self._refused.add(topic)
@@ -291,7 +272,7 @@ class Bus:
             self.log.warning("bus: %s is not JSON", packet.topic)
             return
         for pattern, handler in list(self._handlers.items()):
-            if mqtt.topic_matches_sub(pattern, packet.topic):
+            if mqtt.matches(pattern, packet.topic):
                 self._guarded(pattern, handler, packet.topic, message)
 
     def _tell_counts(self) -> None:
@@ -299,156 +280,6 @@ class Bus:
         if counts != self._told:
             self._told = dict(counts)
             self.publish(f"log/{self.name}", self._told, retain=True)
-
-
-class Remote(threading.Thread):
-    """A connection to a broker far away, in a thread of its own: looking its name up or connecting may take minutes.
-
-    What arrives, and "" with b"" for each new connection, waits in `inbox`; `fd` can be read while there is something.
-    Nothing is queued for a broker that is away: `publish` says that it did not send.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        addresses: tuple[str, ...],
-        patterns: tuple[str, ...],
-        *,
-        will: tuple[str, bytes] | None = None,
-        tls: Tls | None = None,
-        protocol: str = "3.1.1",
-    ) -> None:
-        """`addresses` are host:port, tried in turn; the broker retains `will` when it misses us (MQTT 3.1.1, 3.1.2.5).
-
-        What it has retained under a topic of `patterns` is taken too, but for topics that end in "/cmd": a command is for those
-        who are there. `protocol` is a version of MQTT, "3.1.1" or "5".
-        """
-        super().__init__(daemon=True)
-        self.id = name
-        self.addresses = addresses
-        self.address = addresses[0]
-        self.patterns = patterns
-        self.will = will
-        self.tls = tls
-        self.protocol = PROTOCOLS[protocol]
-        self.longest = REMOTE_MAX  # pause between two tries; for whoever is no part of a fleet it may be shorter
-        self.inbox: deque[tuple[str, bytes]] = deque()
-        self.fd, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self.log = get_logger(name)
-        self.connected = False
-        self._client: mqtt.Client | None = None
-        self._ending = threading.Event()
-        self._lost = False
-
-    def run(self) -> None:
-        """Connect, serve, and after each end wait, longer each time and by a drawn part: a fleet must not return as one."""
-        waits, addresses = self._pauses(), cycle(self.addresses)
-        while not self._ending.is_set():
-            self.address = next(addresses)
-            try:
-                client = self._client = self._make_client()
-                host, _, port = self.address.rpartition(":")
-                client.connect(host, int(port), keepalive=KEEPALIVE)
-                # At the end until our DISCONNECT has gone out: without it the broker would publish our last will.
-                while client.loop(timeout=1.0) == mqtt.MQTT_ERR_SUCCESS and (self.connected or not self._ending.is_set()):
-                    waits = self._pauses() if self.connected else waits
-            except (OSError, ValueError) as error:
-                self._say_lost(str(error))
-            self.connected = False
-            self._ending.wait(next(waits))
-
-    def _pauses(self) -> Iterator[float]:
-        return pauses(min(REMOTE_FIRST, self.longest), min(REMOTE_MAX, self.longest))
-
-    def publish(self, topic: str, payload: bytes, *, qos: int = 0, retain: bool = False) -> bool:
-        """Whether it was given to the connection; that is all it says."""
-        client = self._client
-        return bool(self.connected and client and client.publish(topic, payload, qos, retain).rc == mqtt.MQTT_ERR_SUCCESS)
-
-    def take(self) -> Iterator[tuple[str, bytes]]:
-        """What has arrived."""
-        with contextlib.suppress(BlockingIOError):
-            os.read(self.fd, 65536)
-        while self.inbox:
-            yield self.inbox.popleft()
-
-    def end(self) -> None:
-        """Disconnect in order: no last will."""
-        self._ending.set()
-        if self._client and self.connected:
-            self._client.disconnect()
-        self.join(2.0)
-
-    def _make_client(self) -> mqtt.Client:
-        client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=self.id, reconnect_on_failure=False, protocol=self.protocol)
-        if self.tls:
-            client.tls_set(self.tls.ca, self.tls.certificate, self.tls.key)
-        if self.will:
-            client.will_set(*self.will, qos=1, retain=True)
-        client.on_connect = self._on_connect
-        client.on_disconnect = self._on_disconnect
-        client.on_message = self._on_message
-        client.on_subscribe = self._on_subscribe
-        # With this set publish() only queues and wakes our thread: TLS takes no two on one connection at once.
-        client.on_socket_register_write = lambda *_: None
-        return client
-
-    def _on_message(self, _client: mqtt.Client, _data: Any, packet: mqtt.MQTTMessage) -> None:
-        if not (packet.retain and packet.topic.endswith("/cmd")):
-            self._arrived(packet.topic, bytes(packet.payload))
-
-    def _arrived(self, topic: str, payload: bytes) -> None:
-        while len(self.inbox) >= BACKLOG and not self._ending.wait(0.05):
-            pass  # whoever takes is slow: so is the connection
-        self.inbox.append((topic, payload))
-        with contextlib.suppress(BlockingIOError):  # full: it can be read already
-            os.write(self._writer, b".")
-
-    def _on_connect(self, client: mqtt.Client, _data: Any, _flags: Any, reason: Any, *_: Any) -> None:
-        if reason.is_failure:
-            self._say_lost(f"refused: {reason}")
-            return
-        if self.patterns:
-            client.subscribe([(pattern, 1) for pattern in self.patterns])
-        else:
-            self._ready()
-
-    def _on_subscribe(self, client: mqtt.Client, _data: Any, _number: int, reasons: list[Any], *_: Any) -> None:
-        """Refused rights or a broker's limits: who hears nothing is not connected, and tries again."""
-        refused = [
-            f"{pattern} ({reason})" for pattern, reason in zip(self.patterns, reasons, strict=False) if reason.is_failure
-        ]
-        if refused:
-            self.log.warning("uplink: %s refuses to send us %s", self.address, ", ".join(refused))
-        if len(refused) < len(reasons):
-            self._ready()
-        else:
-            client.disconnect()
-
-    def _ready(self) -> None:
-        if self._lost:
-            self.log.info("uplink: connected to %s", self.address)
-        self._lost = False
-        self.connected = True
-        self._arrived("", b"")
-
-    def _on_disconnect(self, *arguments: Any) -> None:
-        self.connected = False
-        if not self._ending.is_set():
-            self._say_lost(str(arguments[3]))
-
-    def _say_lost(self, why: str) -> None:
-        """Once, not at every try."""
-        if not self._lost:
-            self.log.warning("uplink: no connection to %s (%s), trying again", self.address, why)
-        self._lost = True
-
-
-def pauses(first: float, most: float) -> Iterator[float]:
-    """Seconds to wait before each further try: drawn from twice as long a time each time, so that a fleet is spread over it."""
-    while True:
-        yield first * random.uniform(0.1, 1.0)
-        first = min(2 * first, most)
 
 
 def _read_rights(name: str) -> Message:
@@ -471,8 +302,13 @@ def main(arguments: list[str]) -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `bus.py '#' | head`
     bus = Bus("print")
     for pattern in arguments or ["#"]:
-        bus.subscribe(pattern, lambda topic, message: print(topic, json.dumps(message["data"], ensure_ascii=False), flush=True))
+        bus.subscribe(pattern, show)
     bus.run()
+
+
+def show(topic: str, message: Message) -> None:
+    """One line for people."""
+    print(printable(f"{topic} {json.dumps(message['data'], ensure_ascii=False)}"), flush=True)
 
 
 if __name__ == "__main__":

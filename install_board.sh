@@ -61,17 +61,10 @@ libraries() { # for our services alone: Debian 12's paho-mqtt (1.6) and pyroute2
     printf '%s\n' "$wanted" >$stamp
 }
 
-# It may hold passphrases. Of all apps the uplink alone reads it.
-readers() {
-    group=$(PYTHONPATH=$LIB python3 -B -c 'from tables.accounts import own_number; print(own_number("uplink"))')
-    chgrp "$group" $OWN
-    chmod 640 $OWN
-}
-
 profile() {
     if [ -e $OWN ]; then
         say "$OWN stays as it is"
-        readers
+        chown 0:0 $OWN && chmod 600 $OWN # as below; before, the apps' user could read it
         return 0
     fi
     cat >$OWN <<'END'
@@ -84,7 +77,7 @@ from tables.rows import *
 # WIFI_COUNTRY = "DE"
 # SERVICES += (Service("clock", ("sh", "-c", "while date; do sleep 5; done")),)
 END
-    readers
+    chmod 600 $OWN # it may hold passphrases: PID 1 reads it, and tells services what is for them
     say "wrote $OWN: networks, services, names are yours to say there"
 }
 
@@ -96,7 +89,7 @@ install_board() {
     fi
     packages
     make -s install DESTDIR= PREFIX=/usr SBINDIR=/sbin
-    say "installed $LIB, /sbin/stack.py and /usr/bin/sv"
+    say "installed $LIB, /sbin/stack.py, /usr/bin/sv and /usr/bin/stack-shell"
     libraries
     profile
     python3 -B /sbin/stack.py --plan >/dev/null || fail "the table has faults: python3 /sbin/stack.py --plan names them"
@@ -118,8 +111,8 @@ uninstall_board() {
         cp -p $OWN /root/settings_prod.py && say "your settings are in /root/settings_prod.py"
     fi
     for site in $(python3 -c 'import site; print(*site.getsitepackages())'); do rm -f "$site/stack.pth"; done
-    rm -rf $LIB /sbin/stack.py /usr/bin/sv
-    say "removed $LIB, /sbin/stack.py and /usr/bin/sv"
+    rm -rf $LIB /sbin/stack.py /usr/bin/sv /usr/bin/stack-shell
+    say "removed $LIB, /sbin/stack.py, /usr/bin/sv and /usr/bin/stack-shell"
     if [ -n "$brought" ]; then
         # shellcheck disable=SC2086
         say "packages that came with it, if nothing else needs them: apt-get purge" $brought

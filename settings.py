@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 from base.stdlib import TYPE_CHECKING
-from tables.rows import Device, Directory, Interface, Mount, Rule, Service, WifiNetwork
+from tables.rows import Device, Directory, Interface, Mount, Rule, Service, WifiNetwork, changed, replaced  # noqa: F401
 
 if TYPE_CHECKING:
     from typing import Any
@@ -105,9 +105,14 @@ DEVICES = (  # what devtmpfs leaves to udev
 )
 
 # --- the data partition -------------------------------------------------------------------------------------------
-# Where it may be, in this order: LABEL=, UUID=, PARTLABEL=, PARTUUID=, and then devices. A device at the end finds it also
-# where its label has been destroyed. () is a board without one: /var stays a tmpfs.
-DATA: tuple[str, ...] = ("LABEL=data", "/dev/mmcblk0p3")
+# Where it may be, in this order: LABEL=, UUID=, PARTLABEL=, PARTUUID= or PARTITION= (its number), all of the disk that the root
+# is on, and then devices of any disk. The number at the end finds it also where its label has been destroyed. () is a board
+# without one: /var stays a tmpfs.
+DATA: tuple[str, ...] = ("LABEL=data", "PARTITION=3")
+# True: LABEL= and the like, here and in BOOT_FILES, may name a partition of any disk. Then a stick that somebody plugs in may
+# become /var, and gets the board's keys written on it. False also means that the clock and the seed on another disk are not
+# believed.
+DATA_ANYWHERE = False
 DATA_OPTIONS = "noexec,noatime,errors=remount-ro"  # beside nosuid and nodev (`man 5 ext4`)
 DATA_REMAKE = True  # what cannot be repaired is made anew, empty; False: it stays as it is, and /var a tmpfs
 DATA_GROW = True  # to the end of its card
@@ -115,9 +120,9 @@ DATA_WAIT = 10.0  # for the device to appear
 DATA_TIMEOUT = 600.0  # for check and repair; services go on after 50 s of it, and find /var on the disk as soon as it is done
 
 # --- the boot partition -------------------------------------------------------------------------------------------
-# Where the owner's files are (bootfiles.py), on any FAT that another computer can write: as DATA names it. A label would also
-# take a stick that somebody plugs in, and what is on it makes root: name a device, where the board has one alone. (): none.
-BOOT_FILES: tuple[str, ...] = ("/dev/mmcblk0p1",)
+# Where the owner's files are (bootfiles.py), on a FAT that any computer can write: as DATA names it. What is on it makes root.
+# (): none.
+BOOT_FILES: tuple[str, ...] = ("PARTITION=1",)
 BOOT_WAIT = 2.0  # for the device to appear, where storage.py has not waited for it already
 
 # --- kernel -------------------------------------------------------------------------------------------------------
@@ -218,13 +223,26 @@ LOGD = Service(
     "logd",
     ("logd", "--folder={LOG}", "--keep={LOG_KEEP}", "--file-size={LOG_FILE_SIZE}",
      "--total-size={LOG_TOTAL_SIZE}", "--rate={LOG_RATE}", "--burst={LOG_BURST}"),
-    module="services.logd", logger=True, log="none", oom_score=-900, nice=5,
+    module="services.logd", logger=True, log="none", oom_score=-900, nice=5, watchdog=20.0,
+    memory_max="64M",  # what it writes to /run/log counts: LOG_TOTAL_SIZE of it
 )  # fmt: skip
 STORAGE = Service(
-    "storage", ("storage", "{DATA}"), module="services.storage", ready="exit", ready_timeout=50.0, restart="never"
+    "storage",
+    ("storage", "{DATA}"),
+    module="services.storage",
+    ready="exit",
+    ready_timeout=50.0,
+    restart="never",
+    memory_max="75%",
 )
 BOOT = Service(
-    "bootfiles", ("bootfiles", "{BOOT_FILES}"), ("storage",), module="services.bootfiles", ready="exit", restart="never"
+    "bootfiles",
+    ("bootfiles", "{BOOT_FILES}"),
+    ("storage",),
+    module="services.bootfiles",
+    ready="exit",
+    restart="never",
+    memory_max="50%",
 )
 KEEPER = Service(
     "keeper",
@@ -234,6 +252,7 @@ KEEPER = Service(
     ready="notify",
     stop_timeout=10.0,
     oom_score=-900,
+    memory_max="32M",
 )
 DROPBEAR = Service(
     "dropbear", ("dropbear", "-F", "-E", "-s", "-R"), after=("syslogd", "storage"), oom_score=-900, cpu_weight=400,
@@ -241,7 +260,12 @@ DROPBEAR = Service(
 )  # fmt: skip
 # Who may publish and hear what: the access list of mosquitto, and a password for each service that only its user can read.
 RIGHTS = Service(
-    "bus_rights", ("bus_rights", "broker", "{BUS_RIGHTS}"), module="services.bus_rights", ready="exit", restart="on-failure"
+    "bus_rights",
+    ("bus_rights", "broker", "{BUS_RIGHTS}"),
+    module="services.bus_rights",
+    ready="exit",
+    restart="on-failure",
+    memory_max="64M",
 )
 BROKER = Service(
     "broker", ("mosquitto", "-c", "{LIB}/data/mosquitto.conf"), ("bus_rights",), "{BUS}", user="{APP_USER}", capabilities=(),
@@ -268,31 +292,36 @@ APPS = (
 )
 
 SERVICES: tuple[Service, ...] = (
-    Service("modules", ("modprobe", "-a", "{MODULES}"), ready="exit", restart="never"),
+    Service("modules", ("modprobe", "-a", "{MODULES}"), ready="exit", restart="never", memory_max="64M"),
     LOGD,
     STORAGE,
     BOOT,
     KEEPER,
-    Service("klogd", ("klogd", "-n")),
-    Service("syslogd", ("syslogd", "-n", "-C64")),
+    Service("klogd", ("klogd", "-n"), memory_max="16M"),
+    Service("syslogd", ("syslogd", "-n", "-C64"), memory_max="16M"),
     DROPBEAR,
     # Where chronyd takes its place: with `rtcsync`, without which it does not tell the kernel that the clock is synchronised.
-    Service("ntpd", ("ntpd", "-n", "-p", "pool.ntp.org"), after=("network",), nice=-5),
-    program("wpa_supplicant", "network/supplicant", "{WIFI_INTERFACE}", after=("modules", "bootfiles"), umask=0o077),
+    Service("ntpd", ("ntpd", "-n", "-p", "pool.ntp.org"), after=("network",), nice=-5, memory_max="16M"),
+    program(
+        "wpa_supplicant", "network/supplicant", "{WIFI_INTERFACE}", after=("modules", "bootfiles"), memory_max="64M",
+        umask=0o077,  # what it writes by SAVE_CONFIG has passphrases in it
+    ),
     program(
         "scan_proxy", "network/scan_proxy", "{WIFI_INTERFACE}", "{WIFI_CONTROL}", "{WIFI_SCAN}", user="{name}",
         groups=("{WIFI_GROUP}",), capabilities=(), no_new_privs=True, memory_max="32M", pids_max=8, publishes=(), hears=(),
     ),
-    program("hotplug", "services/hotplug", oom_score=-900, nice=-5),
+    program("hotplug", "services/hotplug", oom_score=-900, nice=-5, memory_max="96M"),
     program(
         "network", "network/service", after=("modules", "storage", "bootfiles"), oom_score=-900, nice=-5,
-        log="disk", cpu_weight=400,
+        log="disk", cpu_weight=400, memory_max="128M",
     ),
-    program("console", "prompt/functions", "login", "{CONSOLE_LOGIN}", after=("dropbear",), tty="{CONSOLE}"),
+    program(
+        "console", "prompt/console", "login", "{CONSOLE_LOGIN}", after=("dropbear",), tty="{CONSOLE}", memory_max="50%",
+    ),
     RIGHTS,
     BROKER,
     *APPS,
 )  # fmt: skip
 
 # The last resort, on the console: `stack.rescue`, or nothing else could be started.
-RESCUE = program("rescue", "prompt/functions", "rescue", ready="notify", tty="{CONSOLE}")
+RESCUE = program("rescue", "prompt/console", "rescue", ready="notify", tty="{CONSOLE}")

@@ -12,17 +12,16 @@ import sys
 import time
 
 import _log
-from base.files import read_file
 from base.stdlib import TYPE_CHECKING, signal, socket
-from base.syscalls import Reboot, interface_up, mount, mount_options, reboot
-from onboard import boot_ends, clock, events, to_pid1
+from base.syscalls import Reboot, interface_up, limit_descriptors, mount, mount_options, reboot
+from onboard import board_table, clock, events, to_pid1
 from onboard.mounts import make_device, make_directory, mount_row, write_sysctl
 from onboard.to_pid1 import SVError
-from pid1.control import Control, page
+from pid1.control import Control
 from pid1.life import Life
 from pid1.loop import trace
+from pid1.requests import Requests
 from pid1.rescue import Rescue
-from pid1.spawn import Spawner
 from pid1.teardown import tear_down
 from pid1.watchdog import Watchdog
 from sv import SV
@@ -41,28 +40,25 @@ ON_SIGNAL: dict[int, int] = {
     signal.SIGUSR1: Reboot.HALT,
     signal.SIGUSR2: Reboot.POWER_OFF,
 }
-
-FACTS = ("storage", "bootfiles")  # what services have found out about the board: /run/stack/NAME.json is NAME of board()
+# Whoever presses ctrl-alt-del so many times in so many seconds does not want to wait for services, as systemd has it.
+IMPATIENT_TIMES, IMPATIENT = 7, 2.0
 
 
 class Init(Life):
     """PID 1: the boot's steps in their order, the loop, the end."""
 
     def __init__(self, arguments: list[str], began: float = 0.0) -> None:
-        super().__init__()
-        self.arguments = arguments
-        self.began = began or self.born  # our first line, before the imports
-        self.options: dict[str, str] = {}
-        self.deaths: list[tuple[int, int]] = []  # reaped, not yet handled
-        self.steps: list[tuple[str, float, float]] = []  # name, start, seconds
+        super().__init__(arguments, began)
         self.wakeup = -1
-        self.sv = SV(self.tables, self.loop, Spawner({}))  # of an empty table: boot is a reload from nothing
-        self.sv.tell = self.tell
-        self.events.hold()
+        self.asked: list[float] = []  # when signals have asked for the end, not long ago
         self.incomplete = False
+        self.sv: SV = SV(self)  # of an empty table: boot is a reload from nothing
+        self.events.hold()
         self.loop.timers += [(self.next_reap, self.reap), (self.sv.next_deadline, self.sv.tick)]
         self.rescue = Rescue(self, self.open_control)
         self.watchdog = Watchdog(self)
+        self.requests = Requests(self, self.watchdog)
+        self.sv.escalate = self.watchdog.escalate
 
     # --- boot -------------------------------------------------------------------------------------------------------
     def boot(self) -> None:
@@ -72,7 +68,7 @@ class Init(Life):
             self.set_defaults, self.open_log, self.catch_signals, self.read_options, self.load_tables,
             self.disable_ctrl_alt_del, self.mount_all, self.release_events, self.open_kmsg, self.open_watchdog,
             self.open_cgroups, self.set_clock, self.make_devices, self.make_directories, self.write_sysctls,
-            self.set_hostname, self.raise_loopback, self.raise_limits, self.set_environment, self.open_control,
+            self.set_hostname, self.raise_loopback, self.set_environment, self.write_table, self.open_control,
             self.start_services, self.check_boot,
         ):  # fmt: skip
             started = time.monotonic()
@@ -85,13 +81,18 @@ class Init(Life):
         self.booted = True
 
     def set_defaults(self) -> None:
-        """What children inherit without asking."""
+        """What children inherit without asking, whatever the kernel or an initramfs has left; base/native.py has closed what
+        was open. PID 1 takes all descriptors that it may have: two for each service's log and more."""
         os.umask(0o022)
         os.chdir("/")
+        self.best_effort("nice", os.setpriority, os.PRIO_PROCESS, 0, 0)
+        soft, hard = limit_descriptors()
+        self.sv.world.spawner.descriptors = (soft, hard)
+        limit_descriptors((hard, hard))
 
     def open_log(self) -> None:
         """Our own log goes to logd too, through a pipe that keeps the first lines until logd runs."""
-        _log.sink.pipe = self.sv.pipes.write_end("stack", "memory", time.monotonic())
+        _log.sink.pipe = self.sv.world.pipes.write_end("stack", "memory", time.monotonic())
         os.set_blocking(_log.sink.pipe, False)
 
     def catch_signals(self) -> None:
@@ -100,6 +101,7 @@ class Init(Life):
         for number in (signal.SIGCHLD, signal.SIGHUP, *ON_SIGNAL):
             signal.signal(number, lambda *_: None)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # what was blocked before us comes now
         self.loop.watch(self.wakeup, self.on_signals)
 
     def read_options(self) -> None:
@@ -115,7 +117,7 @@ class Init(Life):
             _log.sink.level = _log.sink.console_level = _log.DEBUG
 
     def load_tables(self) -> None:
-        self.tables = tables_module.load(self.options)
+        self.tables = tables_module.load(self.options, meanwhile=self.feed_watchdog)
         if "stack.debug" not in self.options:
             _log.sink.console_level = self.tables.CONSOLE_LEVEL
 
@@ -160,7 +162,7 @@ class Init(Life):
     def open_cgroups(self) -> None:
         for row in self.tables.MOUNTS:
             if row.fstype == "cgroup2":
-                self.best_effort(row.target, self.sv.cgroups.open, row.target)
+                self.best_effort(row.target, self.sv.world.cgroups.open, row.target)
 
     def make_devices(self) -> None:
         for row in self.tables.DEVICES:
@@ -189,22 +191,20 @@ class Init(Life):
     def raise_loopback(self) -> None:
         self.best_effort("lo", interface_up, "lo")
 
-    def raise_limits(self) -> None:
-        """Two descriptors a service for its log: past some 450 services the usual 1,024 do not do."""
-        if len(self.tables.services) > 400:
-            import resource
-
-            _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
     def set_environment(self) -> None:
         """The kernel gives init no PATH, and what else it gives is not for our children."""
-        environment = {name: self.tables.expand(value) for name, value in self.tables.ENVIRONMENT}
-        self.sv.spawner.environment = {**environment, "PATH": self.tables.PATH}
-        self.sv.escalate = self.watchdog.escalate
+        self.sv.world.spawner.environment = self.tables.environment
+
+    def write_table(self) -> None:
+        """For the services, which start after this and read it."""
+        board_table.write(self.tables)
+
+    def feed_watchdog(self) -> None:
+        """While something of ours takes its time; it has a limit of its own."""
+        self.watchdog.feed(time.monotonic())
 
     def open_control(self) -> None:
-        Control(self.loop, to_pid1.SOCKET, self.handle, self.sv.permits)
+        Control(self.loop, to_pid1.SOCKET, self.requests.handle, self.requests.permits, self.sv.world.closer)
 
     def start_services(self) -> None:
         now = time.monotonic()
@@ -212,7 +212,8 @@ class Init(Life):
             self.rescue.boot_waits = True
             self.rescue.open("stack.rescue is on the kernel command line", now)
             return
-        self.sv.reload(self.tables, now)
+        self.sv.reload(now)
+        self.sv.settle(now)
 
     def check_boot(self) -> None:
         """The loop sleeps until something happens; where nothing was started, nothing will."""
@@ -227,6 +228,9 @@ class Init(Life):
         for number in os.read(self.wakeup, 65536):
             if number in ON_SIGNAL:
                 self.shut_down(ON_SIGNAL[number], f"signal {number}", now)
+                self.asked = [*(at for at in self.asked if now - at <= IMPATIENT), now]
+                if len(self.asked) >= IMPATIENT_TIMES:
+                    self.sv.hurry(now)
             elif number == signal.SIGHUP:
                 try:
                     self.reload(now)
@@ -235,13 +239,11 @@ class Init(Life):
 
     def next_reap(self) -> float | None:
         """Nothing to wait for but SIGCHLD; without its pipe we have to look ourselves."""
-        return time.monotonic() + 1.0 if self.wakeup < 0 or self.deaths else None
+        return time.monotonic() + 1.0 if self.wakeup < 0 else None
 
     def reap(self, now: float) -> None:
-        """SIGCHLD does not count: as many deaths as there are, every turn."""
-        self.deaths += reap()
-        if self.deaths:
-            self.sv.reaped(self.deaths, now)
+        """SIGCHLD does not count: as many deaths as there are, every turn. SV looks at them in the same turn."""
+        self.sv.deaths.update(reap())
 
     def reload(self, now: float) -> dict[str, list[str]]:
         """Take new tables. A file that cannot be read as a whole changes nothing: a typo must not stop the board.
@@ -250,9 +252,13 @@ class Init(Life):
         """
         if self.command is not None:
             raise SVError("the board is shutting down")
-        tables = tables_module.load(self.options)
+        tables = tables_module.load(self.options, meanwhile=self.feed_watchdog)
         if tables.broken:
             raise SVError(f"nothing was changed: {'; '.join(tables.rejected)}")
+        try:
+            board_table.write(tables)  # the last thing that may fail: what follows is only taken
+        except (OSError, ValueError) as error:
+            raise SVError(f"nothing was changed: the services' copy of the table cannot be written: {error}") from None
         for text in tables.rejected:
             _log.error(text)
         old, self.tables = self.tables, tables
@@ -261,54 +267,11 @@ class Init(Life):
         for name, step in again.items():
             if getattr(tables, name) != getattr(old, name):
                 self.best_effort(name, step)
-        before = self.sv.spawner.environment
+        before = self.sv.world.spawner.environment
         self.set_environment()
-        changes = self.sv.reload(tables, now, everything=self.sv.spawner.environment != before)
+        changes = self.sv.reload(now, everything=self.sv.world.spawner.environment != before)
         _log.info("reload: " + "; ".join(f"{what} {', '.join(names)}" for what, names in changes.items() if names))
         return changes
-
-    # --- requests ---------------------------------------------------------------------------------------------------
-    def handle(self, request: dict[str, Any], uid: int, now: float) -> Any:
-        """One request of the control socket."""
-        op = request["op"]
-        commands = {name: command for command, name in Reboot.NAMES.items()}
-        if op == "board":
-            return self.board(now)
-        if op == "bootchart":
-            rows = [["imports", "python", self.began, self.born], *([n, "step", at, at + s] for n, at, s in self.steps)]
-            return page([*rows, *self.sv.chart()], request)
-        if op not in commands and op not in ("reload", "snooze"):
-            return self.sv.handle(request, uid, now)
-        if uid != 0:
-            raise SVError(f"only root may {op} the board; you are uid {uid}")
-        if op == "snooze":
-            if not isinstance(minutes := request.get("minutes"), (int, float)) or not minutes >= 0:
-                raise SVError(f"snooze for how many minutes? {minutes!r} is no such number")
-            return self.watchdog.snooze(minutes, now)
-        if op == "reload":
-            return {**self.reload(now), "rejected": self.tables.rejected}
-        self.shut_down(commands[op], f"asked by uid {uid}", now)
-        return f"{op} has begun"
-
-    def board(self, now: float) -> dict[str, Any]:
-        """What is known about the board and about PID 1 itself."""
-        times = os.times()
-        return {
-            "hostname": os.uname().nodename, "boot_id": read_file("/proc/sys/kernel/random/boot_id"),
-            "uptime": round(now - self.born, 3), "kernel": os.uname().release, "python": sys.version.split()[0],
-            "profile": self.tables.profiles or ["default"], "options": self.options,
-            "log_folder": self.tables.LOG, "rejected": self.tables.rejected, "faults": self.faults,
-            "state": "stopping" if self.command is not None else "running",
-            "complete": self.sv.complete, "services": len(self.sv.processes),
-            "loop": {
-                "turns": self.loop.turns, "wakeups": self.loop.wakeups, "errors": self.loop.errors,
-                "longest_turn_ms": round(self.loop.longest * 1e3, 3), "cpu_s": round(times.user + times.system, 3),
-            },
-            "watchdog": self.watchdog.facts(now),
-            "log": {**_log.counts, "dropped": _log.sink.dropped},
-            **{name: facts for name in FACTS if (facts := boot_ends.read(f"/run/stack/{name}.json"))},
-            "boot_ms": {name: round(seconds * 1e3, 3) for name, _, seconds in self.steps},
-        }  # fmt: skip
 
     # --- life and end -----------------------------------------------------------------------------------------------
     def run(self) -> int:
@@ -353,13 +316,10 @@ def reap() -> Any:
 # --- the beginning --------------------------------------------------------------------------------------------------
 def main(arguments: list[str], began: float = 0.0) -> int:
     """The life of a board."""
-    if "--plan" in arguments:
-        from tables.plan import plan
-
-        return plan(parse_options(arguments))
     if os.getpid() != 1:
-        print("stack.py is the init of a board and runs only as PID 1; `make run` boots it in namespaces.", file=sys.stderr)
-        return 2
+        from tables.plan import command_line
+
+        return command_line(arguments, parse_options(arguments))
     init, command = None, Reboot.RESTART
     try:
         init = Init(arguments, began)

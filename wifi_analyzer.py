@@ -28,10 +28,10 @@ class Analyzer:
 
     def position(self, now: float) -> dict[str, Any]:
         """Latitude and longitude with accuracy (m), age (s) and source; all None without a recent position."""
-        if self.fix is None or now - self.fix["mono"] > STALE:
+        data = self.fix["data"] if self.fix else {}
+        age = round(max(0.0, now - self.fix["mono"]) + data.get("age", 0.0), 3) if self.fix else STALE
+        if age >= STALE:
             return dict.fromkeys(("latitude", "longitude", "accuracy", "age", "position_source"))
-        data = self.fix["data"]
-        age = round(max(0.0, now - self.fix["mono"]), 3)
         where = {key: data[key] for key in ("latitude", "longitude", "accuracy")}
         return {**where, "age": age, "position_source": data["source"]}
 

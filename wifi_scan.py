@@ -17,18 +17,20 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from base.printable import printable
 from bus import Bus
-from network.supplicant import connect, fields, unescape
+from onboard.wpa_control import BSS_FIELDS, BSS_ID, connect, fields, security, unescape
 
 PERIOD = 5.0  # s: from the end of a scan to the next one
 RETRY = 1.0  # s: the radio was busy
 SCAN_LIMIT = 60.0  # s: all channels of all bands take 4 to 30; a scan that was aborted may end without an event
 ANSWER_LIMIT = 2.0  # s: wpa_supplicant answers at once, or it hangs
-RECONNECT = 5.0  # s
+RECONNECT_FIRST, RECONNECT_MAX = 1.0, 60.0  # s between two tries of what is not there; doubled
 FALLBACK_AFTER = 15.0  # s without wpa_supplicant: then nl80211
 SIGNAL_CHANGE = 6  # dB: less is the weather
 LOST_AFTER = 3  # whole scans without it
-SECURITY = (("SAE", "WPA3"), ("WPA2", "WPA2"), ("RSN", "WPA2"), ("WPA", "WPA"), ("OWE", "OWE"), ("WEP", "WEP"))
+LONGEST = 1024 * 1024  # bytes that a scan by nl80211 prints
+MOST = 2000  # access points of one scan: more than any air has, and a bound for our memory
 Point = dict[str, Any]
 
 
@@ -80,13 +82,8 @@ def parse_bss(answer: str) -> Point:
 
 
 def name_of(ssid: bytes) -> Point:
-    """An SSID for people, None for a hidden one (empty or all NUL), and as it was on the air."""
-    return {"ssid": ssid.decode("utf-8", "replace") if ssid.strip(b"\0") else None, "ssid_hex": ssid.hex()}
-
-
-def security(flags: str) -> str:
-    """The strongest that the flags name, such as [WPA2-PSK+SAE-CCMP][ESS]."""
-    return next((name for word, name in SECURITY if word in flags), "open")
+    """An SSID for people, None for a hidden one (empty or all NUL); and in full, as it was on the air."""
+    return {"ssid": printable(ssid.decode("utf-8", "replace")) if ssid.strip(b"\0") else None, "ssid_hex": ssid.hex()}
 
 
 def unique(points: list[Point]) -> list[Point]:
@@ -110,7 +107,9 @@ class Supplicant:
         self.own = os.path.join(tempfile.gettempdir(), f"wifi_scan.{os.getpid()}")
         self.asked: float | None = None  # when our scan began
         self.due = 0.0  # the next scan, or the next try to connect
+        self.pause = RECONNECT_FIRST
         self.results = False  # an event said that they are there
+        self.unread = 0  # access points of the last scan that it knew and did not tell
 
     def turn(self, now: float) -> None:
         """Scan, if it is time. OSError where nobody answers: it is tried again later."""
@@ -128,8 +127,14 @@ class Supplicant:
                 self._scan(now)
         except OSError:
             self.close()
-            self.due = now + RECONNECT
+            self.due, self.pause = now + self.pause, min(2 * self.pause, RECONNECT_MAX)
             raise
+
+    def next_turn(self) -> float:
+        """When there is something to do that no event tells."""
+        if self.wire is None or self.asked is None:
+            return 0.0 if self.results else self.due
+        return 0.0 if self.results else self.asked + SCAN_LIMIT
 
     def _open(self) -> None:
         self.wire = connect(self.folder, self.interface, self.own)
@@ -137,6 +142,7 @@ class Supplicant:
         self.wire.settimeout(ANSWER_LIMIT)
         self._request("ATTACH")
         self.bus.watch(self.wire.fileno(), self._on_event)
+        self.pause = RECONNECT_FIRST
         self.bus.log.info("scan: wpa_supplicant answers at %s/%s", self.folder, self.interface)
 
     def _scan(self, now: float) -> None:
@@ -163,24 +169,41 @@ class Supplicant:
         if "CTRL-EVENT-SCAN-RESULTS" in event:
             self.results = True
         elif "CTRL-EVENT-SCAN-FAILED" in event:
-            self.asked, self.due = None, 0.0  # busy or aborted: again in the next turn
+            self.asked, self.due = None, time.monotonic() + RETRY  # busy or aborted
         elif "CTRL-EVENT-TERMINATING" in event:
             self.close()
 
     def _read(self, now: float) -> None:
-        """All that is known, page by page: SCAN_RESULTS is cut at 4,096 bytes. What this scan did not hear is left out."""
+        """All that is known, one by one: SCAN_RESULTS is cut at 4,096 bytes. What this scan did not hear is left out."""
         self.results = False
         took = now - self.asked if self.asked is not None else PERIOD
-        points = [point for point in self._pages() if point.pop("age") <= took + 1]
+        points = [point for point in self._points() if point.pop("age") <= took + 1]
         self.tell(self.source, unique(points), whole=self.asked is not None)
         self.asked, self.due = None, now + PERIOD
 
-    def _pages(self) -> Iterator[Point]:
-        answer = self._request("BSS FIRST")
-        while point := parse_bss(answer):
-            number = point.pop("id")
-            yield point
-            answer = self._request(f"BSS NEXT-{number}")
+    def _points(self) -> Iterator[Point]:
+        """Each by its number: what has gone meanwhile, or does not fit into an answer, hides none that come after it."""
+        unread = 0
+        for number in self._numbers():
+            point = parse_bss(self._request(f"BSS ID-{number} MASK={BSS_FIELDS:#x}"))
+            unread += not point
+            if point:
+                del point["id"]
+                yield point
+        if unread != self.unread and unread:
+            self.bus.log.warning("scan: wpa_supplicant knows %d access points that it does not tell", unread)
+        self.unread = unread
+
+    def _numbers(self) -> list[int]:
+        """Those that wpa_supplicant has given them, some hundreds an answer."""
+        found: list[int] = []
+        while len(found) < MOST:
+            answer = self._request(f"BSS RANGE={found[-1] + 1 if found else 0}- MASK={BSS_ID:#x}")
+            more = [int(line[3:]) for line in answer.split() if line.startswith("id=") and line[3:].isdigit()]
+            if not more or (found and more[0] <= found[-1]):
+                return found
+            found += more
+        return found[:MOST]
 
     def _request(self, command: str) -> str:
         wire = self.wire
@@ -210,35 +233,52 @@ class Nl80211:
     def __init__(self, interface: str, bus: Bus, tell: Callable[..., None]) -> None:
         self.interface, self.bus, self.tell = interface, bus, tell
         self.child: subprocess.Popen[bytes] | None = None
+        self.printed = b""
         self.deadline = self.due = 0.0
+        self.pause = PERIOD
 
     def turn(self, now: float) -> None:
-        """Start a scan, take its results, or end one that takes too long."""
-        if self.child is None:
-            if now >= self.due:
-                folder = os.path.dirname(os.path.abspath(__file__))
-                command = [sys.executable, "-P", f"{folder}/network/kernel.py", "scan", self.interface]
-                self.child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
-                self.deadline = now + SCAN_LIMIT
-        elif self.child.poll() is not None:
-            printed = self.child.stdout.read() if self.child.stdout else b""
-            if self.child.returncode == 0:
-                self.tell(
-                    self.source, [{**p, **name_of(bytes.fromhex(p["ssid_hex"]))} for p in json.loads(printed)], whole=True
-                )
-            self.end(now)
-        elif now > self.deadline:
+        """Start a scan, or end one that takes too long."""
+        if self.child is None and now >= self.due:
+            folder = os.path.dirname(os.path.abspath(__file__))
+            command = [sys.executable, "-P", f"{folder}/network/nl80211.py", self.interface]
+            self.child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+            self.bus.watch(self._output(), self._on_output)
+            self.deadline, self.printed = now + SCAN_LIMIT, b""
+        elif self.child is not None and now >= self.deadline:
             self.bus.log.warning("scan by nl80211: no end after %g s, given up", SCAN_LIMIT)
             self.end(now)
+
+    def next_turn(self) -> float:
+        """When there is something to do that the child's output does not tell."""
+        return self.due if self.child is None else self.deadline
+
+    def _output(self) -> int:
+        return self.child.stdout.fileno() if self.child is not None and self.child.stdout is not None else -1
+
+    def _on_output(self) -> None:
+        """More of what it prints; at its end, the access points."""
+        data = os.read(self._output(), 65536)
+        self.printed += data
+        if data and len(self.printed) <= LONGEST:
+            return
+        now, child = time.monotonic(), self.child
+        good = not data and child is not None and child.wait(ANSWER_LIMIT) == 0
+        self.pause = PERIOD if good else min(2 * self.pause, RECONNECT_MAX)  # there may be no radio at all
+        points = json.loads(self.printed)[:MOST] if good else []
+        self.end(now)
+        if good:
+            self.tell(self.source, [{**p, **name_of(bytes.fromhex(p["ssid_hex"]))} for p in points], whole=True)
 
     def end(self, now: float) -> None:
         """Forget the scan that runs."""
         if self.child is not None:
+            self.bus.unwatch(self._output())
             self.child.kill()
             self.child.wait()
             if self.child.stdout:
                 self.child.stdout.close()
-        self.child, self.due = None, now + PERIOD
+        self.child, self.due = None, now + self.pause
 
 
 class Radio:
@@ -251,6 +291,7 @@ class Radio:
         self.silent: float | None = None  # since when, once it has been said
 
     def turn(self, now: float) -> None:
+        """Whatever is due, of either."""
         try:
             self.supplicant.turn(now)
         except OSError as error:
@@ -261,8 +302,13 @@ class Radio:
         if self.supplicant.wire is not None:
             self.silent = None
             self.kernel.end(now)
-        elif self.silent is not None and now - self.silent > FALLBACK_AFTER:
+        elif self.silent is not None and now >= self.silent + FALLBACK_AFTER:
             self.kernel.turn(now)
+
+    def next_turn(self) -> float:
+        """When there is something to do."""
+        kernel = float("inf") if self.silent is None else max(self.silent + FALLBACK_AFTER, self.kernel.next_turn())
+        return min(self.supplicant.next_turn(), kernel)
 
 
 class Recording:
@@ -275,7 +321,12 @@ class Recording:
             self.answers = [part for part in file.read().split("####\n") if part.strip()]
         self.tell, self.number, self.due = tell, 0, 0.0
 
+    def next_turn(self) -> float:
+        """When the next scan is due."""
+        return self.due
+
     def turn(self, now: float) -> None:
+        """Tell the next scan, if it is time."""
         if now >= self.due:
             self.due = now + PERIOD
             points = [parse_bss(part) for part in self.answers[self.number % len(self.answers)].split("====\n")]
@@ -292,7 +343,7 @@ def main(arguments: list[str]) -> None:
         bus.publish("scan", {"source": source, "points": sightings.update(points, whole=whole)})
 
     radio: Radio | Recording = Recording(recording, tell) if recording else Radio(interface, folder, bus, tell)
-    for now in bus.every(RETRY):
+    for now in bus.when(radio.next_turn):
         radio.turn(now)
 
 

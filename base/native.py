@@ -8,6 +8,15 @@ import sys
 TYPE_CHECKING = False
 
 
+def close_from(first: int) -> None:
+    """Close every descriptor from this number on, whatever the limit is now: it may have been higher."""
+    try:
+        last = max(map(int, os.listdir("/proc/self/fd")))
+    except OSError:  # no /proc yet
+        last = 4096
+    os.closerange(first, last + 1)
+
+
 def hold_stdio() -> None:
     """The kernel opens the console for init, if there is one. Descriptors 0 to 2 must not become files of ours.
 
@@ -26,6 +35,8 @@ def hold_stdio() -> None:
 if TYPE_CHECKING:
     import ctypes
 else:
+    if os.getpid() == 1:  # what an initramfs left open, PID 1 would hold for ever, and hand on to every child
+        close_from(3)
     hold_stdio()
     # Python 3.14's ctypes imports sysconfig, and that threading, for what it needs on Android and Cygwin alone: one of the
     # 14 milliseconds that `python3 -ESB -c "import stack"` takes on a PC, and 256 KiB. This module stands in for it meanwhile.
@@ -35,4 +46,4 @@ else:
     if sys.modules["sysconfig"] is sys.modules[__name__]:
         del sys.modules["sysconfig"]
 
-__all__ = ["ctypes"]
+__all__ = ["close_from", "ctypes"]

@@ -9,7 +9,6 @@ import os
 import sys
 
 LIB = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-if LIB not in sys.path:
-    sys.path.insert(0, LIB)
+sys.path[:] = [LIB, *(folder for folder in sys.path if folder != LIB)]  # a PYTHONPATH may have it behind this folder
 del sys.modules[__name__]  # this file; the import below finds the module itself, and Python hands that one out
 importlib.import_module(__name__)

@@ -39,8 +39,12 @@ else:
             row[: len(values)] = values
             for name, value in named.items():
                 index = cls._index.get(name, -1)
+                if index < 0:
+                    from base.near import did_you_mean
+
+                    raise TypeError(f"{cls.__name__}: {name} is not a column{did_you_mean(name, cls._fields)}")
                 if index < len(values):
-                    raise TypeError(f"{cls.__name__}: {name} is {'given twice' if index >= 0 else 'not a column'}")
+                    raise TypeError(f"{cls.__name__}: {name} is given twice")
                 row[index] = value
             if len(row) > len(cls._fields):
                 raise TypeError(f"{cls.__name__} has {len(cls._fields)} columns, not {len(row)}")
@@ -78,19 +82,15 @@ else:
                 raise ValueError(f"Extra data at {end}")
             return value
 
-        @classmethod
-        def dumps(cls, value) -> str:
-            if isinstance(value, str):
-                return _json.encode_basestring_ascii(value)
-            if value is None or isinstance(value, bool):
-                return {None: "null", True: "true", False: "false"}[value]
-            if isinstance(value, dict):
-                return "{" + ", ".join(f"{cls.dumps(str(key))}: {cls.dumps(item)}" for key, item in value.items()) + "}"
-            if isinstance(value, (list, tuple)):
-                return "[" + ", ".join(map(cls.dumps, value)) + "]"
-            if isinstance(value, (int, float)):
-                return repr(value)
-            raise TypeError(f"{type(value).__name__} is not JSON")
+        @staticmethod
+        def dumps(value) -> str:
+            return "".join(_encode(value, 0))
+
+    def _refuse(value):
+        raise TypeError(f"{type(value).__name__} is not JSON")
+
+    # What json.JSONEncoder passes: markers, default, encoder, indent, two separators, sort_keys, skipkeys, allow_nan.
+    _encode = _json.make_encoder(None, _refuse, _json.encode_basestring_ascii, None, ": ", ", ", False, False, True)
 
 
 __all__ = ["TYPE_CHECKING", "NamedTuple", "json", "signal", "socket"]

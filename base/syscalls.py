@@ -10,7 +10,7 @@ import sys
 from fcntl import ioctl
 
 from base.native import ctypes
-from base.stdlib import socket
+from base.stdlib import NamedTuple, socket
 
 # linux/mount.h; a name that is not here is data for the file system's driver
 MOUNT_FLAGS = {
@@ -40,7 +40,9 @@ SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
 TIOCSCTTY = 0x540E
 WDIOC_SETTIMEOUT, WDIOC_GETTIMEOUT = 0xC0045706, 0x80045707  # linux/watchdog.h
 SO_PASSRIGHTS = 83
-RIGHTS_SPACE = 4 * 253 + 32  # SCM_MAX_FD descriptors and their header
+RLIMIT_NOFILE = 7  # on all machines but MIPS, Alpha and SPARC
+SCM_CREDENTIALS = 2
+RIGHTS_SPACE = 4 * 253 + 64  # SCM_MAX_FD descriptors, a struct ucred, and their headers
 
 
 class Reboot:
@@ -62,6 +64,8 @@ libc.prctl.argtypes = (_int, _ulong, _ulong, _ulong, _ulong)
 libc.inotify_init1.argtypes = (_int,)
 libc.inotify_add_watch.argtypes = (_int, _text, ctypes.c_uint32)
 libc.capset.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
+_prlimit = libc.prlimit64 if hasattr(libc, "prlimit64") else libc.prlimit  # musl's takes 64 bits under its plain name
+_prlimit.argtypes = (_int, _int, ctypes.c_void_p, ctypes.c_void_p)
 
 
 def check(result: int, path: str | None = None) -> int:
@@ -115,6 +119,14 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
     check(libc.capset(header, (ctypes.c_uint32 * 6)(*values)))
 
 
+def limit_descriptors(limits: tuple[int, int] | None = None) -> tuple[int, int]:
+    """RLIMIT_NOFILE of this process, soft and hard (`man 2 prlimit`), and another one from now on where it is given."""
+    pair = ctypes.c_uint64 * 2
+    old = pair()
+    check(_prlimit(0, RLIMIT_NOFILE, pair(*limits) if limits else None, old))
+    return old[0], old[1]
+
+
 def inotify_init() -> int:
     """man 2 inotify_init1: a non-blocking descriptor that children do not inherit."""
     return check(libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK))
@@ -130,31 +142,36 @@ def inotify_rm_watch(fd: int, number: int) -> None:
     check(libc.inotify_rm_watch(fd, number))
 
 
-def refuse_rights(listener: socket.socket) -> None:
-    """Take no descriptors over this Unix socket, nor over what it accepts (Linux 6.16, SO_PASSRIGHTS)."""
+def refuse_rights(listener: socket.socket) -> bool:
+    """Take no descriptors over this Unix socket, nor over what it accepts (SO_PASSRIGHTS). False before Linux 6.16."""
     try:
         listener.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
     except OSError:
-        pass  # an older kernel: receive() disarms what comes
+        return False
+    return True
 
 
-def receive(source: socket.socket, size: int) -> tuple[bytes, int]:
-    """One message and its flags. Descriptors that came with it are closed without waiting.
+class Message(NamedTuple):
+    """What came over a Unix socket with SO_PASSCRED, and who sent it (0 and 65534, where the kernel cannot say)."""
 
-    Dropped unseen, the last reference to a TCP socket with SO_LINGER would make PID 1 wait for its peer.
-    """
-    message, rights, flags, _ = source.recvmsg(size, RIGHTS_SPACE)
-    for _, _, data in rights:
-        for at in range(0, len(data) - 3, 4):
-            fd = int.from_bytes(data[at : at + 4], sys.byteorder)
-            try:
-                one = socket.socket(fileno=fd)
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes(8))
-                one.detach()
-            except OSError:
-                pass  # not a socket
-            os.close(fd)
-    return message, flags
+    data: bytes
+    fds: list[int]
+    pid: int
+    uid: int
+
+
+def receive(source: socket.socket, size: int) -> Message:
+    """One message. The descriptors that came with it are the caller's, which must not make the last close of any."""
+    data, about, _, _ = source.recvmsg(size, RIGHTS_SPACE, socket.MSG_CMSG_CLOEXEC)
+    fds: list[int] = []
+    pid, uid = 0, 65534
+    for _, kind, value in about:
+        numbers = [int.from_bytes(value[at : at + 4], sys.byteorder) for at in range(0, len(value) - 3, 4)]
+        if kind == socket.SCM_RIGHTS:
+            fds += numbers
+        elif kind == SCM_CREDENTIALS:
+            pid, uid = numbers[:2]
+    return Message(data, fds, pid, uid)
 
 
 def interface_up(name: str) -> None:

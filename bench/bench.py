@@ -20,9 +20,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(HERE.parent))  # and this folder, from where it is run
+import costs  # noqa: E402
+from costs import memory, namespace, row  # noqa: E402
+
 from base.syscalls import PR_SET_PDEATHSIG, mount, prctl  # noqa: E402
-from laptop import launcher as laptop  # noqa: E402
+from laptop import namespaces  # noqa: E402
+from laptop.root import make_root  # noqa: E402
 
 BUILD = HERE.parent / "build" / "bench"
 INSTALLED = HERE.parent / "build" / "root" / "stack"
@@ -127,7 +131,7 @@ class Run:
 
     def _keep(self, argv: list[str], folder: Path, writer: int) -> None:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        laptop.enter_namespaces()
+        namespaces.enter_namespaces()
         pid = os.fork()
         if pid == 0:
             try:
@@ -141,7 +145,7 @@ class Run:
     def _become(self, argv: list[str], folder: Path, writer: int, outside: str) -> None:
         inittab = folder / "conf" / "inittab"
         files = {"inittab": inittab.read_bytes()} if inittab.exists() else {}
-        laptop.make_root({"stack": str(INSTALLED), "+bench": str(folder)}, str(VENV / "python"), files, {})
+        make_root({"stack": str(INSTALLED), "+bench": str(folder)}, str(VENV / "python"), files, {})
         if files:  # busybox has one place for it
             users = {name: Path("/etc", name).read_bytes() for name in ("passwd", "group", "ld.so.cache")}
             mount("etc", "/etc", "tmpfs", 0, "")
@@ -179,19 +183,6 @@ class Run:
         os.waitpid(self.keeper, 0)
 
 
-def namespace(init: int) -> dict[int, str]:
-    """Pid (outside) and program of every process in the PID namespace of `init`."""
-    space = os.readlink(f"/proc/{init}/ns/pid")
-    found = {}
-    for entry in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            if os.readlink(f"/proc/{entry}/ns/pid") == space:
-                found[int(entry)] = Path(f"/proc/{entry}/comm").read_text().strip()
-        except OSError:
-            pass
-    return found
-
-
 def prepare(peer: Peer, count: int) -> tuple[list[str], Path]:
     folder = BUILD / "peers" / peer.name.replace(" ", "-")
     shutil.rmtree(folder, ignore_errors=True)
@@ -201,18 +192,9 @@ def prepare(peer: Peer, count: int) -> tuple[list[str], Path]:
     argv = peer.prepare(folder / "conf", count)
     if os.getuid() == 0:  # some write beside their configuration
         for path in (folder / "conf").rglob("*"):
-            os.chown(path, laptop.FOREIGN_ROOT, laptop.FOREIGN_ROOT)
-        os.chown(folder / "conf", laptop.FOREIGN_ROOT, laptop.FOREIGN_ROOT)
+            os.chown(path, namespaces.FOREIGN_ROOT, namespaces.FOREIGN_ROOT)
+        os.chown(folder / "conf", namespaces.FOREIGN_ROOT, namespaces.FOREIGN_ROOT)
     return argv, folder
-
-
-def memory(pids: list[int], kind: str) -> float:
-    """MiB of "Pss" or "Rss", from smaps_rollup."""
-    total = 0
-    for pid in pids:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            total += int(line.split()[1]) if line.startswith(f"{kind}:") else 0
-    return total / 1024
 
 
 def switches(pids: list[int]) -> int:
@@ -286,10 +268,6 @@ def c_orphans(_: Path, __: int) -> list[str]:
     return ["/bench/reaper", "/bench/orphans", OUT, "1000"]
 
 
-def row(name: str, values: list[str]) -> None:
-    print(f"{name:<14}" + "".join(f"{value:>12}" for value in values), flush=True)
-
-
 def compare(rounds: int) -> None:
     there = [peer for peer in PEERS if shutil.which(peer.program)]
     if missing := [peer.name for peer in PEERS if peer not in there]:
@@ -330,55 +308,19 @@ def reaping() -> None:
     print(f"\n1,000 orphans dying at once: {ours:.1f} ms until the last is reaped; in C {theirs:.1f} ms ({ours / theirs:.2f}x)")
 
 
-def imports(rounds: int) -> None:
-    """What PID 1's own imports cost, and those that it goes without."""
-    print("\nimports, ms over a bare `python3 -ESB -c pass` (median)")
-    base = spawn_time("pass", rounds)
-    row("bare", [f"{base:.1f}"])
-    for what in ("os", "ctypes", "stack", "enum", "signal", "socket", "json", "typing", "logging"):
-        row(what, [f"{spawn_time(f'import {what}', rounds) - base:+.1f}"])
-
-
-def spawn_time(code: str, rounds: int) -> float:
-    took = []
-    for _ in range(rounds):
-        started = time.perf_counter()
-        code = f"import sys; sys.path.insert(0, {str(INSTALLED / 'lib/stack')!r}); {code}"
-        pid = os.posix_spawn("/usr/bin/python3", ["python3", "-ESB", "-c", code], {})
-        os.waitpid(pid, 0)
-        took.append((time.perf_counter() - started) * 1e3)
-    return statistics.median(took)
-
-
-def whole_board() -> None:
-    """PSS of everything that `make run` runs."""
-    pid_file = BUILD / "pid"
-    pid_file.unlink(missing_ok=True)
-    command = [str(VENV / "python"), str(HERE.parent / "laptop" / "launcher.py"), "--seconds", "8", "--pid-file", str(pid_file)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
-    time.sleep(6)
-    rows = []
-    for pid in namespace(int(pid_file.read_text())):
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
-        rows.append((os.path.basename(next((word for word in words if word.endswith(".py")), words[0])), memory([pid], "Pss")))
-    process.wait()
-    print("\nthe whole board of `make run`, PSS MiB")
-    for name, value in rows:
-        row(name, [f"{value:.1f}"])
-    row("all", [f"{sum(value for _, value in rows):.1f}"])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", choices=("compare", "linear", "reaping", "imports", "board"))
+    parser.add_argument("--before", default=costs.BEFORE, help="the commit whose import is measured beside ours")
     options = parser.parse_args()
     BUILD.mkdir(parents=True, exist_ok=True)
     for program in ("stamp", "orphans", "reaper"):
         subprocess.run(["cc", "-O2", "-o", BUILD / program, HERE / f"{program}.c"], check=True)
     parts: dict[str, Callable[[], None]] = {
-        "imports": lambda: imports(4 * options.rounds), "compare": lambda: compare(options.rounds),
-        "linear": lambda: linear(max(1, options.rounds // 2)), "reaping": reaping, "board": whole_board,
+        "imports": lambda: costs.imports(BUILD, 8 * options.rounds, options.before), "compare": lambda: compare(options.rounds),
+        "linear": lambda: linear(max(1, options.rounds // 2)), "reaping": reaping,
+        "board": lambda: costs.whole_board(BUILD, VENV),
     }  # fmt: skip
     for name, part in parts.items():
         if options.only in (None, name):

@@ -28,17 +28,16 @@ from image import BUILD, PYTHON, ROOT, SUITE, run, stamped, unpack
 sys.path.insert(0, str(ROOT))
 
 from base.syscalls import MNT_DETACH, MOUNT_FLAGS, PR_SET_PDEATHSIG, check, interface_up, libc, mount, prctl, umount
-from laptop.launcher import (
+from laptop.namespaces import (
     CLONE_NEWNS,
     CLONE_NEWUSER,
     FOREIGN_ROOT,
-    NODES,
     USERS,
-    Source,
     become_root,
     enter_namespaces,
     unshare,
 )
+from laptop.root import NODES, Source
 
 PACKAGES = (
     "base-files busybox-static coreutils dash kmod libc-bin libfuse3-3 make mosquitto procps util-linux python3 "

@@ -8,7 +8,8 @@ import socket
 import sys
 from pathlib import Path
 
-from image import BUILD, KINDS, ROOT, image, kernel, ssh_key, step
+import host_key
+from image import BUILD, KINDS, ROOT, image, kernel, made_key, ssh_key, step
 from machine import command, free_port, network
 
 
@@ -27,18 +28,34 @@ def keys() -> str:
     return "".join(file.read_text() for file in files)
 
 
-def main() -> None:
+def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make boot", description=__doc__)
     parser.add_argument("machine", nargs="?", default="x86_64", choices=list(KINDS))
     parser.add_argument("words", nargs="*", help="more of the kernel command line: stack.debug, stack.rescue, ...")
     parser.add_argument("--port", type=int, default=2222, help="of loopback, for ssh")
     parser.add_argument("--profile", type=Path, help="a profile on top of settings_qemu.py")
-    options = parser.parse_args()
-    name, words = options.machine, list(options.words)
-    files = {"root/.ssh/authorized_keys": keys()}
-    if options.profile:
-        files["usr/lib/stack/settings_mine.py"] = options.profile.read_text()
-        words.append(f"stack.profile={KINDS[name].profile},mine")
+    options = parser.parse_args(arguments)
+    if options.profile and not options.profile.is_file():
+        parser.error(f"there is no profile {options.profile}")
+    return options
+
+
+def own_files(profile: Path | None) -> dict[str, str | bytes]:
+    """What this board has beside the lab's others: who may log in, its host key, and the profile that was asked for."""
+    files: dict[str, str | bytes] = {
+        "root/.ssh/authorized_keys": keys(),
+        host_key.PATH: host_key.for_dropbear(made_key("host_ed25519")),
+        "usr/lib/stack/settings_boot.py": host_key.PROFILE,
+    }
+    return files | ({"usr/lib/stack/settings_mine.py": profile.read_text()} if profile else {})
+
+
+def main() -> None:
+    options = parse(sys.argv[1:])
+    name = options.machine
+    profile = f"stack.profile={KINDS[name].profile},boot" + (",mine" if options.profile else "")
+    words = [profile, *options.words]
+    files = own_files(options.profile)
     kernel(name)
     disk = BUILD / f"{name}.img"
     step("the root's image", lambda: image(name, disk, files))

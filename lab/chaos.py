@@ -48,9 +48,8 @@ BROKER = f"listener 1883 {FAR}\nallow_anonymous true\npersistence false\nuser ro
 UPLINK = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-import bus
 from onboard import events
-from uplink import outbox
+from uplink import outbox, remote, sender
 import settings
 from uplink import service as uplink
 
@@ -62,13 +61,13 @@ class Told(outbox.Outbox):
             print(*(number for number in taken if number is not None), flush=True)
 
 uplink.Outbox, outbox.RETRY = Told, 1.0
-uplink.SILENCE = uplink.ASK_MAX = 2.0
-uplink.ASK_FIRST = 0.5
-bus.REMOTE_FIRST, bus.REMOTE_MAX = 0.2, 1.0
+sender.SILENCE = sender.ASK_MAX = 2.0
+sender.ASK_FIRST = 0.5
+remote.REMOTE_FIRST, remote.REMOTE_MAX = 0.2, 1.0
 events.FILE = f"{sys.argv[2]}/events/none"
 if sys.argv[4] == "trust":  # what must not be done: take for stored what was given to a connection
-    pump = uplink.Sender.pump
-    uplink.Sender.pump = lambda self, now: (pump(self, now), self.outbox.acknowledged(self.sent))
+    pump = sender.Sender.pump
+    sender.Sender.pump = lambda self, now: (pump(self, now), self.outbox.acknowledged(self.sent))
 own = {"UPLINK_BOARD": "chaos", "OUTBOX": f"{sys.argv[2]}/disk/outbox", "OUTBOX_SPARE": 0}
 uplink.run(type("Chosen", (), {**vars(settings), **own}), (sys.argv[3],))
 """

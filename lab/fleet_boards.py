@@ -25,10 +25,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from _log import get_logger
-from bus import KEEPALIVE, REMOTE_FIRST, REMOTE_MAX, Remote, pauses
+from onboard.mqtt import KEEPALIVE
 from uplink import service as uplink
 from uplink import wire
 from uplink.outbox import Outbox
+from uplink.remote import REMOTE_FIRST, REMOTE_MAX, Remote, pauses
 
 CHOSEN = SimpleNamespace(UPLINK_TOPICS=(("wifi", "wifi/+"),), UPLINK_URGENT=("evt", "lost"))
 OUTBOX_SIZE = 1 << 30  # bytes

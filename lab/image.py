@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,11 +25,12 @@ LAB = Path(__file__).resolve().parent
 ROOT = LAB.parent
 BUILD = ROOT / "build" / "lab"
 PYTHON = "/usr/bin/python3"  # of the same Debian as the root's: it compiles the byte code
+SHELL = "/usr/bin/stack-shell"  # of root
 SUITE = "bookworm"
 # Without wireless-regdb: the kernel complains once on the console, and scans its few channels in half of the time.
 PACKAGES = (
     "base-files busybox-static chrony dropbear-bin e2fsprogs fdisk hostapd iproute2 iw kmod libc-bin libudev1 mosquitto "
-    "procps python3 systemd systemd-sysv util-linux wpasupplicant"
+    "openssh-client openssh-sftp-server procps python3 rsync systemd systemd-sysv util-linux wpasupplicant"
 ).split()
 # Applets that take the place of programs we have no package for. `reboot`, `halt`, `poweroff` and `init` stay systemd's.
 APPLETS = (
@@ -124,7 +125,7 @@ def unpack(arch: str, packages: list[str], folder: Path, *sources: str) -> None:
 
 def settle(root: Path) -> None:
     """What maintainer scripts would have done: users, links, /etc/shells."""
-    users = {"root": (0, 0, "/root", PYTHON), "daemon": (1, 1, "/", "/bin/false"), "mosquitto": (101, 65534, "/", "/bin/false"),
+    users = {"root": (0, 0, "/root", SHELL), "daemon": (1, 1, "/", "/bin/false"), "mosquitto": (101, 65534, "/", "/bin/false"),
              "_chrony": (102, 102, "/var/lib/chrony", "/bin/false"), "messagebus": (103, 103, "/", "/bin/false"),
              "nobody": (65534, 65534, "/", "/bin/false")}  # fmt: skip
     groups = {"root": 0, "daemon": 1, "tty": 5, "disk": 6, "adm": 4, "dialout": 20, "netdev": 104, "_chrony": 102,
@@ -134,7 +135,7 @@ def settle(root: Path) -> None:
     (etc / "group").write_text("".join(f"{name}:x:{number}:\n" for name, number in groups.items()))
     (etc / "shadow").write_text("".join(f"{name}:*:19700:0:99999:7:::\n" for name in users))
     (etc / "shadow").chmod(0o600)
-    (etc / "shells").write_text(f"/bin/sh\n{PYTHON}\n")
+    (etc / "shells").write_text(f"/bin/sh\n{SHELL}\n")
     (etc / "machine-id").write_text("")
     for name in APPLETS:
         if not any((root / folder / name).exists() for folder in ("usr/bin", "usr/sbin")):
@@ -239,10 +240,11 @@ def initrd(source: Path, kind: Kind, target: Path) -> None:
     shutil.rmtree(tree)
 
 
-def image(name: str, target: Path, files: dict[str, str] | None = None) -> Path:
+def image(name: str, target: Path, files: Mapping[str, str | bytes] | None = None) -> Path:
     """An ext4 image of the whole board in `target`, with files (path to content) of the caller's own in it.
 
-    A content that begins with "-> " makes a symbolic link; one in the place of root's .ssh leaves the lab's key out.
+    Bytes are for root alone to read. A content that begins with "-> " makes a symbolic link; one in the place of root's
+    .ssh leaves the lab's key out.
     """
     with board(KINDS[name], files or {}) as folder:
         target.unlink(missing_ok=True)
@@ -266,10 +268,10 @@ def archive(name: str, target: Path, files: dict[str, str] | None = None) -> Pat
 
 
 @contextlib.contextmanager
-def board(kind: Kind, files: dict[str, str]) -> Iterator[Path]:
+def board(kind: Kind, files: Mapping[str, str | bytes]) -> Iterator[Path]:
     """The tree of a board, for as long as nobody else wants another one."""
     folder = system(kind)
-    own = {
+    own: dict[str, str | bytes] = {
         **{f"usr/lib/stack/{file.name}": file.read_text() for file in LAB.glob("settings_*.py")},
         "usr/sbin/lab-radios": (LAB / "radios.sh").read_text(),
         "etc/hostapd/wlan1.conf": (LAB / "hostapd.conf").read_text(),
@@ -286,7 +288,10 @@ def board(kind: Kind, files: dict[str, str]) -> Iterator[Path]:
         for path, content in own.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).unlink(missing_ok=True)
-            if content.startswith("-> "):
+            if isinstance(content, bytes):
+                (folder / path).write_bytes(content)
+                (folder / path).chmod(0o600)
+            elif content.startswith("-> "):
                 (folder / path).symlink_to(content[3:])
             else:
                 (folder / path).write_text(content)
@@ -316,7 +321,12 @@ def locked(folder: Path) -> Iterator[None]:
 
 def ssh_key() -> Path:
     """The private key that logs in to the boards of this lab, made here."""
-    key = BUILD / "ssh" / "id_ed25519"
+    return made_key("id_ed25519")
+
+
+def made_key(name: str) -> Path:
+    """A pair of keys in build/lab/ssh, which stays the same from boot to boot."""
+    key = BUILD / "ssh" / name
     with locked(key.parent):  # the first two tests of a new machine want it at once
         if not key.exists():
             key.parent.mkdir(parents=True, exist_ok=True)

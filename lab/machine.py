@@ -206,7 +206,7 @@ class Machine:
     def python(self, code: str, seconds: float = 60.0) -> Any:
         """Run Python in the guest as root; what its last line, `result = ...`, left behind, by way of JSON."""
         program = f"import json, os, subprocess, time\nresult = None\n{code}\nprint('\\n' + json.dumps(result))"
-        printed = self.ssh("import sys; exec(sys.stdin.read())", seconds=seconds, text=program)
+        printed = self.ssh("python3 -", seconds=seconds, text=program)
         return json.loads(printed.rstrip("\n").rpartition("\n")[2])
 
     def up(self, seconds: float = 90.0) -> Machine:
@@ -216,7 +216,7 @@ class Machine:
             if self.process.poll() is not None:
                 raise RuntimeError(f"QEMU ended; the console says:\n{self.console()[-3000:]}")
             try:
-                return bool(self.ssh("print(1)", seconds=30))
+                return bool(self.ssh("echo 1", seconds=30))
             except GuestError:
                 return False
 

@@ -9,6 +9,7 @@ HOSTNAME = "qemu"
 CONSOLE_LOGIN = "prompt"
 MODULES = ("virtio_net", "mac80211_hwsim", "softdog")
 WIFI_NETWORKS = (WifiNetwork("stack-lab", "stack-lab-psk", frequencies=(2412,)),)
+DATA_ANYWHERE = True  # tests add a disk of their own
 DATA: tuple[str, ...] = ()  # no second disk, unless a test adds one
 BOOT_FILES: tuple[str, ...] = ()
 _OURS = {

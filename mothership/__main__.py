@@ -10,6 +10,7 @@ import argparse
 import signal
 
 import boards
+import disconnect
 import export
 import page
 import receiver
@@ -25,6 +26,7 @@ def main() -> None:
         ("boards", boards, "the boards: state, last word, boots"),
         ("watch", watch, "print what arrives"),
         ("send", send, "have a board do something: one command, and its result"),
+        ("disconnect", disconnect, "end the connection of a board whose certificate was revoked"),
         ("export", export, "observations for WiGLE, GIS programs and Google Earth"),
         ("map", page, "one HTML page: boards, their ways, access points"),
     ):

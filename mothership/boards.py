@@ -7,7 +7,7 @@ import json
 import time
 from typing import Any
 
-from observations import printable, stamp
+from observations import stamp, visible
 from store import Store
 
 COLUMNS = ("name", "state", "since", "seen", "lag", "records", "boots", "why", "model", "kernel")
@@ -74,7 +74,7 @@ def table(found: list[dict[str, Any]]) -> str:
         shown: dict[str, Any] = {**board, "since": board["since"] and stamp(board["since"])}
         shown["seen"] = None if board["seen_ago"] is None else f"{ago(board['seen_ago'])} ago"
         shown["lag"] = None if board["lag"] is None else ago(board["lag"])
-        lines.append(["-" if shown[name] is None else printable(str(shown[name]))[:60] for name in COLUMNS])
+        lines.append(["-" if shown[name] is None else visible(str(shown[name]))[:60] for name in COLUMNS])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
 

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 from store import Store, clean, number
 
+from base.printable import printable
+
 BSSID = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 LAST = 253402300799.0  # the last second of the year 9999: no calendar goes further
 
@@ -69,10 +71,5 @@ def stamp(at: float) -> str:
 
 
 def visible(text: str) -> str:
-    """Without control characters, line breaks of any kind, and what XML 1.0 has no place for."""
-    return "".join("\ufffd" if ord(c) < 32 or 127 <= ord(c) < 160 or c in "\u2028\u2029\ufffe\uffff" else c for c in text)
-
-
-def printable(text: str) -> str:
-    """For a terminal, which obeys some of what is not printed, and shows other things turned round."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+    """For a terminal, a file of columns or of XML: without what is obeyed there, breaks the line or turns it round."""
+    return printable(text, "\ufffd")

@@ -13,7 +13,7 @@ except ImportError as problem:
         f"a database at postgresql://... takes the library psycopg ({problem}): pip install -r requirements-mothership.txt"
     ) from None
 
-from store import SCHEMA, Row
+from database import ADOPT, LATER, SCHEMA, Row
 
 TYPES = (
     (" STRICT, WITHOUT ROWID", ""), (" STRICT", ""), (" INTEGER", " BIGINT"), (" REAL", " DOUBLE PRECISION"),
@@ -39,12 +39,15 @@ class Postgres:
     def _connect(self) -> psycopg.Connection[Row]:
         connection = psycopg.connect(self.url, autocommit=True, connect_timeout=10, application_name="mothership")
         connection.execute("SET synchronous_commit = on")  # whatever the server's default: acknowledged is on the disk
-        schema = SCHEMA
-        for sqlite, ours in TYPES:
-            schema = schema.replace(sqlite, ours)
         with connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
-            connection.execute(schema)
+            connection.execute(ours(SCHEMA))
+            query = "SELECT column_name FROM information_schema.columns WHERE table_name = 'board'"
+            have = {row[0] for row in connection.execute(query)}
+            for column in LATER:  # only where it is missing: to alter a table waits for all who use it
+                if column.split()[0] not in have:
+                    connection.execute(ours(f"ALTER TABLE board ADD COLUMN {column}"))
+            connection.execute(ADOPT)
         return connection
 
     def execute(self, statement: str, values: Iterable[Any] = ()) -> psycopg.Cursor[Row]:
@@ -69,6 +72,13 @@ class Postgres:
         with self.transaction(), self.connection.cursor(name="rows") as cursor:
             cursor.itersize = PAGE
             yield from cursor.execute(translated(statement), tuple(values))
+
+
+def ours(text: str) -> Any:
+    """The schema's words for SQLite in PostgreSQL's."""
+    for sqlite, postgres in TYPES:
+        text = text.replace(sqlite, postgres)
+    return text
 
 
 def translated(statement: str) -> Any:

@@ -27,14 +27,15 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from store import News, Store, Unavailable
+from store import Key, News, Store, Unavailable
 
-from bus import Remote, Tls
 from uplink import wire
+from uplink.remote import Remote, Tls
 
 GROUP = 100  # messages of one commit...
-GROUP_SIZE = 1024 * 1024  # ...or so many bytes, as they came
+GROUP_SIZE = 2 * 1024 * 1024  # ...or so many bytes of JSON: as Python's objects they are up to 25 times as large
 MOST = wire.MOST  # bytes of a message: a batch is compressed, so that more is no batch of ours
+MOST_OWN = 32  # streams of one outbox
 MOST_TOLD = 16 * 1024  # bytes of a state, an info or a question
 HEARD = ("up", "hello", "state", "info")  # what we subscribe to, of every board
 STATES = ("init", "ready", "stopping", "disconnected", "lost")
@@ -79,39 +80,47 @@ class Receiver:
                 self.counts["connections"] += 1
                 continue
             try:
-                self._sort(topic, payload, batches, news)
+                size += self._sort(topic, payload, batches, news)
             except (wire.Malformed, RecursionError) as error:
                 self._refuse(f"{topic[:100]!r}: {error}")
-            size += len(payload)
             if len(batches) + len(news) >= GROUP or size >= GROUP_SIZE:
                 self._commit(batches, news)
                 batches, news, size = [], [], 0
         self._commit(batches, news)
 
-    def _sort(self, topic: str, payload: bytes, batches: list[tuple[str, wire.Batch]], news: list[News]) -> None:
+    def _sort(self, topic: str, payload: bytes, batches: list[tuple[str, wire.Batch]], news: list[News]) -> int:
+        """Put a message where it belongs; how many bytes of JSON it is."""
         board, what = wire.parse_topic(topic)
         if not self.share.has(board):
-            return
+            return 0
         self.counts["messages"] += 1
         if len(payload) > (MOST if what == "up" else MOST_TOLD):
             raise wire.Malformed(f"{len(payload)} bytes are more than any of ours")
         if what == "up":
-            batches.append((board, wire.unpack(payload)))
-        elif what not in HEARD:
+            batch = wire.unpack(payload)
+            batches.append((board, batch))
+            return batch.size
+        if what not in HEARD:
             raise wire.Malformed("nothing of this name was asked for")
-        elif payload:  # without one: the retained message was cleared
+        if payload:  # without one: the retained message was cleared
             said = wire.parse(payload, MOST_TOLD)
             if what == "state" and said.get("state") not in STATES:
                 raise wire.Malformed(f"{str(said.get('state'))[:50]!r} is not one of {', '.join(STATES)}")
+            if what == "hello":
+                outbox = said.setdefault("outbox", "")
+                own = said.setdefault("own", [outbox])
+                if not wire.is_stream(outbox) or not isinstance(own, list) or not all(map(wire.is_stream, own[:MOST_OWN])):
+                    raise wire.Malformed(f"{str(outbox)[:50]!r} of {str(own)[:200]} is no stream")
+                said["own"] = own[:MOST_OWN]
             news.append(News(board, what, said))
+        return len(payload)
 
     def _commit(self, batches: list[tuple[str, wire.Batch]], news: list[News]) -> None:
         """Commit and acknowledge; while the database is away try again, until that or the end."""
         pause = RETRY
         while batches or news:
             try:
-                seqs = self.store.take(batches, news)
-                answers = {item.board: self.store.last(item.board) for item in news if item.what == "hello"} | seqs
+                answers = self.store.take(batches, news)
             except Unavailable as error:
                 self.counts["tries that failed"] += 1
                 self.remote.log.warning("the database is away (%s): nothing is acknowledged, trying again", error)
@@ -128,17 +137,24 @@ class Receiver:
                     self._commit([], [item])
                 return
             else:
-                self.counts["records"] += sum(len(batch.records) for _, batch in batches)
+                taken = (batch for board, batch in batches if not isinstance(answers.get((board, batch.outbox)), str))
+                self.counts["records"] += sum(len(batch.records) for batch in taken)
                 self.counts["commits"] += 1
-                nonces = {item.board: item.said.get("nonce") for item in news if item.what == "hello"}
+                hellos = (item for item in news if item.what == "hello")
+                nonces = {(item.board, item.said["outbox"]): item.said.get("nonce") for item in hellos}
                 self._answer(answers, nonces)
                 return
 
-    def _answer(self, seqs: dict[str, int], nonces: dict[str, Any]) -> None:
-        for board, seq in seqs.items():
-            nonce = nonces.get(board)
-            answer = {"seq": seq, "nonce": None if nonce is None else str(nonce)[: wire.LONGEST], "time": round(time.time(), 3)}
-            self.remote.publish(wire.topic(board, "ack"), json.dumps(answer).encode(), qos=1, retain=True)
+    def _answer(self, answers: dict[Key, int | str], nonces: dict[Key, Any]) -> None:
+        for (board, outbox), found in answers.items():
+            nonce = nonces.get((board, outbox))
+            answer: dict[str, Any] = {"refused": found} if isinstance(found, str) else {"seq": found}
+            answer |= {"outbox": outbox, "nonce": None if nonce is None else str(nonce)[: wire.LONGEST]}
+            answer["time"] = round(time.time(), 3)
+            if isinstance(found, str):
+                self._refuse(f"{board}: {found}")
+            payload = json.dumps(answer).encode()
+            self.remote.publish(wire.topic(board, "ack"), payload, qos=1, retain=not isinstance(found, str))
 
     def _refuse(self, why: str) -> None:
         """Count it, and say so: not each of a flood."""

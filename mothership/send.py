@@ -14,11 +14,11 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from observations import printable
+from observations import visible
 from receiver import add_tls, remote_of
 
-from bus import Remote
 from uplink import wire
+from uplink.remote import Remote
 
 REPEAT = 2.0  # seconds; a board that is not there hears nothing, and hears the same command only once
 
@@ -86,13 +86,13 @@ def run(options: argparse.Namespace) -> None:
         raise SystemExit(str(error)) from None
     remote = remote_of(options, "send", tuple(wire.topic(options.board, what) for what in (f"res/{order['id']}", "state")))
     remote.start()
-    result = send(remote, options.board, order, lambda text: print(printable(text), file=sys.stderr))
+    result = send(remote, options.board, order, lambda text: print(visible(text), file=sys.stderr))
     remote.end()
     if result is None:
         print(f"no answer from {options.board} within {options.expires:g} s; the command has expired", file=sys.stderr)
         sys.exit(2)
     if not result.get("ok"):
-        print(printable(f"{options.board}: {result.get('error')}"), file=sys.stderr)
+        print(visible(f"{options.board}: {result.get('error')}"), file=sys.stderr)
         sys.exit(1)
     answer = result.get("result")
-    print(printable(answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)))
+    print(visible(answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)))

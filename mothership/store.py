@@ -17,32 +17,15 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from database import Database, Row
+from sqlite import Sqlite
+from streams import Line, admit, surplus
+
 from uplink.wire import LONGEST, Batch
-
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS board (
-    name TEXT PRIMARY KEY, seq INTEGER NOT NULL, seen REAL NOT NULL, state TEXT, state_since REAL, boot TEXT, info TEXT
-) STRICT;
-CREATE TABLE IF NOT EXISTS record (
-    board TEXT NOT NULL, seq INTEGER NOT NULL, kind TEXT NOT NULL, boot TEXT, mono REAL, time REAL, clock TEXT,
-    body TEXT NOT NULL, received REAL NOT NULL, PRIMARY KEY (board, seq)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS boot (
-    board TEXT NOT NULL, boot TEXT NOT NULL, "offset" REAL NOT NULL, clock TEXT NOT NULL, PRIMARY KEY (board, boot)
-) STRICT, WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS boots ON record (board, seq) WHERE kind = 'boot';
-CREATE VIEW IF NOT EXISTS placed AS SELECT record.*,
-    CASE WHEN record.clock = 'synchronised' AND record.time IS NOT NULL THEN record.time
-         ELSE coalesce(record.mono + boot."offset", record.time, record.received) END AS at
-    FROM record LEFT JOIN boot ON boot.board = record.board AND boot.boot = record.boot;
-"""
-LATER = ("state TEXT", "state_since REAL", "boot TEXT", "info TEXT")  # columns of `board` that its first version had not
-
-BUSY = 5.0  # seconds that a locked SQLite is waited for, before it is Unavailable
 
 CLOCKS = ("received", "plausible", "synchronised")  # who places a boot in time, the best last
 RANK = "CASE {} WHEN 'synchronised' THEN 2 WHEN 'plausible' THEN 1 ELSE 0 END"
@@ -59,8 +42,6 @@ UPDATE board SET state = ?, boot = ?, state_since = ?
 WHERE name = ? AND (coalesce(state, '') <> ? OR coalesce(boot, '') <> ?)
 """  # the broker tells a retained state again: it is not news
 
-Row = tuple[Any, ...]
-
 
 class Unavailable(Exception):
     """The database cannot be reached or written now: nothing has been committed, and the same may succeed later."""
@@ -72,71 +53,6 @@ class News(NamedTuple):
     board: str
     what: str
     said: dict[str, Any]
-
-
-class Database(Protocol):
-    """What SQLite and PostgreSQL have in common: statements with ? for what is filled in."""
-
-    error: tuple[type[Exception], ...]  # it may be gone or locked: try again
-    lock: str  # what ends a SELECT whose row is to be ours until the commit
-
-    def execute(self, statement: str, values: Iterable[Any] = ()) -> Any: ...
-    def executemany(self, statement: str, rows: Iterable[Row]) -> None: ...
-    def transaction(self) -> contextlib.AbstractContextManager[None]: ...
-    def rows(self, statement: str, values: Iterable[Any] = ()) -> Iterator[Row]: ...
-
-
-class Sqlite:
-    """A file. Other processes may use it too: a transaction has it alone."""
-
-    error: tuple[type[Exception], ...] = (sqlite3.OperationalError,)
-    lock = ""
-
-    def __init__(self, path: str) -> None:
-        self.connection = sqlite3.connect(path, timeout=BUSY, isolation_level=None)
-        self._write_ahead()
-        self.connection.execute("PRAGMA synchronous=FULL")
-        with self.transaction():
-            for statement in SCHEMA.split(";\n"):
-                self.connection.execute(statement)
-            have = {row[1] for row in self.connection.execute("PRAGMA table_info(board)")}
-            for column in LATER:
-                if column.split()[0] not in have:
-                    self.connection.execute(f"ALTER TABLE board ADD COLUMN {column}")
-
-    def _write_ahead(self) -> None:
-        """WAL. Where others open the database at the same moment SQLite fails at once here, instead of waiting as elsewhere."""
-        deadline = time.monotonic() + BUSY
-        while True:
-            try:
-                self.connection.execute("PRAGMA journal_mode=WAL")
-                return
-            except sqlite3.OperationalError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.02)
-
-    def execute(self, statement: str, values: Iterable[Any] = ()) -> sqlite3.Cursor:
-        return self.connection.execute(statement, tuple(values))
-
-    def executemany(self, statement: str, rows: Iterable[Row]) -> None:
-        self.connection.executemany(statement, rows)
-
-    @contextlib.contextmanager
-    def transaction(self) -> Iterator[None]:
-        """All or nothing; written to the disk where it ends well."""
-        self.connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self.connection.execute("COMMIT")
-        except BaseException:
-            if self.connection.in_transaction:
-                self.connection.execute("ROLLBACK")
-            raise
-
-    def rows(self, statement: str, values: Iterable[Any] = ()) -> Iterator[Row]:
-        """As they are read: never all of them in memory."""
-        yield from self.connection.execute(statement, tuple(values))
 
 
 def connect(database: str) -> Database:
@@ -151,66 +67,32 @@ def connect(database: str) -> Database:
     return postgres.Postgres(database)
 
 
+Key = tuple[str, str]  # a board, and a stream of its outbox
+
+
 class Store:
     """One database. What `take` has returned from is committed."""
 
-    def __init__(self, database: str) -> None:
+    def __init__(self, database: str, clock: Callable[[], float] = time.time) -> None:
         self.database = connect(database)
+        self.clock = clock
 
-    def last(self, board: str) -> int:
-        """The number up to which everything that this board still has is here."""
+    def last(self, board: str, outbox: str = "") -> int:
+        """The number up to which everything of a board's stream is here."""
         with self._translated():
-            row = self.database.execute("SELECT seq FROM board WHERE name = ?", (board,)).fetchone()
+            query = "SELECT seq FROM stream WHERE board = ? AND outbox = ?"
+            row = self.database.execute(query, (board, outbox)).fetchone()
         return int(row[0]) if row else 0
 
-    def take(self, batches: Iterable[tuple[str, Batch]], news: Iterable[News] = ()) -> dict[str, int]:
-        """Commit batches and news, all in one transaction; the last number of each board that sent a batch.
+    def take(self, batches: Iterable[tuple[str, Batch]], news: Iterable[News] = ()) -> dict[Key, int | str]:
+        """Commit batches and news, all in one transaction; the last number of each stream that was asked about or sent from, or
+        why it is refused.
 
         A record that is here already is dropped. A batch that misses the one before it is not taken.
         """
-        batches, news, now = list(batches), list(news), time.time()
-        records: list[Row] = []
-        offsets: dict[tuple[str, str], tuple[float, str]] = {}
+        taking = Taking(self.database, list(batches), list(news), self.clock())
         with self._translated(), self.database.transaction():
-            seqs = self._claim({board for board, _ in batches} | {item.board for item in news}, now)
-            for board, batch in batches:
-                seq = seqs[board]
-                if batch.prev > seq:
-                    continue
-                for number, kind, body in batch.records:
-                    if number > seq:
-                        boot, mono, wall, clock = place(body)
-                        records.append((board, number, clean(kind), boot, mono, wall, clock, as_text(body), now))
-                        if boot and clock in CLOCKS[1:] and mono is not None and wall is not None:
-                            note(offsets, board, boot, wall - mono, clock)
-                        seqs[board] = number
-            self.database.executemany("INSERT INTO record VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", records)
-            told = {board: seqs[board] for board, _ in batches}
-            self.database.executemany("UPDATE board SET seq = ?, seen = ? WHERE name = ?", [(told[b], now, b) for b in told])
-            for item in news:
-                self._hear(item, offsets, now)
-            self.database.executemany(PLACE, [(*boot, *best) for boot, best in offsets.items()])
-        return told
-
-    def _claim(self, boards: set[str], now: float) -> dict[str, int]:
-        """The boards' last numbers, ours until the commit. In order: no two receivers wait for each other."""
-        names = sorted(boards)
-        new = "INSERT INTO board (name, seq, seen) VALUES (?, 0, ?) ON CONFLICT DO NOTHING"
-        self.database.executemany(new, [(name, now) for name in names])
-        ours = "SELECT seq FROM board WHERE name = ?" + self.database.lock
-        return {name: int(self.database.execute(ours, (name,)).fetchone()[0]) for name in names}
-
-    def _hear(self, item: News, offsets: dict[tuple[str, str], tuple[float, str]], now: float) -> None:
-        board, what, said = item
-        boot = clean(str(said.get("boot") or ""))[:LONGEST]
-        mono = number(said.get("mono"))
-        if what == "state":
-            state = clean(str(said.get("state")))[:LONGEST]
-            self.database.execute(STATE, (state, boot, now, board, state, boot))
-        elif what == "info":
-            self.database.execute("UPDATE board SET info = ? WHERE name = ?", (as_text(said), board))
-        elif boot and mono is not None:
-            note(offsets, board, boot, now - mono, "received")
+            return taking.run()
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
@@ -218,6 +100,99 @@ class Store:
             yield
         except self.database.error as error:
             raise Unavailable(str(error).strip()) from error
+
+
+class Taking:
+    """One transaction of `take`."""
+
+    def __init__(self, database: Database, batches: list[tuple[str, Batch]], news: list[News], now: float) -> None:
+        self.database = database
+        self.batches = batches
+        self.news = news
+        self.now = now
+        self.seqs: dict[str, int] = {}  # the last number that we have given to a record of each board
+        self.lines: dict[str, dict[str, Line]] = {}
+        self.known: set[Row] = set()  # rows of these as they are in the database
+        self.answers: dict[Key, int | str] = {}
+        self.offsets: dict[Key, tuple[float, str]] = {}
+
+    def run(self) -> dict[Key, int | str]:
+        """All of it; what to answer."""
+        self._claim(sorted({board for board, _ in self.batches} | {item.board for item in self.news}))
+        before = dict(self.seqs)
+        for item in self.news:
+            self._hear(item)
+        records = [row for board, batch in self.batches for row in self._records(board, batch)]
+        self.database.executemany("INSERT INTO record VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", records)
+        came = [board for board, _ in self.batches if self.seqs[board] > before[board]]
+        seen = "UPDATE board SET seq = ?, seen = ? WHERE name = ?"
+        self.database.executemany(seen, [(self.seqs[board], self.now, board) for board in dict.fromkeys(came)])
+        self._save_lines()
+        self.database.executemany(PLACE, [(*boot, *best) for boot, best in self.offsets.items()])
+        return self.answers
+
+    def _claim(self, names: list[str]) -> None:
+        """The boards are ours until the commit. In order: no two receivers wait for each other."""
+        new = "INSERT INTO board (name, seq, seen) VALUES (?, 0, ?) ON CONFLICT DO NOTHING"
+        self.database.executemany(new, [(name, self.now) for name in names])
+        ours = "SELECT seq FROM board WHERE name = ?" + self.database.lock
+        lines = "SELECT outbox, seq, held, heard FROM stream WHERE board = ?"
+        for name in names:
+            self.seqs[name] = int(self.database.execute(ours, (name,)).fetchone()[0])
+            rows = self.database.execute(lines, (name,)).fetchall()
+            self.lines[name] = {outbox: Line(int(seq), bool(held), heard) for outbox, seq, held, heard in rows}
+            self.known.update((name, *row) for row in rows)
+
+    def _save_lines(self) -> None:
+        change = """INSERT INTO stream VALUES (?, ?, ?, ?, ?) ON CONFLICT (board, outbox)
+                    DO UPDATE SET seq = excluded.seq, held = excluded.held, heard = excluded.heard"""
+        for board in {board for board, _ in self.answers}:
+            lines = self.lines[board]
+            gone = surplus(lines)
+            rows = [(board, name, *line.row()) for name, line in lines.items() if name not in gone]
+            self.database.executemany(change, [row for row in rows if row not in self.known])
+            self.database.executemany("DELETE FROM stream WHERE board = ? AND outbox = ?", [(board, name) for name in gone])
+
+    def _admit(self, board: str, outbox: str, own: list[str] | None) -> Line | None:
+        """The line of a stream, where it may speak for the board."""
+        if why := admit(self.lines[board], outbox, own, self.now):
+            self.answers[board, outbox] = why
+            query = "UPDATE board SET rival = ?, rival_since = ? WHERE name = ?"
+            self.database.execute(query, (outbox, self.now, board))
+            return None
+        line = self.lines[board][outbox]
+        self.answers[board, outbox] = line.seq
+        return line
+
+    def _records(self, board: str, batch: Batch) -> Iterator[Row]:
+        """Rows of what is new."""
+        line = self._admit(board, batch.outbox, None)
+        if line is None or batch.prev > line.seq:
+            return
+        for number, kind, body in batch.records:
+            if number <= line.seq:
+                continue
+            boot, mono, wall, clock = place(body)
+            line.seq = number
+            self.seqs[board] += 1
+            if boot and clock in CLOCKS[1:] and mono is not None and wall is not None:
+                note(self.offsets, board, boot, wall - mono, clock)
+            yield board, self.seqs[board], clean(kind), boot, mono, wall, clock, as_text(body), self.now
+        self.answers[board, batch.outbox] = line.seq
+
+    def _hear(self, item: News) -> None:
+        board, what, said = item
+        boot = clean(str(said.get("boot") or ""))[:LONGEST]
+        mono = number(said.get("mono"))
+        if what == "state":
+            state = clean(str(said.get("state")))[:LONGEST]
+            self.database.execute(STATE, (state, boot, self.now, board, state, boot))
+        elif what == "info":
+            self.database.execute("UPDATE board SET info = ? WHERE name = ?", (as_text(said), board))
+        else:
+            outbox = said.get("outbox", "")
+            if self._admit(board, outbox, said.get("own", [outbox])) and boot and mono is not None:
+                note(self.offsets, board, boot, self.now - mono, "received")
 
 
 def note(offsets: dict[tuple[str, str], tuple[float, str]], board: str, boot: str, offset: float, clock: str) -> None:

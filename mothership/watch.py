@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from observations import printable
+from observations import visible
 from receiver import add_tls, remote_of
 
 from uplink import wire
@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> None:
                 continue
             try:
                 for line in lines(topic, payload):
-                    print(time.strftime("%H:%M:%S"), printable(line), flush=True)
+                    print(time.strftime("%H:%M:%S"), visible(line), flush=True)
             except (ValueError, RecursionError) as error:  # wire.Malformed is one
-                print(time.strftime("%H:%M:%S"), printable(f"{topic[:100]} is malformed: {error}"), flush=True)
+                print(time.strftime("%H:%M:%S"), visible(f"{topic[:100]} is malformed: {error}"), flush=True)
     remote.end()

@@ -1,186 +1,151 @@
-"""The kernel's network, by pyroute2: events, one interface's facts, addresses and routes; and its DHCP client.
-
-This is the only module that knows pyroute2 (`man 7 rtnetlink`). Two decisions:
-
-- Events are read from a socket of our own: pyroute2's monitor takes ENOBUFS (events were lost: nobody read them in
-  time) for the end of its socket. An event only names an interface; what is true is then asked anew. So a lost event
-  costs nothing but asking for all of them, and what a fleet of other interfaces does costs no more than a look at the
-  name in its messages.
-- The DHCP client is asyncio, and some of its faults end one of its tasks silently. It lives in a forked child that
-  ends when a task does, and that may be killed at any time; what it has to say is a line of JSON in a pipe.
-"""
+"""The kernel's network (`man 7 rtnetlink`): an interface's facts, asked by ourselves; changes, made by pyroute2."""
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import errno
-import functools
-import json
 import os
-import signal
 import socket
 import struct
 import sys
-import time
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from pyroute2 import IPRoute
-from pyroute2.dhcp import client as dhcp_client
-from pyroute2.dhcp import leases as dhcp_leases
-from pyroute2.dhcp.hooks import Hook, Trigger
 from pyroute2.netlink.exceptions import NetlinkError
 
-from base.syscalls import PR_SET_PDEATHSIG, prctl
-from network.links import Lease, Seen, host
+from network.actions import Seen, host
+from network.bounds import ADDRESSES, ROUTES
+from network.kernel_events import IFLA_IFNAME, RTA_OIF, attribute, messages
 
-# linux/rtnetlink.h, linux/if.h, linux/if_addr.h
-GROUPS = (1, 5, 7, 9, 11, 20)  # LINK, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE, ND_USEROPT
-NEWLINK, DELLINK, NEWADDR, DELADDR, NEWROUTE, DELROUTE, NEWNDUSEROPT = 16, 17, 20, 21, 24, 25, 68
-IFLA_IFNAME, RTA_OIF = 3, 4
+# linux/netlink.h, linux/rtnetlink.h, linux/if.h, linux/if_addr.h
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+GETLINK, GETADDR, GETROUTE = 18, 22, 26
+REQUEST, DUMP = 0x1, 0x300
+GET_STRICT_CHK = 12
+IFLA_OPERSTATE, IFLA_CARRIER = 16, 33
+OPER_UNKNOWN, OPER_UP = 0, 6
+IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
+RTA_GATEWAY, RTA_PRIORITY = 5, 6
+RTN_UNICAST = 1
 IFF_UP = 0x1
 UNUSABLE = 0x40 | 0x08 | 0x20  # IFA_F_TENTATIVE, DADFAILED, DEPRECATED
 PERMANENT = 0x80
 ONLINK = 0x4  # RTNH_F_ONLINK: a gateway outside the prefix, as some providers have it
-PROTO_STATIC, PROTO_DHCP = 4, 16
+PROTO_KERNEL, PROTO_STATIC, PROTO_DHCP, PROTO_RA = 2, 4, 16, 9
 MAIN_TABLE = 254
-SO_RCVBUFFORCE = 33
+ANSWER_TIMEOUT = 5.0  # s for a part of an answer
 ND_ROUTER_SOLICIT = bytes((133, 0, 0, 0, 0, 0, 0, 0))  # RFC 4861, 4.1; the kernel computes the checksum
-ND_ROUTER_ADVERT, ND_OPT_RDNSS = 134, 25  # RFC 8106
+PROC = "/proc/sys/net"
 FOREVER = 0xFFFFFFFF
 
 
-class Event(NamedTuple):
-    """Something about an interface has changed."""
+def ask(kind: int, header: bytes, flags: int = 0) -> Iterator[bytes]:
+    """The bodies of the kernel's answers to one question, as they come: nothing gathers, however many there are.
 
-    ifindex: int
-    name: str = ""  # where the message says it
-    servers: tuple[tuple[str, float], ...] = ()  # nameservers from a router, and for how many seconds
-
-
-class Overrun(Exception):
-    """Events were lost."""
-
-
-# --- events ---------------------------------------------------------------------------------------------------------
-class Monitor:
-    """Events of links, addresses, routes and router advertisements."""
-
-    def __init__(self, receive_buffer: int) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, 0)
-        try:
-            self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, receive_buffer)
-        except PermissionError:  # root of a user namespace: as much as net.core.rmem_max allows
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        self._socket.bind((0, 0))
-        for group in GROUPS:
-            self._socket.setsockopt(270, 1, group)  # SOL_NETLINK, NETLINK_ADD_MEMBERSHIP
-
-    def fileno(self) -> int:
-        return self._socket.fileno()
-
-    def read(self) -> Iterator[Event]:
-        """All that has arrived. Overrun, at its end, where the kernel had to drop some: ask for everything anew.
-
-        After ENOBUFS the kernel drops on, and does not say so again, until we have emptied the socket
-        (NETLINK_S_CONGESTED in net/netlink/af_netlink.c): who asks before that misses what happens next.
-        """
-        overrun = False
+    Fixed offsets instead of pyroute2's decoder, which takes 0.3 ms and some kilobytes for each of them.
+    """
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as wire:
+        wire.settimeout(ANSWER_TIMEOUT)
+        with contextlib.suppress(OSError):  # older than 4.20: it does not filter, and we do
+            wire.setsockopt(270, GET_STRICT_CHK, 1)  # SOL_NETLINK
+        wire.bind((0, 0))
+        wire.send(struct.pack("=IHHII", 16 + len(header), kind, REQUEST | flags, 1, 0) + header)
         while True:
-            try:
-                data = self._socket.recv(65536)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-                overrun = True
-                continue
-            yield from parse(data)
-        if overrun:
-            raise Overrun
+            for answer, body in messages(wire.recv(65536)):
+                if answer == NLMSG_DONE:
+                    return
+                if answer == NLMSG_ERROR:
+                    code = -struct.unpack_from("=i", body)[0]
+                    raise OSError(code, os.strerror(code))
+                yield body
+            if not flags & DUMP:
+                return
 
 
-def parse(data: bytes) -> Iterator[Event]:
-    """The events of one datagram. Fixed offsets instead of pyroute2's decoder, which takes 0.3 ms for a link."""
-    offset = 0
-    while offset + 16 <= len(data):
-        length, kind = struct.unpack_from("=IH", data, offset)
-        if length < 16:
-            return
-        body = data[offset + 16 : offset + length]
-        try:
-            if kind in (NEWLINK, DELLINK):
-                name = attribute(body, 16, IFLA_IFNAME).rstrip(b"\0").decode("utf-8", "replace")
-                yield Event(struct.unpack_from("=i", body, 4)[0], name)
-            elif kind in (NEWADDR, DELADDR):
-                yield Event(struct.unpack_from("=i", body, 4)[0])
-            elif kind in (NEWROUTE, DELROUTE) and body[1] == 0:  # a default route: the destination has no bits
-                yield Event(int.from_bytes(attribute(body, 12, RTA_OIF), sys.byteorder))
-            elif kind == NEWNDUSEROPT:
-                yield nameservers(body)
-        except (struct.error, IndexError):
-            pass  # shorter than it says: not from this kernel
-        offset += (length + 3) & ~3
+def option(kind: int, value: bytes) -> bytes:
+    """An attribute of a question (struct rtattr)."""
+    return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
 
 
-def attribute(body: bytes, offset: int, wanted: int) -> bytes:
-    """The value of a netlink attribute; empty where it is missing."""
-    while offset + 4 <= len(body):
-        length, kind = struct.unpack_from("=HH", body, offset)
-        if length < 4:
-            break
-        if kind & 0x3FFF == wanted:
-            return body[offset + 4 : offset + length]
-        offset += (length + 3) & ~3
-    return b""
-
-
-def nameservers(body: bytes) -> Event:
-    """The RDNSS options that the kernel passes on (struct nduseroptmsg; RFC 8106, 5.1)."""
-    size, ifindex, kind = struct.unpack_from("=xxHiB", body)
-    servers: list[tuple[str, float]] = []
-    options = body[16 : 16 + size]
-    while len(options) >= 8 and options[1]:
-        option, options = options[: options[1] * 8], options[options[1] * 8 :]
-        if kind == ND_ROUTER_ADVERT and option[0] == ND_OPT_RDNSS:
-            seconds = float(int.from_bytes(option[4:8], "big"))
-            addresses = (option[at : at + 16] for at in range(8, len(option) - 15, 16))
-            servers += [(socket.inet_ntop(socket.AF_INET6, address), seconds) for address in addresses]
-    return Event(ifindex, "", tuple(servers))
-
-
-# --- facts and changes ----------------------------------------------------------------------------------------------
 class Kernel:
     """Questions and changes, each answered at once. OSError where the kernel refuses."""
 
     def look(self, name: str) -> Seen | None:
-        """An interface, its global addresses and its default routes; None where there is none of this name."""
-        with IPRoute(strict_check=True) as route:
-            try:
-                link = route.link("get", ifname=name)[0]
-            except NetlinkError as error:
-                if error.code == errno.ENODEV:
-                    return None
-                raise OSError(error.code, os.strerror(error.code)) from None
-            ifindex = link["index"]
-            addresses, dynamic = [], []
-            for one in route.addr("dump", index=ifindex):
-                flags = one.get_attr("IFA_FLAGS") or one["flags"]
-                if one["scope"] == 0 and not flags & UNUSABLE:
-                    text = f"{one.get_attr('IFA_LOCAL') or one.get_attr('IFA_ADDRESS')}/{one['prefixlen']}"
-                    addresses.append(text)
-                    if one["family"] == socket.AF_INET and not flags & PERMANENT:
-                        dynamic.append(text)
-            routes = []
-            for family in (socket.AF_INET, socket.AF_INET6):
-                for one in route.route("dump", oif=ifindex, family=family, table=MAIN_TABLE):
-                    if one["dst_len"] == 0 and one["type"] == 1:  # RTN_UNICAST
-                        routes.append((one.get_attr("RTA_GATEWAY") or "", int(one.get_attr("RTA_PRIORITY") or 0)))
-        carrier = link.get_attr("IFLA_OPERSTATE") == "UP" or (
-            link.get_attr("IFLA_OPERSTATE") == "UNKNOWN" and bool(link.get_attr("IFLA_CARRIER"))
-        )  # UNKNOWN: a driver that does not know the idea, such as a tunnel's
-        return Seen(ifindex, bool(link["flags"] & IFF_UP), carrier, tuple(addresses), tuple(routes), tuple(dynamic))
+        """An interface, its global addresses and its default routes; None where there is none of this name.
+
+        Of addresses and routes the first ones, as bounds.py has it; how many routes came by advertisements is counted.
+        """
+        named = option(IFLA_IFNAME, name.encode() + b"\0")
+        try:
+            link = next(ask(GETLINK, struct.pack("=BxHiII", 0, 0, 0, 0, 0) + named))
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                return None
+            raise
+        ifindex, flags = struct.unpack_from("=iI", link, 4)
+        state, works = attribute(link, 16, IFLA_OPERSTATE), attribute(link, 16, IFLA_CARRIER)
+        # UNKNOWN: a driver that does not know the idea, such as a tunnel's
+        carrier = state == bytes([OPER_UP]) or (state == bytes([OPER_UNKNOWN]) and works == b"\1")
+        addresses, dynamic = self._addresses(ifindex)
+        (routes, _), (routes6, crowd) = (self._routes(ifindex, family) for family in (socket.AF_INET, socket.AF_INET6))
+        return Seen(ifindex, bool(flags & IFF_UP), carrier, tuple(addresses), (*routes, *routes6), tuple(dynamic), crowd)
+
+    def _addresses(self, ifindex: int) -> tuple[list[str], list[str]]:
+        """Those that may be used; and those of IPv4 that expire."""
+        addresses: list[str] = []
+        dynamic: list[str] = []
+        for body in ask(GETADDR, struct.pack("=BBBBi", 0, 0, 0, 0, ifindex), DUMP):
+            family, length, few, scope, index = struct.unpack_from("=BBBBi", body)
+            more = attribute(body, 8, IFA_FLAGS)
+            flags = int.from_bytes(more, sys.byteorder) if more else few
+            data = attribute(body, 8, IFA_LOCAL) or attribute(body, 8, IFA_ADDRESS)
+            if index != ifindex or scope or flags & UNUSABLE or len(data) not in (4, 16) or len(addresses) == ADDRESSES:
+                continue
+            addresses.append(f"{socket.inet_ntop(family, data)}/{length}")
+            if family == socket.AF_INET and not flags & PERMANENT:
+                dynamic.append(addresses[-1])
+        return addresses, dynamic
+
+    def _routes(self, ifindex: int, family: int) -> tuple[list[tuple[str, int]], int]:
+        """Default routes (gateway, metric); and how many routes the kernel has made from advertisements."""
+        routes: list[tuple[str, int]] = []
+        crowd = 0
+        oif = struct.pack("=i", ifindex)
+        wanted = struct.pack("=BBBBBBBBI", family, 0, 0, 0, MAIN_TABLE, 0, 0, 0, 0) + option(
+            RTA_OIF, struct.pack("=i", ifindex)
+        )
+        for body in ask(GETROUTE, wanted, DUMP):
+            _, length, _, _, table, protocol, _, kind = struct.unpack_from("=BBBBBBBB", body)
+            if table != MAIN_TABLE or attribute(body, 12, RTA_OIF) != oif:
+                continue
+            crowd += protocol in (PROTO_KERNEL, PROTO_RA)
+            if length == 0 and kind == RTN_UNICAST and len(routes) < ROUTES:
+                gateway, metric = attribute(body, 12, RTA_GATEWAY), attribute(body, 12, RTA_PRIORITY)
+                routes.append((socket.inet_ntop(family, gateway) if gateway else "", int.from_bytes(metric, sys.byteorder)))
+        return routes, crowd
+
+    def configure(self, name: str, advertised: bool, metric: int, complain: Callable[[str], object]) -> None:
+        """The kernel's switches of an interface (Documentation/networking/ip-sysctl.rst)."""
+        for switch, value in (
+            ("ipv6/conf/{}/accept_ra", 2 if advertised else 0),  # 2: even where the board forwards
+            ("ipv6/conf/{}/ra_defrtr_metric", metric),
+            ("ipv4/conf/{}/ignore_routes_with_linkdown", 1),  # the next interface takes over without waiting for us
+            ("ipv6/conf/{}/ignore_routes_with_linkdown", 1),
+        ):
+            self._switch(name, switch, value, complain)
+
+    def forget_routers(self, name: str, complain: Callable[[str], object]) -> None:
+        """Take no more advertisements, and forget all addresses and routes that came by them: IPv6 starts anew there."""
+        for switch, value in (("accept_ra", 0), ("disable_ipv6", 1), ("disable_ipv6", 0)):
+            self._switch(name, f"ipv6/conf/{{}}/{switch}", value, complain)
+
+    def _switch(self, name: str, switch: str, value: int, complain: Callable[[str], object]) -> None:
+        try:
+            with open(f"{PROC}/{switch.format(name)}", "w", encoding="ascii") as file:
+                file.write(str(value))
+        except OSError as error:  # a kernel without IPv6, or older than 5.12
+            complain(f"{name}: {switch.format(name)} = {value}: {error.strerror}")
 
     def _change(self, what: str, command: str, **values: Any) -> None:
         with IPRoute() as route:
@@ -223,169 +188,3 @@ def solicit(name: str) -> None:
     with socket.socket(socket.AF_INET6, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_ICMPV6) as sender:
         sender.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)  # or the routers ignore it
         sender.sendto(ND_ROUTER_SOLICIT, ("ff02::2", 0, 0, socket.if_nametoindex(name)))
-
-
-# --- DHCP -------------------------------------------------------------------------------------------------------------
-class DhcpClient:
-    """pyroute2's DHCP client for one interface, in a child of its own."""
-
-    def __init__(self, name: str, hostname: str) -> None:
-        self.name = name
-        self._buffer = b""
-        self._gone = False
-        self.reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self.pid = os.fork()
-        if self.pid == 0:
-            _child(name, hostname, writer)
-        os.close(writer)
-
-    def read(self) -> list[Lease | None] | None:
-        """Leases since the last time, None among them where one was lost; None instead of a list: the child has ended."""
-        try:
-            data = os.read(self.reader, 65536)
-        except BlockingIOError:
-            return []
-        if not data:
-            return None
-        *lines, self._buffer = (self._buffer + data).split(b"\n")
-        return [lease_of(json.loads(line)) for line in lines]
-
-    def end(self) -> None:
-        """Kill it: it keeps nothing that needs care, and a lease that is not given back expires."""
-        if not self.gone():
-            os.kill(self.pid, signal.SIGKILL)
-        os.close(self.reader)
-
-    def gone(self) -> bool:
-        """Whether it has been reaped. We never wait for it: the kernel may hold it for a while."""
-        if not self._gone:  # once reaped, its number may be somebody else's
-            self._gone = os.waitpid(self.pid, os.WNOHANG)[0] == self.pid
-        return self._gone
-
-
-def lease_of(told: dict[str, Any]) -> Lease | None:
-    """What the child wrote."""
-    if not told:
-        return None
-    return Lease(**{**told, "nameservers": tuple(told["nameservers"])})
-
-
-def _child(name: str, hostname: str, writer: int) -> None:
-    """In the child: be the DHCP client until killed, or until something in it has failed."""
-    status = 1
-    try:
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # not longer than network.py
-        os.closerange(3, writer)  # the broker's link, for one: it must end when network.py closes it
-        os.closerange(writer + 1, os.sysconf("SC_OPEN_MAX"))
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        # By the wall clock, a lease would last or end wrongly in the moment when NTP sets a clock that started in 1970.
-        dhcp_client.time = dhcp_leases._now = time.monotonic
-        asyncio.run(_lease_forever(name, hostname, writer))
-        status = 0
-    except BaseException as error:
-        os.write(2, f"<4>DHCP on {name}: {type(error).__name__}: {error}\n".encode())
-    finally:
-        os._exit(status)
-
-
-class _Lease(dhcp_leases.Lease):  # type: ignore[misc]
-    """A lease that is kept in memory alone (the server knows our client id), obtained at a monotonic time."""
-
-    def __init__(self, **values: Any) -> None:
-        super().__init__(**values, obtained=time.monotonic())
-
-    def dump(self) -> None:
-        pass
-
-    @classmethod
-    def load(cls, interface: str) -> None:
-        return None
-
-
-async def _lease_forever(name: str, hostname: str, writer: int) -> None:
-    def tell(lease: dict[str, Any]) -> None:
-        os.write(writer, json.dumps(lease).encode() + b"\n")
-
-    async def granted(lease: dhcp_leases.Lease) -> None:
-        options = lease.ack["options"]
-        seconds = None if lease.lease_time in (-1, FOREVER) else float(lease.lease_time)
-        mask = struct.unpack("!I", socket.inet_aton(options.get("subnet_mask") or "255.255.255.0"))[0]
-        routers = [router for router in options.get("router") or () if router != "0.0.0.0"]
-        tell({
-            "address": f"{lease.ip}/{mask.bit_count()}", "gateway": routers[0] if routers else "",
-            "nameservers": list(options.get("name_server") or ()), "seconds": seconds,
-            "domain": text(options.get("domain_name") or ""),
-        })  # fmt: skip
-
-    async def lost(lease: dhcp_leases.Lease) -> None:
-        tell({})
-
-    config = dhcp_client.ClientConfig(
-        interface=name,
-        lease_type=_Lease,
-        hooks=(
-            Hook(granted, {Trigger.BOUND, Trigger.RENEWED, Trigger.REBOUND}),
-            Hook(lost, {Trigger.EXPIRED, Trigger.UNBOUND}),
-        ),
-        retransmission=functools.partial(dhcp_client.randomized_increasing_backoff, wait_first=2.0),
-        release=False,
-        handle_signals=False,
-        vendor_id=None,
-        host_name=hostname or None,
-    )
-    async with dhcp_client.AsyncDHCPClient(config) as client:
-        await client.bootstrap()
-        tasks = [task for task in (client._sender_task, client._receiver_task) if task is not None]
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:  # neither should end: the interface went down, or a packet that it cannot read
-            task.result()
-        raise OSError(errno.ENETDOWN, "the interface went down")
-
-
-def text(value: str | bytes) -> str:
-    """A domain name that may go into a file; empty where it is none. Some servers end it with NUL."""
-    name = (value.decode("ascii", "replace") if isinstance(value, bytes) else value).rstrip("\0")
-    return name if name.isascii() and name.translate(dict.fromkeys(map(ord, "-_."))).isalnum() else ""
-
-
-# --- access points ----------------------------------------------------------------------------------------------------
-def scan(interface: str) -> list[dict[str, Any]]:
-    """Access points that a scan of all channels hears (nl80211). It may never return: call it in a child.
-
-    bssid, ssid_hex, frequency (MHz), signal (dBm), security as wifi_scan.py names it. It needs CAP_NET_ADMIN.
-    """
-    from pyroute2.iwutil import IW  # 2 s on a slow board, which the network does not need
-
-    index = socket.if_nametoindex(interface)
-    Kernel().raise_link(index)
-    started = time.monotonic()
-    with IW() as radio:
-        found = [message.get_attr("NL80211_ATTR_BSS") for message in radio.scan(index)]
-    took = (time.monotonic() - started) * 1000
-    return [access_point(bss) for bss in found if bss.get_attr("NL80211_BSS_SEEN_MS_AGO") <= took]
-
-
-def access_point(bss: Any) -> dict[str, Any]:
-    """One record of what pyroute2 has parsed. Its SSIDs are bytes."""
-    elements = bss.get_attr("NL80211_BSS_INFORMATION_ELEMENTS") or {}
-    private = "Privacy" in bss.get_attr("NL80211_BSS_CAPABILITY")["CAPABILITIES"]
-    return {
-        "bssid": bss.get_attr("NL80211_BSS_BSSID"), "ssid_hex": bytes(elements.get("SSID", b"")).hex(),
-        "frequency": bss.get_attr("NL80211_BSS_FREQUENCY"),
-        "signal": bss.get_attr("NL80211_BSS_SIGNAL_MBM")["VALUE"] // 100, "security": _security(elements, private),
-    }  # fmt: skip
-
-
-def _security(elements: dict[str, Any], private: bool) -> str:
-    """The strongest that is offered. WPA of 2003 is a vendor's element that pyroute2 does not parse: it looks like WEP."""
-    suites = elements["RSN"]["auth_suites"] if "RSN" in elements else []
-    for suite, name in (("SAE", "WPA3"), ("OWE", "OWE")):
-        if any(suite in str(offered) for offered in suites):
-            return name
-    if "RSN" in elements:
-        return "WPA2"
-    return "WEP" if private else "open"
-
-
-if __name__ == "__main__":  # kernel.py scan INTERFACE
-    print(json.dumps(scan(sys.argv[2])))

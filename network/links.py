@@ -1,165 +1,37 @@
 """The state machine of each network interface: what the kernel, DHCP and the mothership say goes in, actions come out.
 
-Pure: no I/O, no clock. `now` is time.monotonic(), in seconds. network.py carries the actions out.
+Pure: no I/O, no clock. `now` is time.monotonic(), in seconds. service.py carries the actions out.
 An action that did not succeed is asked for again, because what the kernel shows still differs from what we want.
 """
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
+from network.actions import (
+    Action,
+    AddAddress,
+    AddRoute,
+    Configure,
+    Lease,
+    Raise,
+    RefuseRouters,
+    RemoveAddress,
+    RemoveRoute,
+    Seen,
+    Solicit,
+    StartDhcp,
+    State,
+    StopDhcp,
+    family,
+    host,
+)
+from network.bounds import CROWD, SERVERS, usable
+from network.ladder import Ladder
 from tables.rows import Interface, NetworkDelays
 
 NAMESERVERS = 3  # what a resolver reads (`man 5 resolv.conf`, MAXNS)
-
-
-class State(enum.StrEnum):
-    """From nothing to a mothership that answers."""
-
-    ABSENT = "absent"  # the kernel has no such interface
-    DOWN = "down"  # it is there and not raised
-    NO_CARRIER = "no carrier"  # no cable, no peer; or Wi-Fi without networks to join
-    ASSOCIATING = "associating"  # Wi-Fi: wpa_supplicant is looking for an access point, or exchanges keys
-    ADDRESSING = "addressing"  # frames pass; no address yet
-    LOCAL = "local"  # it has an address
-    ONLINE = "online"  # the mothership has acknowledged something that went this way
-
-    @property
-    def carries(self) -> bool:
-        """Whether frames pass."""
-        return self in (State.ADDRESSING, State.LOCAL, State.ONLINE)
-
-    @property
-    def addressed(self) -> bool:
-        """Whether it has an address."""
-        return self in (State.LOCAL, State.ONLINE)
-
-
-class Seen(NamedTuple):
-    """What the kernel says of an interface."""
-
-    ifindex: int
-    up: bool  # raised (IFF_UP)
-    carrier: bool  # operstate UP: of Wi-Fi, keys and all (RFC 2863)
-    addresses: tuple[str, ...] = ()  # global ones that may be used: "192.0.2.5/24"
-    routes: tuple[tuple[str, int], ...] = ()  # default routes: gateway ("" for none), metric
-    dynamic: tuple[str, ...] = ()  # those of the IPv4 addresses that expire: a lease of ours, of this life or an earlier one
-
-
-class Lease(NamedTuple):
-    """What a DHCP server has given us (RFC 2131)."""
-
-    address: str  # "192.0.2.5/24"
-    gateway: str = ""
-    nameservers: tuple[str, ...] = ()
-    domain: str = ""
-    seconds: float | None = None  # None: for ever
-
-
-# --- actions: what network.py does for us ---------------------------------------------------------------------------
-class Configure(NamedTuple):
-    """Set the kernel's switches of a new interface: router advertisements and their metric."""
-
-    name: str
-
-
-class Raise(NamedTuple):
-    """`ip link set NAME up`."""
-
-    name: str
-
-
-class Solicit(NamedTuple):
-    """Ask the routers for an advertisement now (RFC 4861, 4.1): the kernel does not repeat what it heard before us."""
-
-    name: str
-
-
-class StartDhcp(NamedTuple):
-    """Start a DHCP client; the next one for this interface comes after a StopDhcp, or after its own end."""
-
-    name: str
-
-
-class StopDhcp(NamedTuple):
-    """End it, whatever it does."""
-
-    name: str
-
-
-class AddAddress(NamedTuple):
-    """Add an address, or renew its life."""
-
-    name: str
-    address: str
-    seconds: float | None  # after which the kernel itself takes it away, should we be dead by then
-
-
-class RemoveAddress(NamedTuple):
-    """Take one of ours away."""
-
-    name: str
-    address: str
-
-
-class AddRoute(NamedTuple):
-    """The default route of a family."""
-
-    name: str
-    gateway: str
-    metric: int
-    source: str  # our address there: the route goes with it; "" for none
-
-
-class RemoveRoute(NamedTuple):
-    """Take one of ours away."""
-
-    name: str
-    gateway: str
-    metric: int
-
-
-class Reassociate(NamedTuple):
-    """First rung."""
-
-    name: str
-
-
-class RestartSupplicant(NamedTuple):
-    """Second rung."""
-
-    name: str
-
-
-class ReloadModule(NamedTuple):
-    """Third rung."""
-
-    name: str
-
-
-class Reboot(NamedTuple):
-    """Last rung."""
-
-    name: str
-
-
-Action = (
-    Configure | Raise | Solicit | StartDhcp | StopDhcp | AddAddress | RemoveAddress | AddRoute | RemoveRoute
-    | Reassociate | RestartSupplicant | ReloadModule | Reboot
-)  # fmt: skip
-RUNGS = (Reassociate, RestartSupplicant, ReloadModule, Reboot)
-
-
-def host(address: str) -> str:
-    """`192.0.2.5/24` without its prefix length."""
-    return address.partition("/")[0]
-
-
-def family(address: str) -> int:
-    """4 or 6."""
-    return 6 if ":" in address else 4
+FLOOD_PAUSE = 600.0  # s for which a flood of advertisements makes us deaf to all of them
 
 
 class Link:
@@ -189,6 +61,8 @@ class Link:
         self._routed: set[str] = set()  # gateways
         self._renew: set[str] = set()  # addresses whose life has changed
         self._tried: dict[Action | str, float] = {}
+        self._deaf: float | None = None  # until when advertisements are refused
+        self.dropped = 0  # nameservers that were too many
 
     # --- events -----------------------------------------------------------------------------------------------------
     def observe(self, seen: Seen | None, now: float) -> list[Action]:
@@ -198,6 +72,7 @@ class Link:
             self._routed.clear()
             self._tried.clear()
             self.rdnss.clear()
+            self._deaf = None
         self.seen = seen
         return list(self._settle(now))
 
@@ -224,9 +99,15 @@ class Link:
         return list(self._settle(now))
 
     def advertised(self, servers: dict[str, float], now: float) -> list[Action]:
-        """A router has named nameservers, each with its lifetime in seconds; 0 takes it back."""
-        for server, seconds in servers.items():
-            self.rdnss[server] = now + seconds
+        """A router has named nameservers, each with its lifetime in seconds; 0 takes it back. SERVERS of them are kept."""
+        self._forget_nameservers(now)
+        for server, seconds in servers.items() if "ra" in self.row.addresses else ():
+            if seconds <= 0:
+                self.rdnss.pop(server, None)
+            elif server in self.rdnss or (len(self.rdnss) < SERVERS and usable(server)):
+                self.rdnss[server] = now + seconds
+            else:
+                self.dropped += 1
         return list(self._settle(now))
 
     def acknowledged(self, sent: float, now: float) -> list[Action]:
@@ -252,7 +133,11 @@ class Link:
         fresh = self.proven is not None and now - self.proven < self.delays.ONLINE_TIMEOUT
         return State.ONLINE if fresh else State.LOCAL
 
+    def _forget_nameservers(self, now: float) -> None:
+        self.rdnss = {server: until for server, until in self.rdnss.items() if until > now}
+
     def _settle(self, now: float) -> Iterator[Action]:
+        self._forget_nameservers(now)
         if self._expires is not None and now >= self._expires:
             self.lease = self._expires = None
         state, raised = self._judge(now), False
@@ -279,8 +164,19 @@ class Link:
         if self.seen is not None and self._configured != self.seen.ifindex:
             self._configured = self.seen.ifindex
             yield Configure(self.name)
+        yield from self._routers(now)
         if self.seen is not None and not self.seen.up and self._may_try(Raise(self.name), now):
             yield Raise(self.name)
+
+    def _routers(self, now: float) -> Iterator[Action]:
+        """Deaf to advertisements while there is a flood of them; what the kernel has by then goes with its lifetime."""
+        if self._deaf is not None and now >= self._deaf:
+            self._deaf = None
+            yield Configure(self.name)
+            yield Solicit(self.name)
+        elif self._deaf is None and self.seen is not None and self.seen.crowd > CROWD and "ra" in self.row.addresses:
+            self._deaf = now + FLOOD_PAUSE
+            yield RefuseRouters(self.name)
 
     def _dhcp(self, now: float) -> Iterator[Action]:
         wanted = self.state.carries and "dhcp" in self.row.addresses
@@ -343,46 +239,25 @@ class Link:
         self._tried[what] = now
         return True
 
+    def due(self, ticked: float) -> float | None:
+        """When tick() has something to do, should nothing else happen; None: never. `ticked` is its last call."""
+        times = [tried + self.delays.NETWORK_RETRY for tried in self._tried.values()]
+        times = [time for time in times if time > ticked] + [*self.rdnss.values()]
+        times += [time for time in (self._expires, self._deaf, self._overdue if self.client else None) if time is not None]
+        if self.state.carries and "dhcp" in self.row.addresses and not self.client:
+            times.append(self._client_due)
+        if self.state is State.ONLINE and self.proven is not None:
+            times.append(self.proven + self.delays.ONLINE_TIMEOUT)
+        if self.joins and (rung := self.ladder.due()) is not None:
+            times.append(rung)
+        return min(times, default=None)
+
     # --- looks ------------------------------------------------------------------------------------------------------
     def nameservers(self, now: float) -> list[str]:
         """Those of the row, then DHCP's, then the routers'; a link-local one with its zone (RFC 4007)."""
         found = [*self.row.nameservers, *(self.lease.nameservers if self.lease else ())]
         found += [server for server, until in self.rdnss.items() if until > now]
         return [f"{one}%{self.name}" if one.lower().startswith("fe80:") else one for one in found]
-
-
-class Ladder:
-    """What is done for a Wi-Fi interface that stays down, one rung after the other."""
-
-    def __init__(self, name: str, delays: NetworkDelays, may_reboot: Callable[[float], bool]) -> None:
-        self.name = name
-        self._may_reboot = may_reboot
-        self.rung = 0  # how many have been climbed
-        self._steady = delays.LADDER_STEADY
-        self._delays = (delays.LADDER_REASSOCIATE, delays.LADDER_SUPPLICANT, delays.LADDER_MODULE, delays.LADDER_REBOOT)
-        self._trouble: float | None = None  # since when
-        self._good: float | None = None  # since when
-
-    def climb(self, state: State, now: float) -> Iterator[Action]:
-        """The next rung, where it is due. An interface that is absent has only the driver's module to try."""
-        if state.addressed:
-            self._good = now if self._good is None else self._good
-            if now - self._good >= self._steady:
-                self._trouble, self.rung = None, 0
-            return
-        self._good = None
-        self._trouble = now if self._trouble is None else self._trouble
-        while self.rung < len(RUNGS) and now - self._trouble >= self._delays[self.rung]:
-            action = RUNGS[self.rung](self.name)
-            self.rung += 1
-            if isinstance(action, ReloadModule) or (state is not State.ABSENT and self._allowed(action, now)):
-                yield action
-                break
-        if self.rung == len(RUNGS):
-            self.rung, self._trouble = 0, now
-
-    def _allowed(self, action: Action, now: float) -> bool:
-        return not isinstance(action, Reboot) or self._may_reboot(now)
 
 
 class Links:
@@ -400,6 +275,10 @@ class Links:
     def tick(self, now: float) -> list[Action]:
         """Whatever is due, of all interfaces."""
         return [action for link in self.links.values() for action in link.tick(now)]
+
+    def due(self, ticked: float) -> float | None:
+        """When tick() has something to do, should nothing else happen; None: never. `ticked` is its last call."""
+        return min((due for link in self.links.values() if (due := link.due(ticked)) is not None), default=None)
 
     def acknowledged(self, sent: float, now: float) -> list[Action]:
         """An acknowledgement proves the interface that carries the default route."""

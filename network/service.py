@@ -1,4 +1,4 @@
-"""Keeps each interface up, associated, addressed and routed: links.py decides, netlink.py and wpa_supplicant carry out.
+"""Keeps each interface up, associated, addressed and routed: links.py decides, kernel.py, dhcp.py and wpa_supplicant carry out.
 
 What it knows is retained on the bus under `network/NAME`, and in a file that `network()` in the prompt reads. It waits
 for nobody: programs are polled, DHCP clients are children that may be killed, and PID 1 answers at once or is not asked
@@ -12,26 +12,32 @@ import gc
 import json
 import os
 import socket
-import subprocess
 import time
 from typing import Any
 
 from base.files import write_atomically
 from bus import Bus, Message
-from network import links
-from network.kernel import DhcpClient, Event, Kernel, Monitor, Overrun, solicit
-from network.links import Action, Link, Links
-from network.supplicant import RUN, connect, fields, has_networks, unescape
+from network import actions
+from network.actions import Action
+from network.bounds import SERVERS
+from network.dhcp import DhcpClient
+from network.jobs import Job
+from network.kernel import Kernel, solicit
+from network.kernel_events import Event, Monitor, Overrun
+from network.links import FLOOD_PAUSE, Link, Links
+from network.radio import Radio
+from network.report import Report
+from network.supplicant import has_networks
 from onboard import to_pid1
-from onboard.to_pid1 import SVError, of_this_board
-from tables.rows import NetworkDelays
+from onboard.board_table import board_table
+from onboard.to_pid1 import SVError
 
-TURN = 1.0  # s: deadlines of a second's precision
-ASK_SUPPLICANT = 30.0  # s between looks at SSID and signal
-JOB_TIMEOUT = 60.0  # s for a modprobe
+POLL = 0.5  # s: programs under way are looked at
+RETRY = 1.0  # s: the kernel did not answer
+GAP = 0.05  # s between two turns, whatever is due
+PACE = 20  # an interface is asked for again after so many times as much time as the answer has cost
 PATIENCE = 2.0  # s for PID 1's answer
 SUPPLICANT = "wpa_supplicant"  # the service
-PROC = "/proc/sys/net"
 
 
 class Network:
@@ -42,7 +48,7 @@ class Network:
         self.log = bus.log
         self.chosen = chosen
         self.kernel, self.monitor = Kernel(), Monitor(chosen.NETLINK_BUFFER)
-        delays = NetworkDelays(**{name: getattr(chosen, name) for name in NetworkDelays._fields})
+        delays = chosen.network_delays()
         self.links = Links(chosen.INTERFACES, now, delays, networks=has_networks(chosen),
                            reboot_after=reboot_after(chosen.NETWORK_STAMP, bus.boot_id, delays.REBOOT_INTERVAL))  # fmt: skip
         self.clients: dict[str, DhcpClient] = {}
@@ -54,10 +60,9 @@ class Network:
         self.modules: dict[str, str] = {}  # the driver of each interface, as long as sysfs could say it
         self.names: dict[int, str] = {}  # by ifindex
         self.dirty = set(self.links.links)  # to be asked for
-        self.overruns = 0
-        self._told: dict[str, dict[str, Any]] = {}
-        self._resolv: str | None = None  # what we have written
-        self._complaints: set[str] = set()
+        self._next_look: dict[str, float] = {}  # when an interface may be asked for again
+        self._turned = now
+        self.report = Report(bus, chosen, self.links, self.radios)
         bus.watch(self.monitor.fileno(), self.on_events)
         bus.subscribe("ack", self.on_ack)
 
@@ -69,7 +74,7 @@ class Network:
             for event in self.monitor.read():
                 self._event(event, now)
         except Overrun:
-            self.overruns += 1
+            self.report.overruns += 1
             self.dirty |= set(self.links.links)
             self.log.warning("netlink: events were lost; every interface is asked for anew")
         self.refresh(now)
@@ -77,18 +82,27 @@ class Network:
     def _event(self, event: Event, now: float) -> None:
         named = {event.name, self.names.get(event.ifindex, "")} & self.links.links.keys()
         self.dirty |= named
-        if event.servers:
-            for name in named:
-                self.do(self.links[name].advertised(dict(event.servers), now), now)
+        for name in named if event.servers else ():
+            link = self.links[name]
+            before = link.dropped
+            self.do(link.advertised(dict(event.servers), now), now)
+            if link.dropped > before:
+                self.report.complain(f"{name}: routers name more than {SERVERS} nameservers, or some that cannot be: dropped")
 
     def refresh(self, now: float) -> None:
         """Ask the kernel for every interface of which something has changed, and let follow what differs."""
         for name in sorted(self.dirty):
+            if now < self._next_look.get(name, 0.0):
+                continue
             try:
+                began = time.process_time()
                 seen = self.kernel.look(name)
+                took = time.process_time() - began
+                self._next_look[name] = time.monotonic() + PACE * took  # somebody may flood it with routes
             except OSError as error:
-                self._complain(f"{name}: cannot be asked for: {error.strerror}")
-                continue  # at the next turn
+                self.report.complain(f"{name}: cannot be asked for: {error.strerror}")
+                self._next_look[name] = now + RETRY
+                continue
             self.dirty.discard(name)
             link = self.links[name]
             if seen is not None:
@@ -96,7 +110,7 @@ class Network:
                 self._learn_module(link)
             if seen != link.seen:
                 self.do(link.observe(seen, now), now)
-        self.tell(now)
+        self.report.tell(now)
 
     def _learn_module(self, link: Link) -> None:
         path = f"/sys/class/net/{link.name}/device/driver/module"
@@ -108,10 +122,16 @@ class Network:
         now = time.monotonic()
         leases = self.clients[name].read()
         if leases is None:
-            self.log.warning("%s: the DHCP client ended; the next one comes in %g s", name, self.chosen.NETWORK_RETRY)
+            self.report.complain(f"{name}: the DHCP client ended; the next one comes in {self.chosen.NETWORK_RETRY:g} s")
             self._end_client(name)
             self.do(self.links[name].client_ended(now), now)
         for lease in leases or ():
+            if isinstance(lease, ValueError):
+                self.report.dropped += 1
+                self.report.complain(f"{name}: DHCP: a lease is not taken: {lease}")
+                self._end_client(name)
+                self.do(self.links[name].client_ended(now), now)
+                break  # the next client may hear another server
             before = self.links[name].lease
             if lease is None or before is None or lease.address != before.address:
                 self.log.info(
@@ -123,12 +143,22 @@ class Network:
     def on_ack(self, _topic: str, message: Message) -> None:
         """The mothership has acknowledged something, in this boot."""
         now = time.monotonic()
-        if message["boot"] == self.bus.boot_id:
-            self.do(self.links.acknowledged(float(message["mono"]), now), now)
-            self.tell(now)
+        sent = message.get("mono") if isinstance(message, dict) else None
+        if isinstance(sent, (int, float)) and message.get("boot") == self.bus.boot_id:
+            self.do(self.links.acknowledged(sent, now), now)
+            self.report.tell(now)
+
+    def due(self) -> float:
+        """When turn() has something to do: the bus sleeps until then."""
+        times = [self.links.due(self._turned), self.report.due()]
+        times += [radio.due(carrier=self.links[name].state.carries) for name, radio in self.radios.items()]
+        times += [self._next_look.get(name, 0.0) for name in self.dirty]
+        times += [self._turned + POLL] if self.jobs or self.ended else []
+        return max(self._turned + GAP, min((time for time in times if time is not None), default=self._turned + 3600.0))
 
     def turn(self, now: float) -> None:
-        """Every second: whatever is due."""
+        """Whatever is due."""
+        self._turned = now
         self.ended = [client for client in self.ended if not client.gone()]
         self.jobs = [job for job in self.jobs if not job.poll(now, self.log.warning)]
         for name, radio in self.radios.items():
@@ -137,50 +167,56 @@ class Network:
         self.refresh(now)
 
     # --- what goes out ------------------------------------------------------------------------------------------------
-    def do(self, actions: list[Action], now: float) -> None:
+    def do(self, wanted: list[Action], now: float) -> None:
         """Carry actions out; one that fails is logged, and asked for again because what we see does not change."""
-        for action in actions:
+        for action in wanted:
             try:
                 self._do(action, now)
             except (OSError, SVError) as error:
                 words = error.strerror if isinstance(error, OSError) else error
-                self._complain(f"{action.name}: {type(action).__name__} {' '.join(map(str, action[1:]))}: {words}")
+                self.report.complain(f"{action.name}: {type(action).__name__} {' '.join(map(str, action[1:]))}: {words}")
 
     def _do(self, action: Action, now: float) -> None:
         name = action.name
         seen = self.links[name].seen
         ifindex = seen.ifindex if seen else 0
         match action:
-            case links.Configure():
-                self._configure(self.links[name])
-            case links.Raise():
+            case actions.Configure():
+                row = self.links[name].row
+                self.kernel.configure(name, "ra" in row.addresses, row.metric, self.report.complain)
+            case actions.Raise():
                 self.kernel.raise_link(ifindex)
-            case links.Solicit():
+            case actions.RefuseRouters():
+                self.log.warning(
+                    "%s: a flood of router advertisements: IPv6 starts anew there, deaf for %g s", name, FLOOD_PAUSE
+                )
+                self.kernel.forget_routers(name, self.report.complain)
+            case actions.Solicit():
                 try:
                     solicit(name)
                 except OSError:  # our own address is not confirmed yet: the kernel itself asks when it is
                     pass
-            case links.StartDhcp():
+            case actions.StartDhcp():
                 client = DhcpClient(name, socket.gethostname() if self.links[name].row.hostname else "")
                 self.clients[name] = client
                 self.bus.watch(client.reader, functools.partial(self.on_client, name))
-            case links.StopDhcp():
+            case actions.StopDhcp():
                 self._end_client(name)
-            case links.AddAddress(_, address, seconds):
+            case actions.AddAddress(_, address, seconds):
                 self.kernel.add_address(ifindex, address, seconds)
                 self.dirty.add(name)
-            case links.AddRoute(_, gateway, metric, source):
+            case actions.AddRoute(_, gateway, metric, source):
                 self.kernel.add_route(ifindex, gateway, metric, source)
                 self.dirty.add(name)
-            case links.RemoveAddress() | links.RemoveRoute():
+            case actions.RemoveAddress() | actions.RemoveRoute():
                 self._remove(action, ifindex)
                 self.dirty.add(name)
             case _:
                 self._climb(action, now)
 
-    def _remove(self, action: links.RemoveAddress | links.RemoveRoute, ifindex: int) -> None:
+    def _remove(self, action: actions.RemoveAddress | actions.RemoveRoute, ifindex: int) -> None:
         try:
-            if isinstance(action, links.RemoveAddress):
+            if isinstance(action, actions.RemoveAddress):
                 self.kernel.remove_address(ifindex, action.address)
             else:
                 self.kernel.remove_route(ifindex, action.gateway, action.metric)
@@ -193,39 +229,24 @@ class Network:
             client.end()
             self.ended.append(client)
 
-    def _configure(self, link: Link) -> None:
-        """The kernel's switches (Documentation/networking/ip-sysctl.rst)."""
-        advertised = "ra" in link.row.addresses
-        for switch, value in (
-            ("ipv6/conf/{}/accept_ra", 2 if advertised else 0),  # 2: even where the board forwards
-            ("ipv6/conf/{}/ra_defrtr_metric", link.row.metric),
-            ("ipv4/conf/{}/ignore_routes_with_linkdown", 1),  # the next interface takes over without waiting for us
-            ("ipv6/conf/{}/ignore_routes_with_linkdown", 1),
-        ):
-            try:
-                with open(f"{PROC}/{switch.format(link.name)}", "w", encoding="ascii") as file:
-                    file.write(str(value))
-            except OSError as error:  # a kernel without IPv6, or older than 5.12
-                self._complain(f"{link.name}: {switch.format(link.name)} = {value}: {error.strerror}")
-
     def _climb(self, action: Action, now: float) -> None:
         """One rung of the ladder; each is logged."""
         name, link = action.name, self.links[action.name]
         words = f"{name}: {link.state} for {now - link.since:.0f} s"
-        if isinstance(action, links.Reassociate):
+        if isinstance(action, actions.Reassociate):
             self.log.warning("%s: wpa_supplicant shall reassociate", words)
             self.radios[name].send("REASSOCIATE")
-        elif isinstance(action, links.RestartSupplicant):
+        elif isinstance(action, actions.RestartSupplicant):
             self.log.warning("%s: wpa_supplicant is restarted", words)
             self._ask(op="restart", name=SUPPLICANT)
-        elif isinstance(action, links.ReloadModule):
+        elif isinstance(action, actions.ReloadModule):
             module = link.row.module or self.modules.get(name, "")
             if not module:
                 self.log.warning("%s: which module drives it is not known; nothing to reload", words)
                 return
             self.log.warning("%s: module %s is reloaded", words, module)
             self.jobs.append(Job([["modprobe", "-r", *module.split()], ["modprobe", "-a", *module.split()]], now))
-        elif isinstance(action, links.Reboot):
+        elif isinstance(action, actions.Reboot):
             # The stamp first: it keeps us from asking again and again in this boot, should PID 1 not be able to reboot.
             write_atomically(self.chosen.NETWORK_STAMP, json.dumps({"boot": self.bus.boot_id, "mono": now, "interface": name}))
             self.log.error("%s: nothing else has helped: the board reboots", words)
@@ -234,138 +255,6 @@ class Network:
     def _ask(self, **request: Any) -> None:
         """Ask PID 1 and do not wait until it is done."""
         to_pid1.ask(os.environ.get("STACK_CONTROL", to_pid1.SOCKET), request, timeout=PATIENCE)
-
-    # --- what others see --------------------------------------------------------------------------------------------
-    def tell(self, now: float) -> None:
-        """Publish what has changed, and write it down for the prompt and for resolvers."""
-        picture = {name: self.describe(link) for name, link in self.links.links.items()}
-        changed = [name for name in picture if picture[name] != self._told.get(name)]
-        for name in changed:
-            before = self._told.get(name, {"state": "start"})["state"]
-            if before != picture[name]["state"]:
-                self.log.info("%s: %s -> %s", name, before, picture[name]["state"])
-                self._complaints = {text for text in self._complaints if not text.startswith(f"{name}:")}
-            self.bus.publish(f"network/{name}", picture[name], retain=True)
-        if changed:
-            self._told = picture
-            facts = {"pid": os.getpid(), "overruns": self.overruns, "interfaces": list(picture.values())}
-            self._write(self.chosen.NETWORK_STATE, json.dumps(facts))
-        servers, domains = self.links.resolver(now)
-        text = "".join(f"nameserver {server}\n" for server in servers)
-        text = (f"search {' '.join(domains)}\n" if domains else "") + text
-        if not text and self._resolv is None and os.path.exists(self.chosen.RESOLV_CONF):
-            return  # an earlier life's: it serves until we know better
-        if text != self._resolv and self._write(self.chosen.RESOLV_CONF, "# by network.py\n" + text):
-            self._resolv = text
-
-    def _write(self, path: str, text: str) -> bool:
-        try:
-            write_atomically(path, text)
-        except OSError as error:
-            self._complain(f"{path}: {error.strerror}")
-            return False
-        return True
-
-    def describe(self, link: Link) -> dict[str, Any]:
-        """One interface: `since` is monotonic, in s; the signal is in dBm."""
-        routes = link.seen.routes if link.seen else ()
-        radio = self.radios.get(link.name)
-        air = radio.air if radio and link.state.carries else {}
-        return {
-            "name": link.name, "state": link.state, "since": round(link.since, 3),
-            "addresses": list(link.seen.addresses) if link.seen else [], "gateway": [gateway for gateway, _ in routes],
-            "metric": link.row.metric, "ssid": air.get("ssid"), "signal": air.get("signal"), "rung": link.ladder.rung,
-        }  # fmt: skip
-
-    def _complain(self, text: str) -> None:
-        """Once, until the interface's state changes."""
-        if text not in self._complaints:
-            self._complaints.add(text)
-            self.log.warning("%s", text)
-
-
-class Radio:
-    """What wpa_supplicant knows of one interface, asked now and then, without waiting for the answer."""
-
-    def __init__(self, name: str, folder: str, bus: Bus) -> None:
-        self.name = name
-        self.air: dict[str, Any] = {}
-        self._folder = folder
-        self._bus = bus
-        self._socket: socket.socket | None = None
-        self._due = 0.0
-
-    def turn(self, now: float, *, carrier: bool) -> None:
-        """Ask, if it is time; at once after a new association."""
-        if not carrier:
-            self.air, self._due = {}, 0.0
-        elif now >= self._due:
-            self._due = now + (ASK_SUPPLICANT if self.air else 0.0)  # until it has answered, at every turn
-            try:
-                self.send("STATUS")
-                self.send("SIGNAL_POLL")
-            except OSError:  # it is not there; the ladder knows when that matters
-                pass
-
-    def send(self, command: str) -> None:
-        """OSError where nobody listens."""
-        if self._socket is None:
-            os.makedirs(RUN, exist_ok=True)
-            self._socket = connect(self._folder, self.name, f"{RUN}/{self.name}.control")
-            self._bus.watch(self._socket.fileno(), self._answered)
-        try:
-            self._socket.send(command.encode())
-        except OSError:
-            self._close()
-            raise
-
-    def _answered(self) -> None:
-        if self._socket is None:
-            return
-        try:
-            told = fields(self._socket.recv(65536).decode("ascii", "replace"))
-        except BlockingIOError:
-            return
-        except OSError:
-            self._close()
-            return
-        if "ssid" in told:
-            self.air["ssid"] = unescape(told["ssid"]).decode("utf-8", "replace")
-        if "RSSI" in told:
-            self.air["signal"] = int(told["RSSI"])
-
-    def _close(self) -> None:
-        if self._socket is not None:
-            self._bus.unwatch(self._socket.fileno())
-            self._socket.close()
-            self._socket = None
-
-
-class Job:
-    """Programs that run one after the other, each under a time limit, while we go on."""
-
-    def __init__(self, commands: list[list[str]], now: float) -> None:
-        self._commands = commands
-        self._start(now)
-
-    def _start(self, now: float) -> None:
-        self._argv = self._commands.pop(0)
-        self._deadline = now + JOB_TIMEOUT
-        self._process = subprocess.Popen(self._argv, stdin=subprocess.DEVNULL)
-
-    def poll(self, now: float, warn: Any) -> bool:
-        """Whether all is over."""
-        status = self._process.poll()
-        if status is None and now < self._deadline:
-            return False
-        if status is None:
-            self._process.kill()  # it may hang in the kernel, where nothing can end it: we do not wait for it
-        if status != 0:
-            warn("%s: %s", " ".join(self._argv), "took too long" if status is None else f"exit status {status}")
-        if not self._commands:
-            return True
-        self._start(now)
-        return False
 
 
 def reboot_after(stamp: str, boot_id: str, interval: float) -> float:
@@ -384,11 +273,11 @@ def reboot_after(stamp: str, boot_id: str, interval: float) -> float:
 
 def main() -> None:
     bus, now = Bus("network"), time.monotonic()
-    network = Network(bus, of_this_board(), now)
+    network = Network(bus, board_table(), now)
     gc.collect()
     gc.freeze()  # what we have imported stays shared with the DHCP clients
     network.refresh(now)
-    for now in bus.every(TURN):
+    for now in bus.when(network.due):
         network.turn(now)
 
 

@@ -1,26 +1,21 @@
-"""wpa_supplicant: its configuration from our tables, written anew before each of its lives; and its control socket.
+"""wpa_supplicant: its configuration from our tables (wpa_supplicant.conf(5)), written before each of its starts.
 
-`supplicant.py INTERFACE` is the service: it writes the file and becomes wpa_supplicant. What is here follows
-wpa_supplicant.conf(5) and hostap's doc/ctrl_iface.doxygen.
+`supplicant.py INTERFACE` is the service: it writes the file and becomes wpa_supplicant.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import re
-import socket
 import sys
 from typing import Any
 
 from base.files import write_atomically
-from onboard.to_pid1 import of_this_board
+from onboard.board_table import board_table
+from onboard.wpa_control import RESERVED, without_comment
 from tables.rows import WifiNetwork
 
 RUN = "/run/network"
-ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"e": b"\x1b", b'"': b'"', b"\\": b"\\"}
-# Ours win over the owner's file: the board's apps need to know where to ask, and the root is read-only.
-RESERVED = re.compile(r"\s*(ctrl_interface|ctrl_interface_group|update_config)\s*=")
 KEYS = {
     "open": ("key_mgmt=NONE",),
     "psk": ("key_mgmt=WPA-PSK",),
@@ -29,7 +24,6 @@ KEYS = {
 }
 
 
-# --- the configuration ------------------------------------------------------------------------------------------------
 def network_block(row: WifiNetwork) -> str:
     """One `network={...}`, without a quoted string in it: one fault, such as `"a"b#c"`, would cost all networks."""
     ssid = row.ssid if isinstance(row.ssid, bytes) else row.ssid.encode()
@@ -72,37 +66,7 @@ def read_owners(path: str) -> str:
 
 def has_networks(chosen: Any) -> bool:
     """Whether there is anything to join."""
-    return bool(chosen.WIFI_NETWORKS) or "network={" in read_owners(chosen.WIFI_CONFIG).replace(" ", "")
-
-
-# --- the control socket -----------------------------------------------------------------------------------------------
-def connect(folder: str, interface: str, own: str) -> socket.socket:
-    """A control connection that never blocks; `own` is our end's path, because the answer goes to a bound address."""
-    client = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-    try:
-        if os.path.lexists(own):
-            os.unlink(own)
-        client.bind(own)
-        client.connect(f"{folder}/{interface}")
-    except OSError:
-        client.close()
-        raise
-    return client
-
-
-def fields(answer: str) -> dict[str, str]:
-    """An answer of lines `name=value`, such as that to STATUS or SIGNAL_POLL."""
-    return dict(line.split("=", 1) for line in answer.split("\n") if "=" in line)
-
-
-def unescape(text: str) -> bytes:
-    r"""An SSID as wpa_supplicant prints it (`printf_encode`: \n \r \t \e \" \\ and \xNN) as the bytes that were on the air."""
-
-    def one(match: re.Match[bytes]) -> bytes:
-        code = match[1]
-        return bytes([int(code[1:], 16)]) if code[:1] == b"x" else ESCAPES[code]
-
-    return re.sub(rb'\\(x[0-9a-fA-F]{2}|[nrte"\\])', one, text.encode("latin-1"))
+    return bool(chosen.WIFI_NETWORKS) or "network={" in map(without_comment, read_owners(chosen.WIFI_CONFIG).split("\n"))
 
 
 def make_control(folder: str, group: int) -> None:
@@ -116,7 +80,7 @@ def make_control(folder: str, group: int) -> None:
 def main(arguments: list[str]) -> None:
     """`supplicant.py INTERFACE`: write the file, become wpa_supplicant."""
     interface = arguments[0]
-    chosen = of_this_board()
+    chosen = board_table()
     for fault in chosen.rejected:
         if fault.startswith("WIFI_NETWORKS"):
             print(f"<4>left out: {fault}", file=sys.stderr)

@@ -95,14 +95,14 @@ def boot() -> str:
     return f"the clock said {date(now)}; it is later than {date(floor)}, when this was built"
 
 
-def restore(folder: str) -> None:
-    """The stamp, where it is later than the clock."""
-    stamp, believed = _read_stamp(folder)
+def restore(folder: str, *, believed: bool = True) -> None:
+    """The stamp, where it is later than the clock; one that is not `believed` sets nothing."""
+    stamp, known = _read_stamp(folder)
     now = time.time()
-    if synchronised() or not sane(stamp) or stamp <= now:
+    if not believed or synchronised() or not sane(stamp) or stamp <= now:
         return
     step(stamp)
-    if not believed:
+    if not known:
         _remember(started())
     print(f"<5>the clock said {date(now)}; it is later than {date(stamp)}, when it was saved", file=sys.stderr)
 
@@ -136,7 +136,8 @@ def _remember(floor: float) -> None:
 
 def _read_stamp(folder: str) -> tuple[float, bool]:
     try:
-        with open(f"{folder}/clock", encoding="ascii") as file:
+        fd = os.open(f"{folder}/clock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(fd, encoding="ascii") as file:
             seconds, how = file.read(100).split()
         return float(seconds), how != "unset"
     except (OSError, ValueError):

@@ -27,6 +27,7 @@ CONTROLLERS = {  # and what a service goes without where the kernel lacks one
     "cpu": "cpu_weight has no effect",
 }
 KILL_ROUNDS = 10
+MOST_GROUPS = 1000
 
 
 class Met(NamedTuple):
@@ -85,10 +86,12 @@ class Cgroups:
             if row.name not in self._limits:
                 os.makedirs(folder, exist_ok=True)
                 self._limits[row.name] = {}
+                _bound(folder)
                 if self._events >= 0:
                     self._watches[inotify_add_watch(self._events, f"{folder}/pids.events", IN_MODIFY)] = row.name
             self.limit(row)
             self._met[row.name] = met(folder)
+            self._unite(row.name)
             return folder
         except OSError as error:
             self.forget(row.name)
@@ -103,13 +106,13 @@ class Cgroups:
                 _write(f"{self.root}/{row.name}/{file}", value)
                 written[file] = value
 
-    def adjust(self, old: Service, row: Service) -> bool:
-        """Whether a row differs in nothing but limits that the kernel takes at any time; then they are in force.
+    def adjust(self, row: Service) -> bool:
+        """Whether the limits of a changed row are in force. Not where the kernel refuses; and without a group there are none.
 
-        memory_max is not one: to get below it, the kernel would have PID 1 look for memory to free.
+        memory_max is not changed so: to get below it, the kernel would have PID 1 look for memory to free.
         """
-        if row != old._replace(pids_max=row.pids_max, cpu_weight=row.cpu_weight) or row.name not in self._limits:
-            return False
+        if row.name not in self._limits:
+            return not self.root
         try:
             self.limit(row)
         except OSError as error:
@@ -118,8 +121,23 @@ class Cgroups:
         return True
 
     def pids(self, name: str) -> list[int]:
-        """Its processes. 0 stands for one of another PID namespace, and for kill(2) it would be our own group; 1 is us."""
-        return [pid for pid in map(int, read_file(f"{self.root}/{name}/cgroup.procs").split()) if pid > 1]
+        """Its processes, those in groups of its own making too. 0 stands for one of another PID namespace, and for kill(2) it
+        would be our own group; 1 is us."""
+        folder = f"{self.root}/{name}"
+        words = [word for group in (*groups_in(folder), folder) for word in read_file(f"{group}/cgroup.procs").split()]
+        return [pid for pid in map(int, words) if pid > 1]
+
+    def _unite(self, name: str) -> None:
+        """A service may divide its group among containers or sessions. Its next life cannot join a group that is divided: only
+        the leaves of the tree have processes (`man 7 cgroups`, "no internal processes")."""
+        folder = f"{self.root}/{name}"
+        try:
+            for group in groups_in(folder):
+                os.rmdir(group)
+            if divided := read_file(f"{folder}/cgroup.subtree_control").split():
+                _write(f"{folder}/cgroup.subtree_control", " ".join(f"-{controller}" for controller in divided))
+        except OSError as error:  # somebody lives there: what a row's kill="main" leaves alone
+            _log.warning(f"{name}: its control group stays divided, {error}")
 
     def populated(self, name: str) -> bool:
         """Whether any of its processes is alive."""
@@ -148,7 +166,7 @@ class Cgroups:
         return f", out of memory{limit}" if now.memory > before.memory else ""
 
     def forget(self, name: str) -> None:
-        """A service that has gone. Groups that it has made inside of its own stay, and its own with them."""
+        """A service that has gone."""
         self._met.pop(name, None)
         if self._limits.pop(name, None) is None:
             return
@@ -156,6 +174,7 @@ class Cgroups:
             for number in [number for number, watched in self._watches.items() if watched == name]:
                 del self._watches[number]
                 inotify_rm_watch(self._events, number)
+            self._unite(name)
             os.rmdir(f"{self.root}/{name}")
         except OSError as error:
             _log.debug(f"{name}: its control group stays, {error.strerror}")
@@ -170,10 +189,23 @@ class Cgroups:
                 self.kill(name)
 
 
+def groups_in(folder: str) -> list[str]:
+    """Groups below this one, the innermost first."""
+    return [path for path, _, _ in os.walk(folder, topdown=False) if path != folder]
+
+
+def _bound(folder: str) -> None:
+    """So many groups may a service make in its own, all of which PID 1 has to look at (not before Linux 4.14)."""
+    try:
+        _write(f"{folder}/cgroup.max.descendants", str(MOST_GROUPS))
+    except OSError:
+        pass
+
+
 def limits(row: Service) -> dict[str, str]:
     """What the files of a row's group shall say. Where a stop ends all of a service, want of memory does too."""
     return {
-        "memory.max": str(memory_bytes(row.memory_max) or "max"), "memory.oom.group": str(int(row.kill == "all")),
+        "memory.max": str(memory_bytes(row.memory_max) or "max"), "memory.oom.group": str(int(row.kill != "main")),
         "pids.max": str(row.pids_max or "max"), "cpu.weight": str(row.cpu_weight),
     }  # fmt: skip
 

@@ -11,9 +11,10 @@ import os
 import sys
 
 import _log
-from base.stdlib import TYPE_CHECKING, json, socket
-from base.syscalls import receive, refuse_rights
+from base.stdlib import TYPE_CHECKING, NamedTuple, json, socket
+from base.syscalls import limit_descriptors, refuse_rights
 from onboard.to_pid1 import LONGEST_REPLY, SVError
+from pid1.closer import CREDENTIALS_SPACE, Closer, peek
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,28 +26,49 @@ if TYPE_CHECKING:
     Permits = Callable[[int, dict[str, Any], float], bool]
 
 MAX_REQUEST = 64 * 1024
-MAX_CLIENTS = 64  # more, and the one that has been silent for longest is dropped
-A_REPLY = 100  # rows of a list in one reply; the client asks for the rest
+MAX_CLIENTS = 64  # connections of root that say nothing yet; one more, and the one that has been silent for longest is dropped
+MAX_STRANGERS = 64  # of all others together...
+A_STRANGER = 16  # ...and of one user
+ANSWERS = 16  # to others than root, in one turn
 BACKLOG = 128  # all of it is accepted in one turn
 PATIENCE = 10.0  # seconds for a client that has connected and says nothing
+RESERVE = 8  # descriptors that others than root do not get
+
+
+class Client(NamedTuple):
+    """One connection."""
+
+    socket: socket.socket
+    pid: int
+    uid: int
+    since: float
 
 
 class Control:
-    """PID 1's end. It never waits for a client: what cannot be read or sent at once is dropped with its connection."""
+    """PID 1's end. It never waits for a client: what cannot be read or sent at once is dropped with its connection.
 
-    def __init__(self, loop: Loop, path: str, handler: Handler, permits: Permits = lambda *_: False) -> None:
+    Root is answered as soon as it is accepted. Others are answered a few in each turn, and a user that floods the socket
+    drops its own connections, not root's.
+    """
+
+    def __init__(
+        self, loop: Loop, path: str, handler: Handler, permits: Permits = lambda *_: False, closer: Closer | None = None
+    ) -> None:
         """`handler(request, uid, now)`; uid is 0 too where `permits(pid, request, since)` says that this process may ask this,
         which connected at that time."""
         self._loop = loop
         self._handler = handler
         self._permits = permits
-        self._clients: dict[int, tuple[socket.socket, float]] = {}  # by descriptor, the longest silent first
+        self._clients: dict[int, Client] = {}  # by descriptor, the longest silent first
+        self._answers = 0  # to others than root, in this turn
         if os.path.lexists(path):
             os.unlink(path)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         kind = socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
         self._listener = socket.socket(socket.AF_UNIX, kind, 0)
-        refuse_rights(self._listener)
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self._closer = closer or Closer()
+        self._takes_rights = not refuse_rights(self._listener)
         self._listener.bind(path)
         os.chmod(path, 0o666)
         self._listener.listen(BACKLOG)
@@ -54,48 +76,71 @@ class Control:
         loop.timers.append((self.next_deadline, self.tick))
 
     def next_deadline(self) -> float | None:
-        return next((deadline for _, deadline in self._clients.values()), None)
+        return next((client.since + PATIENCE for client in self._clients.values()), None)
 
     def tick(self, now: float) -> None:
-        """Drop those that connected and stay silent."""
+        """Once a turn: drop those that connected and stay silent."""
+        self._answers = 0
         while self._clients:
-            fd, (_, deadline) = next(iter(self._clients.items()))
-            if deadline > now:
+            fd, client = next(iter(self._clients.items()))
+            if client.since + PATIENCE > now:
                 return
             self._drop(fd)
 
     def _accept(self, now: float) -> None:
         for _ in range(BACKLOG):
-            if len(self._clients) >= MAX_CLIENTS:
-                self._drop(next(iter(self._clients)))
             try:
-                client = accept(self._listener)
+                one = accept(self._listener)
             except BlockingIOError:
                 return
-            except OSError as error:  # EMFILE: those who are silent give theirs back
+            except OSError as error:  # EMFILE
                 _log.warning(f"control socket: {error.strerror}")
                 if not self._clients:
                     raise
                 self._drop(next(iter(self._clients)))
-                return
-            client.setblocking(False)
-            fd = client.fileno()
-            self._clients[fd] = (client, now + PATIENCE)
-            if self._serve(fd, now):  # most have spoken already
+                continue
+            one.setblocking(False)
+            fd = one.fileno()
+            client = self._clients[fd] = Client(one, *peer(one), now)
+            if client.uid != 0 and fd >= limit_descriptors()[0] - RESERVE:  # the last ones are for root, and for PID 1 itself
+                self._drop(fd)
+                continue
+            if client.uid != 0 or self._serve(fd, now):  # root has spoken already, most of the time
                 self._watch(fd)
+                self._keep_few(client.uid)
 
     def _watch(self, fd: int) -> None:
         self._loop.watch(fd, lambda now: self._serve(fd, now))
 
+    def _keep_few(self, uid: int) -> None:
+        """Drop the oldest connection of this user, or of the user that has most, if there are too many."""
+        users = [client.uid for client in self._clients.values()]
+        strangers = [one for one in users if one != 0]
+        if users.count(uid) > (A_STRANGER if uid else MAX_CLIENTS):
+            self._drop_oldest(uid)
+        elif len(strangers) > MAX_STRANGERS:
+            self._drop_oldest(max(strangers, key=strangers.count))
+
+    def _drop_oldest(self, uid: int) -> None:
+        self._drop(next(fd for fd, client in self._clients.items() if client.uid == uid))
+
     def _drop(self, fd: int) -> None:
-        client, _ = self._clients.pop(fd)
+        client = self._clients.pop(fd)
         self._loop.unwatch(fd)
-        client.close()
+        if self._takes_rights:
+            self._closer.close_socket(client.socket)
+        else:
+            client.socket.close()
 
     def _serve(self, fd: int, now: float) -> bool:
-        """Answer a client and end its connection; whether it has not said anything yet."""
+        """Answer a client and end its connection; whether it stays, because it has not said anything yet or must wait."""
+        client = self._clients[fd]
+        if client.uid != 0:
+            self._answers += 1
+            if self._answers > ANSWERS:
+                return True
         try:
-            self._readable(*self._clients[fd], now)
+            self._readable(client, now)
         except BlockingIOError:
             return True
         except Exception as error:  # it has vanished, or does not take its reply: its own loss
@@ -103,14 +148,18 @@ class Control:
         self._drop(fd)
         return False
 
-    def _readable(self, client: socket.socket, deadline: float, now: float) -> None:
-        message, flags = receive(client, MAX_REQUEST)
+    def _readable(self, client: Client, now: float) -> None:
+        one = client.socket
+        if self._takes_rights and peek(one)[1]:  # they stay in its queue, and go where the connection goes
+            _send(one, {"error": "PID 1 takes no descriptors"})
+            return
+        message, _, flags, _ = one.recvmsg(MAX_REQUEST, CREDENTIALS_SPACE)
         if flags & socket.MSG_TRUNC:
-            _send(client, {"error": f"the request is longer than {MAX_REQUEST} bytes"})
+            _send(one, {"error": f"the request is longer than {MAX_REQUEST} bytes"})
         elif message:
-            _send(client, self._answer(client, message, deadline - PATIENCE, now))
+            _send(one, self._answer(client, message, now))
 
-    def _answer(self, client: socket.socket, message: bytes, since: float, now: float) -> dict[str, Any]:
+    def _answer(self, client: Client, message: bytes, now: float) -> dict[str, Any]:
         try:
             request = json.loads(message)
         except (ValueError, RecursionError) as error:
@@ -118,20 +167,14 @@ class Control:
         if not isinstance(request, dict) or not isinstance(request.get("op"), str):
             return {"error": 'the request is not an object with an "op", such as {"op": "stats"}'}
         try:
-            pid, uid = peer(client)
-            return {"ok": self._handler(request, 0 if uid and self._permits(pid, request, since) else uid, now)}
+            may = client.uid == 0 or self._permits(client.pid, request, client.since)
+            return {"ok": self._handler(request, 0 if may else client.uid, now)}
         except SVError as error:
             return {"error": str(error)}
         except Exception as error:  # one request must not touch the others
             self._loop.errors += 1
             _log.error(f"control request {str(request)[:100]}: {type(error).__name__}: {error}")
             return {"error": f"PID 1 failed on this request: {type(error).__name__}: {error}"}
-
-
-def page(rows: list[Any], request: dict[str, Any]) -> list[Any]:
-    """So many of these rows as fit into a reply, from number `first` of the request on."""
-    first = request.get("first", 0)
-    return rows[first : first + A_REPLY] if isinstance(first, int) and first >= 0 else []
 
 
 def accept(listener: socket.socket) -> socket.socket:

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 from base.stdlib import TYPE_CHECKING
 from onboard.to_pid1 import SVError
-from tables.rows import Service
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from pid1.process import Process
+    from tables.rows import Service
     from tables.tables import Tables
 
 LONGEST = 64  # characters of an instance's name: it may come from a device's
@@ -44,17 +41,3 @@ def instance_row(tables: Tables, name: str) -> Service:
 def fits(pattern: str, name: object) -> bool:
     """Whether it is this name, or, where the pattern ends in "*", begins so; `fnmatch` would cost PID 1 `re`."""
     return isinstance(name, str) and (name == pattern or (pattern.endswith("*") and name.startswith(pattern[:-1])))
-
-
-def changed(processes: Iterable[Process], tables: Tables, *, everything: bool) -> Iterator[tuple[Process, Service | None]]:
-    """Instances whose row is another one in new tables, with it; None where the template has gone.
-
-    An instance of a template whose row has become bad goes on as it was.
-    """
-    for process in list(processes):
-        base, at, _ = process.row.name.partition("@")
-        if not at or not process.transient or base + at in tables.bad_names:
-            continue
-        row = instance_row(tables, process.row.name) if base + at in tables.templates else None
-        if everything or row != process.row:
-            yield process, row

@@ -15,21 +15,67 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from sv import SV
+    from pid1.process import Process
+    from tables.rows import Service
 
 FAULTS_KEPT = 50
 
 
-class Life:
-    """What stack.py, the watchdog and the rescue prompt share."""
-
-    sv: SV
+class Supervisor:
+    """What the rest of PID 1 asks of the one that keeps the services running; sv.py has it."""
 
     def __init__(self) -> None:
+        self.processes: dict[str, Process] = {}  # by name, in start order
+        self.stopping: float | None = None  # the global deadline, once the board is going down
+
+    def add(self, row: Service, now: float) -> Process:
+        """Start a service that is not in the table: a command of the prompt, the rescue prompt."""
+        raise NotImplementedError
+
+    def remove(self, process: Process, now: float) -> None:
+        """Stop a service, and forget it as soon as it has stopped."""
+        raise NotImplementedError
+
+    def settle(self, now: float) -> None:
+        """Let everything happen that follows from what changed. The loop does it each turn; a request, before its answer."""
+        raise NotImplementedError
+
+    def reload(self, now: float, *, everything: bool = False) -> dict[str, list[str]]:
+        """Take the tables that `Life` has now; names by what happened to them. `everything` restarts what runs."""
+        raise NotImplementedError
+
+    def hopeless(self, now: float) -> bool:
+        """Whether nothing of the table lives: it is empty, or everything that we want keeps dying young."""
+        raise NotImplementedError
+
+    def unhealthy(self, now: float) -> str:
+        """Why the board is not healthy; empty where it is."""
+        raise NotImplementedError
+
+    @property
+    def complete(self) -> bool:
+        """Whether the boot is over: everything that we want has been ready, is late, or has failed."""
+        raise NotImplementedError
+
+    def shut_down(self, now: float) -> None:
+        """Stop everything, dependents first, within the global deadline."""
+        raise NotImplementedError
+
+
+class Life:
+    """What stack.py and all parts of PID 1 share."""
+
+    sv: Supervisor
+
+    def __init__(self, arguments: list[str], began: float = 0.0) -> None:
+        self.arguments = arguments
         self.born = time.monotonic()
+        self.began = began or self.born  # our first line, before the imports
+        self.options: dict[str, str] = {}  # `stack.` words of the kernel command line
         self.tables = Tables()
         self.loop = Loop()
         self.events = events.Events()
+        self.steps: list[tuple[str, float, float]] = []  # of the boot: name, start, seconds
         self.command: int | None = None  # for reboot(2), once somebody has asked for the end
         self.faults: list[str] = []  # what went wrong in this boot, for board()
         self.booted = False  # every step of the boot has been taken
@@ -51,6 +97,10 @@ class Life:
                 _log.debug(f"{events.FILE}: {error.strerror}")
 
         self.loop.guard("events", write, now)
+
+    def reload(self, now: float) -> dict[str, list[str]]:
+        """Read the tables again and take them; SVError, and nothing is changed, where they cannot be read as a whole."""
+        raise NotImplementedError
 
     def shut_down(self, command: int, reason: str, now: float, cause: str = "") -> None:
         """Begin the end. Asked again, the newest wish says how it ends."""

@@ -11,6 +11,7 @@ import time
 from errno import errorcode
 
 import _log
+from base.printable import printable
 from base.stdlib import TYPE_CHECKING, signal
 from tables.rows import Delays, Service
 from tables.values import signal_number
@@ -38,6 +39,13 @@ class State:
 
 class Actions:
     """What a process does to the world; the tests give it lists instead."""
+
+    def __init__(self) -> None:
+        self.changed: list[Process] = []  # whose state is another one: SV looks at what follows from that
+
+    def entered(self, process: Process) -> None:
+        """It is in another state now."""
+        self.changed.append(process)
 
     def spawn(self, process: Process) -> int:
         """Start the program and return its pid, or raise OSError."""
@@ -77,6 +85,7 @@ class Process:
         self.late = False  # its ready timeout has passed: nobody waits for it any more
         self.done = False  # a ready="exit" job that ended well
         self.asked = False  # its end was asked for: not a failure
+        self.killed = False  # it did not stop in time
         self.ran = 0.0  # how long the last main process lived
         self.since = 0.0  # entered its state
         self.started = 0.0  # last launch
@@ -89,6 +98,7 @@ class Process:
         self.total_runtime = 0.0
         self.last_exit: str | None = None  # "exit 1", "signal KILL", "No such file or directory: ..."
         self.status = ""  # its own words, sd_notify's STATUS=
+        self.cgroup = ""  # the folder of its control group, where it has one
 
     # --- events ---------------------------------------------------------------------------------------------------
     def start(self, now: float) -> None:
@@ -140,7 +150,10 @@ class Process:
             if self.wanted or code not in (0, 125):
                 self.actions.failed(self, now)
         if self.actions.lingers(self):
-            if self.state != State.STOPPING:
+            if self.row.kill == "mixed":
+                self.killed = True  # what is left is not asked
+                self._kill(now)
+            elif self.state != State.STOPPING:
                 _log.warning(f"{self.row.name}: left processes behind, stopping them")
                 self._ask_to_stop(now)
         else:
@@ -152,9 +165,11 @@ class Process:
             self._gone(now)
 
     def notified(self, message: dict[str, str], now: float) -> None:
-        """A datagram on its $NOTIFY_SOCKET (`man 3 sd_notify`): READY, STATUS, STOPPING, WATCHDOG."""
+        """A datagram on its $NOTIFY_SOCKET (`man 3 sd_notify`): READY, STATUS, STOPPING, WATCHDOG, EXTEND_TIMEOUT_USEC."""
         if "STATUS" in message:
-            self.status = "".join(char if char.isprintable() else "?" for char in message["STATUS"][:200])
+            self.status = printable(message["STATUS"][:200])
+        if "EXTEND_TIMEOUT_USEC" in message:
+            self._extend(message["EXTEND_TIMEOUT_USEC"], now)
         if self.state not in (State.STARTING, State.RUNNING):
             return
         if message.get("READY") == "1":
@@ -166,12 +181,21 @@ class Process:
         elif message.get("STOPPING") == "1":
             self.status = self.status or "stopping by itself"
 
+    def _extend(self, microseconds: str, now: float) -> None:
+        """It asks for more time to get ready, or to stop; once killed, it gets none."""
+        if not microseconds.isascii() or not microseconds.isdigit() or len(microseconds) > 12:
+            return
+        if self.deadline is not None and (self.state == State.STARTING or (self.state == State.STOPPING and not self.killed)):
+            self.deadline = max(self.deadline, now + int(microseconds) / 1e6)
+
     def became_ready(self, now: float) -> None:
-        """It said so, or its path appeared."""
+        """It said so, or its path appeared. From now on its watchdog counts: a slow start is not killed."""
         if self.state == State.STARTING:
             self._is_ready(now)
             self._enter(State.RUNNING, now, self.row.watchdog or None)
         elif self.state == State.RUNNING:
+            if not self.ready and self.row.watchdog:
+                self.deadline = now + self.row.watchdog
             self._is_ready(now)
 
     def tick(self, now: float) -> None:
@@ -186,7 +210,7 @@ class Process:
         elif self.state == State.STARTING:
             _log.warning(f"{name}: not ready after {self.row.ready_timeout:g} s; those that wait for it go on")
             self.late = True
-            self._enter(State.RUNNING, now, self.row.watchdog or None)
+            self._enter(State.RUNNING, now)
         elif self.state == State.RUNNING:
             self._bark(now)
         elif self.state == State.BACKOFF:
@@ -225,6 +249,7 @@ class Process:
         self.deadline = None if timeout is None else now + timeout
         if state in (State.WAITING, State.BACKOFF, State.STOPPING):
             self.ready = self.late = False
+        self.actions.entered(self)
 
     def _launch(self, now: float) -> None:
         self.restarts += self.started > 0
@@ -263,6 +288,7 @@ class Process:
     def _ask_to_stop(self, now: float) -> None:
         self.actions.kill(self, signal_number(self.row.stop_signal))
         self.actions.kill(self, signal.SIGCONT)
+        self.killed = False
         self._enter(State.STOPPING, now, self.row.stop_timeout)
 
     def _bark(self, now: float) -> None:
@@ -270,8 +296,9 @@ class Process:
         self._kill(now)
 
     def _kill(self, now: float) -> None:
-        if self.state == State.STOPPING and now - self.since >= self.row.stop_timeout:
+        if self.state == State.STOPPING and not self.killed:
             _log.warning(f"{self.row.name}: did not stop in time, killed")
+        self.killed = True
         self.actions.kill(self, signal.SIGKILL)
         self._enter(State.STOPPING, now, self.delays.KILL_RETRY)
 

@@ -3,90 +3,111 @@
 from __future__ import annotations
 
 import os
+import time
 
 import _log
-from base.stdlib import TYPE_CHECKING, socket
+from base.stdlib import TYPE_CHECKING, NamedTuple, socket
 from base.syscalls import (
     IN_CLOSE_WRITE,
     IN_CREATE,
     IN_MOVED_TO,
     IN_ONLYDIR,
+    Message,
     inotify_add_watch,
     inotify_init,
     receive,
-    refuse_rights,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pid1.closer import Closer
     from pid1.loop import Loop
     from pid1.process import Process
 
 
 FOLDER = "/run/stack/notify"
+MOST = 64  # messages of one service that are taken in one turn
 
 
 class NotifySockets:
     """The sd_notify protocol (`man 3 sd_notify`) on a socket for each service.
 
-    With one socket for all, a message would have to be traced from its sender's pid to a service, which fails for a
-    sender that has died since. Here only the service's own user can write to its socket.
+    With one socket for all, a message would have to be traced from its sender's pid to a service, which fails for a sender
+    that has died since. Every user can write to a socket here, for a daemon may have given up root before it is ready; but only
+    its own service has been told the name, which nobody can guess or list, and the kernel says who sent each message.
     """
 
-    def __init__(self, loop: Loop, folder: str = FOLDER) -> None:
+    def __init__(self, loop: Loop, closer: Closer, folder: str = FOLDER) -> None:
         self._loop = loop
+        self._closer = closer
         self._folder = folder
-        self._sockets: dict[str, socket.socket] = {}
+        self._sockets: dict[str, tuple[socket.socket, str]] = {}
 
-    def prepare(self, process: Process, uid: int, deliver: Callable[[Process, dict[str, str], float], None]) -> str:
+    def prepare(self, process: Process, deliver: Callable[[Process, Notification, float], None]) -> str:
         """Make (or empty, for a new life of the service) its socket, and return its path for $NOTIFY_SOCKET."""
         name = process.row.name
-        path = f"{self._folder}/{name}"
         if name in self._sockets:
-            os.chown(path, uid, -1)  # the row may name another user by now
-            _drain(self._sockets[name])  # words of the predecessor
+            listener, path = self._sockets[name]
+            self._take(listener, most=1000)  # words of the predecessor
             return path
         os.makedirs(self._folder, exist_ok=True)
-        if os.path.lexists(path):
-            os.unlink(path)
+        os.chmod(self._folder, 0o711)  # to be passed through, not to be listed
+        path = f"{self._folder}/{name}.{secret()}"
         kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
         listener = socket.socket(socket.AF_UNIX, kind, 0)
-        refuse_rights(listener)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         listener.bind(path)
-        os.chmod(path, 0o600)
-        os.chown(path, uid, -1)
-        self._sockets[name] = listener
+        os.chmod(path, 0o666)
+        self._sockets[name] = (listener, path)
 
         def readable(now: float) -> None:
-            for message in _drain(listener, most=64):
-                deliver(process, parse_notification(message), now)
+            for message in self._take(listener, MOST):
+                deliver(process, Notification(parse_notification(message.data), message.pid, message.uid), now)
 
         self._loop.watch(listener.fileno(), readable)
         return path
 
+    def _take(self, listener: socket.socket, most: int) -> list[Message]:
+        """What has come; the descriptor of a BARRIER=1 is closed, which tells its sender that we have read so far."""
+        messages: list[Message] = []
+        try:
+            while len(messages) < most:
+                messages.append(receive(listener, 4096))
+                self._closer.close(messages[-1].fds)
+        except BlockingIOError:
+            pass
+        return messages
+
     def forget(self, name: str) -> None:
         """The service left the table."""
-        if listener := self._sockets.pop(name, None):
+        listener, path = self._sockets.pop(name, (None, ""))
+        if listener:
             self._loop.unwatch(listener.fileno())
-            listener.close()
-            os.unlink(f"{self._folder}/{name}")
+            self._closer.close_socket(listener)
+            os.unlink(path)
+
+
+class Notification(NamedTuple):
+    """What a service has said, and who it was."""
+
+    words: dict[str, str]
+    pid: int
+    uid: int
+
+
+def secret() -> str:
+    """What nobody guesses; early in a boot, when the kernel has no randomness yet, what nobody guesses easily."""
+    try:
+        return os.getrandom(8, os.GRND_NONBLOCK).hex()
+    except BlockingIOError:
+        return f"{time.monotonic_ns():x}"
 
 
 def parse_notification(message: bytes) -> dict[str, str]:
     """`KEY=value` lines; what is not one is left out."""
     pairs = (line.partition("=") for line in message.decode("utf-8", "replace").splitlines())
     return {key: value for key, equals, value in pairs if equals}
-
-
-def _drain(listener: socket.socket, most: int = 1000) -> list[bytes]:
-    messages: list[bytes] = []
-    try:
-        while len(messages) < most:
-            messages.append(receive(listener, 4096)[0])
-    except BlockingIOError:
-        pass
-    return messages
 
 
 class PathWatch:

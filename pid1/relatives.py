@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 import _log
+from base.files import read_file
 from base.stdlib import TYPE_CHECKING, signal
 from pid1.spawn import MARK
 from tables.accounts import Account
@@ -33,33 +34,49 @@ class Relatives:
         self.by_pid[pid] = process
         self.groups[process.row.name] = {pid}
 
-    def died(self, pid: int) -> Process | None:
-        """The service that ended with the death of this child, if it was one's main process.
+    def owner(self, pid: int) -> Process | None:
+        """The service that ends with the death of this child, if it was one's main process.
 
-        Not if it has named another MAINPID that is our child by now.
+        None if the service has named another MAINPID that is our child by now.
         """
-        process = self.by_pid.pop(pid, None)
+        process = self.by_pid.get(pid)
         if process is None or process.pid is None or process.pid == pid:
             return process
-        if parent_of(process.pid) == os.getpid():
-            return None
-        del self.by_pid[process.pid]  # the one it named died before it: nobody else will tell us
-        return process
+        # Otherwise the one that it named has died before this one: nobody else will tell us.
+        return None if parent_of(process.pid) == os.getpid() else process
+
+    def reaped(self, pid: int) -> None:
+        """The death of this child has been dealt with; its number may become somebody else's."""
+        process = self.by_pid.pop(pid, None)
+        if process is not None and process.pid is None:
+            self.by_pid = {other: owner for other, owner in self.by_pid.items() if owner is not process}
+
+    def knows(self, process: Process, pid: int) -> bool:
+        """Whether this process, alive now, is one of a service's: of its control group, or by the signs in /proc."""
+        if pid <= 1:
+            return False
+        name = process.row.name
+        if pid == process.pid or group_of(pid) in self.groups.get(name, ()):
+            return True
+        if self.cgroups.folder(name):
+            return pid in self.cgroups.pids(name)
+        return mark_of(name) in environment_of(pid)
 
     def kill(self, process: Process, number: int) -> None:
         """Signal all of a service, or what its row says."""
         name = process.row.name
-        if process.row.kill == "main":
+        if process.row.kill == "main" or (process.row.kill == "mixed" and number != signal.SIGKILL):
             if process.pid:
                 send(os.kill, process.pid, number)
             return
+        others = self._others(name) if self.cgroups.folder(name) else [*self._others(name), *self._outside(process)]
         for group in self.groups.get(name, set()):
             if not send(os.killpg, group, number) and group == process.pid:
                 send(os.kill, group, number)  # forked, but not yet the leader of its session
         if number == signal.SIGKILL and self.cgroups.folder(name):
             self.cgroups.kill(name)
             return
-        for pid in self._others(name):
+        for pid in others:
             send(os.kill, pid, number)
 
     def linger(self, process: Process) -> bool:
@@ -85,12 +102,16 @@ class Relatives:
         groups = self.groups.get(name, ())
         return [pid for pid in self.cgroups.pids(name) if group_of(pid) not in groups]
 
+    def _outside(self, process: Process) -> list[int]:
+        """Descendants of its main process that have left its process groups, such as a child in a session of its own."""
+        groups = self.groups.get(process.row.name, ())
+        return [pid for pid in (descendants(process.pid) if process.pid else []) if group_of(pid) not in groups]
+
     def _strays(self, name: str) -> list[int]:
         """Relatives that forked twice and left the group: children that we adopted, with the service's mark on them."""
         if not self.strays_count:
             return []
-        mark = f"{MARK}={name}\0".encode()
-        return [pid for pid in adopted(self.by_pid) if mark in environment_of(pid)]
+        return [pid for pid in adopted(self.by_pid) if mark_of(name) in environment_of(pid)]
 
     def adopt(self, process: Process, main: str, account: Account) -> None:
         """MAINPID=: a service that forks says which process is it. Only a process of its own user will do."""
@@ -126,15 +147,36 @@ def send(call: Callable[[int, int], None], target: int, number: int) -> bool:
     return True
 
 
+def mark_of(name: str) -> bytes:
+    """What the environment of all that a service starts has in it."""
+    return f"{MARK}={name}\0".encode()
+
+
 def adopted(known: Container[int]) -> list[int]:
     """Our children that we did not start: orphans that the kernel gave to PID 1."""
-    me = os.getpid()
+    return [pid for pid in children_of(os.getpid()) if pid not in known]
+
+
+def descendants(pid: int) -> list[int]:
+    """Children, their children, and so on; at most so many as one service may have."""
+    found = children_of(pid)
+    for one in found:  # the list grows meanwhile
+        if len(found) < 10_000:
+            found += children_of(one)
+    return found
+
+
+def children_of(parent: int) -> list[int]:
+    """Children of all threads of a process."""
+    if not os.path.exists(f"/proc/self/task/{os.getpid()}/children"):  # a kernel without CONFIG_PROC_CHILDREN
+        return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if parent_of(pid) == parent]
+    children: list[int] = []
     try:
-        with open(f"/proc/{me}/task/{me}/children", encoding="ascii") as file:
-            children = [int(word) for word in file.read().split()]
-    except OSError:  # a kernel without CONFIG_PROC_CHILDREN
-        children = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if parent_of(pid) == me]
-    return [pid for pid in children if pid not in known]
+        for thread in os.listdir(f"/proc/{parent}/task"):
+            children += map(int, read_file(f"/proc/{parent}/task/{thread}/children").split())
+    except FileNotFoundError:  # it has gone
+        pass
+    return children
 
 
 def parent_of(pid: int) -> int:

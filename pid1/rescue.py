@@ -34,7 +34,7 @@ class Rescue:
             life.loop.guard("control", lambda now: self.open_control(), now)
         self.displaced = [p for p in sv.processes.values() if p.row.tty == tables.CONSOLE and p.wanted]
         for process in self.displaced:
-            sv.stop(process, now)
+            process.stop(now)
         timeout = tables.RESCUE_TIMEOUT
         life.fault(f"rescue prompt on {tables.CONSOLE}: {reason}; in {timeout:g} s without anyone typing it is over")
         self.until = now + timeout
@@ -66,10 +66,10 @@ class Rescue:
     def close(self, rescue: Process, now: float) -> None:
         """Give the console back, and go on with a boot that waited."""
         self.process = self.until = None
-        rescue.removed = True
-        self.life.sv.stop(rescue, now)
+        self.life.sv.remove(rescue, now)
         if self.boot_waits:
             self.boot_waits = False
-            self.life.sv.reload(self.life.tables, now)
+            self.life.sv.reload(now)
         for process in self.displaced:
-            self.life.sv.start(process, now)
+            if not process.removed:  # by a reload meanwhile
+                process.start(now)

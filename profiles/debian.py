@@ -16,15 +16,17 @@ def _installed(path: str) -> bool:
     return os.access(path, os.X_OK)
 
 
-def _text(path: str) -> str:
+def first_line(path: str) -> str:
+    """The first line that is no comment (`man 5 hostname`); empty where there is none."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read().strip()
+            lines = [line.strip() for line in file]
     except OSError:
         return ""
+    return next((line for line in lines if line and not line.startswith("#")), "")
 
 
-HOSTNAME = _text("/etc/hostname") or "stack"
+HOSTNAME = first_line("/etc/hostname") or "stack"
 PYTHONPATH = "{LIB}:{LIB}/site"  # libraries for our services alone
 WIFI_CONFIG = "/etc/wpa_supplicant/wpa_supplicant.conf"
 # Debian's resolver reads /etc/resolv.conf: where that is a link into /run, we write what it leads to; else it stays as it is.
@@ -40,17 +42,21 @@ _NONE = ("/var", "/var/run", "/var/tmp")
 MOUNTS = tuple(_OTHERWISE.get(row.target, row) for row in settings.MOUNTS if row.target not in _NONE)
 DIRECTORIES: tuple[Directory, ...] = (*settings.DIRECTORIES, Directory("/run/sshd"))
 
-_FSTAB = Service("fstab", ("mount", "-a", "-O", "no_netdev"), ready="exit", restart="never")
+_FSTAB = Service("fstab", ("mount", "-a", "-O", "no_netdev"), ready="exit", restart="never", memory_max="75%")
 _SSHD = settings.DROPBEAR._replace(name="sshd", argv=("/usr/sbin/sshd", "-D", "-e"), after=("fstab",))
 _CLOCK: tuple[Service, ...] = ()
 if _installed("/usr/sbin/chronyd"):
-    _CLOCK = (Service("chronyd", ("chronyd", "-d", "-u", "_chrony", "-f", "/etc/chrony/chrony.conf"), after=("network",)),)
+    _CLOCK = (
+        Service(
+            "chronyd", ("chronyd", "-d", "-u", "_chrony", "-f", "/etc/chrony/chrony.conf"), after=("network",), memory_max="32M"
+        ),
+    )
     DIRECTORIES += (Directory("/run/chrony", 0o750, "_chrony"),)
 elif _installed("/usr/lib/systemd/systemd-timesyncd"):
     _CLOCK = (
         Service(
             "timesyncd", ("/usr/lib/systemd/systemd-timesyncd",), after=("network",), user="systemd-timesync",
-            capabilities=("sys_time",), no_new_privs=True,
+            capabilities=("sys_time",), no_new_privs=True, memory_max="32M",
         ),
     )  # fmt: skip
     DIRECTORIES += tuple(

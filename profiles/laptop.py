@@ -11,8 +11,9 @@ HOSTNAME = "laptop"
 WATCHDOG = ""
 PATH = "/stack/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PYTHON = "/python/bin/python"
-ENVIRONMENT = (
-    ("HOME", "/root"), ("TERM", "xterm-256color"), ("LANG", "C.UTF-8"), ("BUS", "{BUS}"), ("PYTHONPATH", "{LIB}/names"),
+ENVIRONMENT = (  # the launcher tells PID 1 which terminal its user sits at
+    ("HOME", "/root"), ("TERM", os.environ.get("TERM", "linux")), ("LANG", "C.UTF-8"), ("BUS", "{BUS}"),
+    ("PYTHONPATH", "{LIB}/names"),
 )  # fmt: skip
 WIFI_RECORDING = "{LIB}/data/wifi_recording.txt"
 
@@ -45,5 +46,5 @@ SERVICES = (
         "observations", "bus", "wifi/#", after=("broker",), tty="{CONSOLE}", user="{APP_USER}", groups=("broker",),
         capabilities=(), no_new_privs=True,
     ),
-    program("prompt", "prompt/functions", "console", tty="{CONSOLE}"),
+    program("prompt", "prompt/console", "prompt", tty="{CONSOLE}"),
 )  # fmt: skip

@@ -7,36 +7,38 @@ kernel's log, where that can be read.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from typing import Any
 
-from base.stdlib import TYPE_CHECKING
+from prompt.asking import ask
+from prompt.shapes import Shape, Stats
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from typing import Any
-
-WIDTH = 60  # of a bar that is as long as the boot
+WIDTH, LEAST = 60, 10  # of a bar that is as long as the boot, where the terminal is wide enough, and where it is not
+FIGURES = 30  # characters between a row's name and its bar
 LATEST = 300.0  # seconds after PID 1's start: what comes later is no part of the boot
 RUN = "as init process"  # the kernel's words before it starts init; an initramfs may write the same to /dev/kmsg
 
 
-class Chart(list["dict[str, Any]"]):
+class Chart(Shape, list[Stats]):
     """Rows that show themselves as bars: `=` is work, `>` ends a service's start, and one that is not ready has no end."""
 
-    def __repr__(self) -> str:
+    def text(self, width: int = 0, *, colour: bool = False) -> str:
         if not self:
             return "(none)"
         origin = self[0]["start"]
         limit = origin + LATEST
         ends = [row["start"] if row["end"] is None else row["end"] for row in self if row["start"] < limit]
-        scale = WIDTH / max(0.001, min(max(ends), limit) - origin)
         name = max(len(row["name"]) for row in self)
-        return "\n".join(self._line(row, name, origin, scale) for row in self)
+        self.bar = max(LEAST, min(WIDTH, width - name - FIGURES)) if width else WIDTH
+        scale = self.bar / max(0.001, min(max(ends), limit) - origin)
+        lines = (self._line(row, name, origin, scale) for row in self)
+        return "\n".join(line[:width] if width else line for line in lines)
 
     def _line(self, row: dict[str, Any], width: int, origin: float, scale: float) -> str:
         start, end = row["start"], row["end"]
-        left = min(WIDTH - 1, int((start - origin) * scale))
-        right = WIDTH if end is None else min(WIDTH, int((end - origin) * scale))
-        head = "." * WIDTH if end is None else "=" * WIDTH
+        left = min(self.bar - 1, int((start - origin) * scale))
+        right = self.bar if end is None else min(self.bar, int((end - origin) * scale))
+        head = "." * self.bar if end is None else "=" * self.bar
         bar = head[: max(1, right - left) - 1] + (">" if row["kind"] == "service" and end is not None else head[0])
         seconds = "   -   " if end is None else f"{end - start:7.3f}"
         return f"{row['name']:<{width}}  {row['kind']:<7}  {start:8.3f}  {seconds}  {' ' * left}{bar}"
@@ -89,3 +91,15 @@ def begun() -> float:
     """When PID 1 was made, in seconds since the kernel's start (`man 5 proc`, starttime)."""
     with open("/proc/1/stat", encoding="utf-8", errors="replace") as file:
         return int(file.read().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+
+
+def bootchart() -> list[Stats]:
+    """The boot as bars: what came before PID 1, its imports and steps, and each service from its start until it is ready.
+
+    A row is name, kind (before, python, step, service), start and end in seconds since the kernel's start; end is None for
+    a service that has not been ready yet. What the kernel and the interpreter took is told apart where /dev/kmsg can be read.
+    """
+    rows: list[list[Any]] = []
+    while page := ask("bootchart", first=len(rows)):
+        rows += page
+    return chart(rows, before_pid_1(kernel_log(), begun(), rows[0][2]))

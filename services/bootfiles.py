@@ -19,7 +19,8 @@ import time
 from base.files import write_atomically
 from base.stdlib import TYPE_CHECKING, json
 from base.syscalls import MNT_DETACH, mount, mount_options, umount
-from onboard import boot_ends, to_pid1
+from onboard import boot_ends
+from onboard.board_table import board_table
 from onboard.to_pid1 import SOCKET, SVError, ask
 from services import file_checks, storage
 from tables import load as tables
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from tables.tables import Tables
+
 FORCE = os.path.dirname(tables.OWNERS)  # the image links /root/.ssh to it, and /etc/wpa_supplicant.conf to the one in it
 RECORD = "/run/stack/bootfiles.json"
 PLACE = "/run/stack/fat"  # the partition, while it is read
@@ -35,8 +38,7 @@ PROFILE = os.path.basename(tables.OWNERS)
 LARGEST = 256 * 1024  # bytes of a file
 PROFILE_SECONDS = 12.0  # two files of settings, each with its own limit in tables.py, and what this takes a slow board
 PROFILE_MEMORY = 512 * 1024 * 1024  # bytes of address space, of which PID 1's copy has some 50 MiB
-READER = "uplink"  # the service that reads these; everything else is root's alone
-ITS = (PROFILE, "ca.pem", "board.pem", "board.key")
+READER, ITS = "uplink", ("ca.pem", "board.pem", "board.key")  # a service, and what it reads; the rest is root's alone
 READERS = ("hotplug", "network", "uplink", "wpa_supplicant")  # read the tables by themselves, when they start
 BEFORE_US = ("storage", "bootfiles")  # rows that have done their work when a profile is read here
 AT_BOOT = ("MOUNTS", "CONSOLE", "WATCHDOG")  # what PID 1 takes from its tables once
@@ -45,10 +47,10 @@ AT_BOOT = ("MOUNTS", "CONSOLE", "WATCHDOG")  # what PID 1 takes from its tables 
 class BootFiles:
     """One look at the boot partition, and the record of it."""
 
-    def __init__(self, options: dict[str, str], sources: list[str]) -> None:
-        self.options = options
+    def __init__(self, before: Tables, sources: list[str]) -> None:
+        self.before = before  # the table before this look
+        self.options = before.options
         self.sources = sources
-        self.before = tables.load(options)
         self.kept = f"{self.before.KEEP}/boot"
         self.began = time.monotonic()
         self.device = self.source = ""
@@ -75,7 +77,8 @@ class BootFiles:
 
     def read(self) -> None:
         """The files that we know by name, if the partition is there."""
-        self.device, self.source = storage.find(self.sources, 0.0 if os.path.exists(storage.RECORD) else self.before.BOOT_WAIT)
+        wait = 0.0 if os.path.exists(storage.RECORD) else self.before.BOOT_WAIT
+        self.device, self.source = storage.find(self.sources, wait, anywhere=self.before.DATA_ANYWHERE)
         if not self.device:
             self.note(f"no boot partition: there is none of {', '.join(self.sources)}")
             return
@@ -155,7 +158,7 @@ class BootFiles:
             self.files[name] = how
 
     def hand_out(self) -> None:
-        """The uplink reads its key and its settings, and nobody else does. Who it is may be what the new settings say."""
+        """The uplink reads its key, and no other app does. Who it is may be what the new settings say."""
         there = [f"{FORCE}/{name}" for name in ITS if os.path.exists(f"{FORCE}/{name}")]
         account = tables.load(self.options).owners.get(READER) if there else None
         if account and account.mapped:
@@ -194,8 +197,7 @@ class BootFiles:
             except SVError as error:
                 self.note(f"{PROFILE}: {error}")
                 self.withdraw((PROFILE,))
-            after = tables.load(self.options)
-            now, then = after.values, self.before.values
+            now, then = board_table().values, self.before.values
             differs = [name for name in now if name.isupper() and name != "SERVICES" and now[name] != then.get(name)]
             stale |= set(READERS if differs else ())
             if idle := [name for name in differs if name in AT_BOOT]:
@@ -253,7 +255,7 @@ class BootFiles:
         """Our own look, and wpa_supplicant's: it reads its file before it finds that there is no such interface."""
         if fault := file_checks.wpa_supplicant(data):
             return fault
-        from network.supplicant import RESERVED  # its libraries are for boards that have such a file
+        from onboard.wpa_control import RESERVED  # `re` is for boards that have such a file
 
         lines = data.decode("utf-8", "surrogateescape").split("\n")
         text = "\n".join("" if RESERVED.match(line) else line for line in lines)  # as supplicant.py, and no line moves
@@ -350,7 +352,7 @@ def mounted_at(device: str) -> str:
 
 def main(arguments: list[str]) -> None:
     """`bootfiles SOURCE...`: LABEL=, UUID= or PARTUUID= of the partition, or its device; tried in this order."""
-    one = BootFiles(to_pid1.options_of_this_board(), arguments)
+    one = BootFiles(board_table(), arguments)
     one.attempt("the boot partition", one.bring_up)
     record = one.record()
     one.attempt(RECORD, boot_ends.tell, RECORD, record)

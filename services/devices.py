@@ -14,6 +14,7 @@ from tables.rows import Rule
 
 SYS = "/sys"
 NUMBERS = {"idVendor": "ID_VENDOR_ID", "idProduct": "ID_MODEL_ID", "bcdDevice": "ID_REVISION", "devnum": "ID_USB_DEVNUM"}
+LONGEST = 4096  # characters of an attribute: sysfs gives a page
 # What tells a device from the next one at the same place in the tree.
 IDENTITY = ("DEVNAME", "MAJOR", "MINOR", "IFINDEX", "PRODUCT", "ID_SERIAL", "ID_USB_DEVNUM")
 Properties = dict[str, str]
@@ -30,9 +31,19 @@ def read(path: str, name: str, sys: str = SYS) -> str:
     """One attribute of a device; empty where it has none, or its driver does not say."""
     try:
         with open(f"{sys}{path}/{name}", encoding="utf-8", errors="replace") as file:
-            return file.read().strip()
+            return file.read(LONGEST).strip()
     except (OSError, ValueError):
         return ""
+
+
+def consoles(sys: str = SYS, command_line: str = "", own: str = "") -> set[str]:
+    """Devices of the kernel's console and of ours (`console=ttyS0,115200`): they are nobody's serial line.
+
+    `own` is settings.CONSOLE. What the kernel writes there would be data for a receiver, and what an app writes, a login.
+    """
+    found = set(read("/class/tty/console", "active", sys).split())
+    words = [word.partition("=")[2] for word in command_line.split() if word.startswith("console=")]
+    return {name.partition(",")[0].removeprefix("/dev/") for name in (*found, *words, own) if name} - {"console"}
 
 
 def link(path: str, name: str, sys: str = SYS) -> str:

@@ -10,6 +10,8 @@ import binascii
 import os
 import re
 
+from onboard.wpa_control import without_comment
+
 LONGEST_KEY = 4200  # characters of a line, which dropbear reads (its MAX_AUTHKEYS_LINE)
 # Types of keys that dropbear and OpenSSH take, and of how many fields one consists (RFC 4253, 5656, 8709, OpenSSH's
 # PROTOCOL.u2f).
@@ -99,15 +101,17 @@ def wpa_supplicant(data: bytes) -> str:
     """wpa_supplicant.conf(5): what costs all networks when it is wrong. wpa_supplicant itself, where it is, knows more."""
     opened = 0
     for number, line in enumerate(_text(data).split("\n"), 1):
-        line = line.strip()
-        if not line or line.startswith("#"):
+        line = without_comment(line)
+        if not line:
             continue
         if opened and line == "}":
             opened = 0
-        elif re.fullmatch(r"(network|cred)\s*=\s*\{|blob-base64-[^={}]+=\{", line):
+        elif re.fullmatch(r"(network|cred)=\{|blob-base64-[^={}]+=\{", line):
             if opened:
                 return f"line {number}: the block of line {opened} is not closed"
             opened = number
+        elif re.fullmatch(r"(network|cred)\s*=\s*\{", line):
+            return f"line {number}: write {line.partition('=')[0].strip()}={{ without blanks: wpa_supplicant takes nothing else"
         elif line == "}":
             return f"line {number}: there is no block to be closed"
         elif fault := _field_fault(line, inside=bool(opened)):

@@ -11,23 +11,30 @@ import select
 import sys
 import time
 
+from base.files import open_folder
 from base.stdlib import signal
 from onboard import boot_ends, clock
 from onboard.to_pid1 import notify
 from services import boots, seed
 
 KEPT = (clock, seed, boots)  # the clock first: the others write the date
+STORAGE = "/run/stack/storage.json"  # what storage.py has found
 PERIOD = 3600.0  # seconds between two saves
 QUIET = 0.2  # seconds without more of PID 1's stack: that was all of it
 
 
-def each(action: str, folder: str) -> None:
+def each(action: str, folder: str, **more: bool) -> None:
     """Let each of them restore or save; one that fails is logged and does not stop the others."""
     for module in KEPT:
         try:
-            getattr(module, action)(folder)
+            getattr(module, action)(folder, **(more if module is not boots else {}))
         except Exception as error:
             print(f"<4>{module.__name__}: {action}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+
+
+def foreign() -> bool:
+    """Whether the data partition is on a disk that is not the root's: whoever plugged it in may have made it."""
+    return bool(boot_ends.read(STORAGE).get("foreign"))
 
 
 class Keeper:
@@ -48,8 +55,8 @@ class Keeper:
 
     def run(self) -> None:
         """Until TERM."""
-        os.makedirs(self.folder, 0o700, exist_ok=True)
-        each("restore", self.folder)
+        os.close(open_folder(self.folder, 0o700))
+        each("restore", self.folder, **({"believed": False} if foreign() else {}))
         notify("READY=1")
         due = time.monotonic() + PERIOD
         while not self.ending:

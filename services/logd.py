@@ -8,58 +8,31 @@ loses nothing (in the worst case its successor writes the last batch again).
 from __future__ import annotations
 
 import os
+import resource
 import select
 import sys
 import time
+from contextlib import suppress
 
 from base.native import ctypes
+from base.printable import printable_line
 from base.stdlib import signal, socket
 from base.syscalls import check, libc
+from onboard.to_pid1 import notify
+from services.log_files import File, bound
 
 SPLICE_F_NONBLOCK = 2
 CHANNEL = 3
 BATCH = 64 * 1024  # bytes read from one pipe in one go
 LINE_MAX = 8 * 1024  # bytes; a longer line is split
 TAIL_SECONDS = 1.0  # text without a newline is taken for a line after so long
+LAST_LINES, LAST_SIZE = 100, 16 * 1024  # that are kept of those that are too many
+OPEN_MOST = 200  # files
 PAUSE = 0.02  # seconds between two looks at a service that prints too much
 LEVELS = {ord("0"): b"error: ", ord("1"): b"error: ", ord("2"): b"error: ", ord("3"): b"error: ", ord("4"): b"warning: "}
-# Nobody's terminal is attacked: neither with C0 control characters nor, in UTF-8, with C1.
-CONTROL = bytes(byte if byte == 9 or 32 <= byte != 127 else ord("?") for byte in range(256))
-C1 = {code: "?" for code in range(0x80, 0xA0)}
 
 libc.tee.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_size_t, ctypes.c_uint)
 libc.tee.restype = ctypes.c_ssize_t
-
-
-class File:
-    """One service's log in one folder: appended to, rotated by size to NAME.log.1."""
-
-    def __init__(self, folder: str, name: str) -> None:
-        self.path = f"{folder}/{name}.log"
-        os.makedirs(folder, exist_ok=True)
-        self._open()
-
-    def _open(self) -> None:
-        self.fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        self.size = os.fstat(self.fd).st_size
-
-    def write(self, block: bytes, limit: int) -> bool:
-        """Append; whether the file was rotated for it. A full disk loses the block, not the daemon."""
-        rotate = self.size > 0 and self.size + len(block) > limit
-        try:
-            if rotate:
-                old = self.fd
-                if os.path.exists(self.path):
-                    os.rename(self.path, self.path + ".1")
-                self._open()
-                os.close(old)
-            self.size += os.write(self.fd, block)
-        except OSError:
-            pass
-        return rotate
-
-    def close(self) -> None:
-        os.close(self.fd)
 
 
 class Stream:
@@ -71,9 +44,23 @@ class Stream:
         self.files = files
         self.tokens = burst
         self.refilled = now
-        self.dropped = 0
+        self.dropped = 0  # lines, since the last report
+        self.last = b""  # the last of them: they say why it died
         self.due: float | None = None  # when to look again: an unfinished line, or the end of a pause
         self.paused = False
+
+    def drop(self, lines: bytes) -> None:
+        """These are too many: count them, and keep the last ones."""
+        self.dropped += lines.count(b"\n") + (lines[-1:] != b"\n")
+        kept = self.last + lines
+        self.last = kept if len(kept) <= LAST_SIZE else kept[-LAST_SIZE:].partition(b"\n")[2]
+
+    def take_last(self) -> list[bytes]:
+        """The last lines that were dropped, which are so no longer."""
+        lines = self.last.removesuffix(b"\n").split(b"\n")[-LAST_LINES:] if self.last else []
+        self.last = b""
+        self.dropped -= len(lines)
+        return lines
 
 
 class Logd:
@@ -88,8 +75,10 @@ class Logd:
         self.burst = float(options.get("burst", 5000))
         self.streams: dict[str, Stream] = {}
         self.by_fd: dict[int, Stream] = {}
+        self.open: dict[File, None] = {}  # files, the one that was written last at the end
         self.epoll = select.epoll()
         self.peek_reader, self.peek_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.patience = 2e-6 / 3 * int(os.environ["WATCHDOG_USEC"]) if "WATCHDOG_USEC" in os.environ else None
         self.stamp = (0, "")
         self.ending = False
 
@@ -103,10 +92,15 @@ class Logd:
         channel = socket.socket(fileno=CHANNEL)
         channel.setblocking(False)
         self.epoll.register(CHANNEL, select.EPOLLIN)
+        alive = float("inf") if self.patience is None else 0.0  # when to say that we are
         while not self.ending:
             now = time.monotonic()
-            dues = [stream.due for stream in self.streams.values() if stream.due is not None]
-            ready = self.epoll.poll(max(0.0, min(dues) - now) if dues else None)
+            if self.patience is not None and now >= alive:
+                with suppress(OSError):  # PID 1 will say so, by killing us
+                    notify("WATCHDOG=1")
+                alive = now + self.patience
+            due = min([alive, *(stream.due for stream in self.streams.values() if stream.due is not None)])
+            ready = self.epoll.poll(None if due == float("inf") else max(0.0, due - now))
             now = time.monotonic()
             for fd, _ in ready:
                 if fd == wakeup:
@@ -119,8 +113,8 @@ class Logd:
                 if stream.due is not None and stream.due <= now:
                     self.look_again(stream, now)
         for stream in list(self.streams.values()):
-            self.report_dropped(stream, time.monotonic())
             self.read(stream, time.monotonic(), flush=True)
+            self.report_dropped(stream, time.monotonic())
 
     def receive(self, channel: socket.socket, now: float) -> None:
         """More pipes from PID 1: "NAME POLICY" lines and as many descriptors."""
@@ -133,7 +127,7 @@ class Logd:
             return
         block = b"".join(data for _, _, data in rights)
         fds = [int.from_bytes(block[at : at + 4], sys.byteorder) for at in range(0, len(block), 4)]
-        for line, fd in zip(text.decode().splitlines(), fds, strict=True):
+        for line, fd in zip(text.decode().splitlines(), fds, strict=False):  # the kernel gives fewer where we have no more
             name, _, policy = line.partition(" ")
             self.add(name, policy, fd, now)
 
@@ -141,25 +135,23 @@ class Logd:
         """Begin to read a service's pipe; a second one under the same name takes the first one's place."""
         if name in self.streams:
             self.remove(self.streams[name])
-        folders = [self.folder] + ([self.keep] if policy == "disk" else [])
-        files = []
-        for folder in folders:
-            try:
-                files.append(File(folder, name))
-            except OSError as error:
-                print(f"<4>logd: {folder}/{name}.log: {error.strerror}", file=sys.stderr)
+        files = [File(folder, name) for folder in ([self.folder, self.keep] if policy == "disk" else [self.folder])]
         stream = self.streams[name] = self.by_fd[fd] = Stream(name, fd, files, self.burst, now)
         # Edge-triggered: an unfinished line stays in the pipe and must not wake us again and again.
         self.epoll.register(fd, select.EPOLLIN | select.EPOLLET)
+        self.append(stream, b"", sys.maxsize)  # a service that has printed nothing has an empty log
         self.read(stream, now)
 
     def remove(self, stream: Stream) -> None:
+        """Nobody writes there any more."""
+        self.report_dropped(stream, time.monotonic())
         if not stream.paused:
             self.epoll.unregister(stream.fd)
         os.close(stream.fd)
         del self.by_fd[stream.fd], self.streams[stream.name]
         for file in stream.files:
             file.close()
+            self.open.pop(file, None)
 
     # --- lines ----------------------------------------------------------------------------------------------------
     def read(self, stream: Stream, now: float, *, flush: bool = False) -> None:
@@ -200,9 +192,10 @@ class Logd:
         if count > stream.tokens:
             allowed = int(stream.tokens)
             stream.tokens = 0.0
-            stream.dropped += count - allowed
-            if allowed:
-                self.write(stream, block.split(b"\n", allowed)[:allowed], now)
+            *lines, rest = block.split(b"\n", allowed)
+            if lines:
+                self.write(stream, lines, now)
+            stream.drop(rest)
             return False
         stream.tokens -= count
         if stream.dropped:
@@ -222,9 +215,7 @@ class Logd:
             level = b""
             if line[:1] == b"<" and line[2:3] == b">":
                 level, line = LEVELS.get(line[1], b""), line[3:]
-            line = line.removesuffix(b"\r").translate(CONTROL)
-            if b"\xc2" in line:
-                line = line.decode("utf-8", "surrogateescape").translate(C1).encode("utf-8", "surrogateescape")
+            line = printable_line(line.removesuffix(b"\r"))
             for at in range(0, len(line) or 1, LINE_MAX):
                 parts += (stamp, level, line[at : at + LINE_MAX], b"\n")
                 size += len(stamp) + len(level) + len(line[at : at + LINE_MAX]) + 1
@@ -235,22 +226,16 @@ class Logd:
             self.append(stream, b"".join(parts), limit)
 
     def append(self, stream: Stream, block: bytes, limit: int) -> None:
+        """Write to a stream's files."""
         for file in stream.files:
-            if file.write(block, limit) and file.path.startswith(self.folder):
-                self.bound_total()
-
-    def bound_total(self) -> None:
-        """Old files of services that came and went count too: the largest go until the board's bound holds."""
-        sizes: dict[str, int] = {}
-        for entry in os.scandir(self.folder):
-            sizes[entry.path] = entry.stat().st_size
-        live = {file.path for stream in self.streams.values() for file in stream.files}
-        for path in sorted(sizes, key=lambda path: -sizes[path]):
-            if sum(sizes.values()) <= self.total_size:
-                return
-            if path not in live:
-                os.unlink(path)
-                del sizes[path]
+            if file.write(block, limit):
+                bound(file.folder, self.total_size, {file.path for other in self.streams.values() for file in other.files})
+            self.open.pop(file, None)
+            self.open[file] = None
+            if len(self.open) > OPEN_MOST:  # hundreds of services have more files than we may open
+                oldest = next(iter(self.open))
+                oldest.close()
+                del self.open[oldest]
 
     # --- too much, and too slowly -----------------------------------------------------------------------------------
     def pause(self, stream: Stream, now: float) -> None:
@@ -266,8 +251,9 @@ class Logd:
         if not stream.paused:
             self.read(stream, now, flush=True)
             return
-        tokens = min(self.burst, stream.tokens + (now - stream.refilled) * self.rate)
-        if tokens < self.burst / 10:  # until it has earned a tenth of its burst, drop as fast as a pipe can be emptied
+        stream.tokens = min(self.burst, stream.tokens + (now - stream.refilled) * self.rate)
+        stream.refilled = now
+        if stream.tokens < self.burst / 10:  # until it has earned a tenth of its burst, drop as fast as a pipe can be emptied
             self.drop(stream)
             stream.due = now + PAUSE
             return
@@ -276,19 +262,26 @@ class Logd:
         self.epoll.register(stream.fd, select.EPOLLIN | select.EPOLLET)
 
     def drop(self, stream: Stream) -> None:
-        """Empty a pipe, counting its lines: at most what it can hold, once."""
+        """Empty a pipe of its whole lines: at most what it can hold, once."""
         try:
             for _ in range(4):
                 count = check(libc.tee(stream.fd, self.peek_writer, BATCH, SPLICE_F_NONBLOCK))
-                take_out(self.peek_reader, count)
-                stream.dropped += take_out(stream.fd, count).count(b"\n")
+                whole = self.cut(take_out(self.peek_reader, count), flush=False)
+                if not whole:
+                    return
+                stream.drop(take_out(stream.fd, whole))
         except BlockingIOError:
             pass
 
     def report_dropped(self, stream: Stream, now: float) -> None:
+        """How many lines are missing, and the last ones, which are not."""
         if stream.dropped:
-            dropped, stream.dropped = stream.dropped, 0
-            self.write(stream, [f"<4>{dropped} lines dropped: more than {self.rate:g} a second".encode()], now)
+            lines = stream.take_last()
+            stream.tokens = max(0.0, stream.tokens - len(lines))
+            if stream.dropped:
+                lines.insert(0, f"<4>{stream.dropped} lines dropped: more than {self.rate:g} a second".encode())
+            stream.dropped = 0
+            self.write(stream, lines, now)
 
 
 def take_out(fd: int, count: int) -> bytes:
@@ -305,6 +298,8 @@ def take_out(fd: int, count: int) -> bytes:
 
 def main(arguments: list[str]) -> None:
     """Run as a service with `logger=True`."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a pipe for each service
     words = (word.removeprefix("--").partition("=") for word in arguments)
     Logd({name: value for name, equals, value in words if equals}).run()
 

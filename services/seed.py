@@ -22,9 +22,10 @@ RNDADDENTROPY = 0x40085203  # linux/random.h: _IOW('R', 3, int[2])
 POOL = "/dev/urandom"
 
 
-def restore(folder: str) -> None:
-    """Hand the last boot's seed to the kernel."""
+def restore(folder: str, *, believed: bool = True) -> None:
+    """Hand the last boot's seed to the kernel; one that is not `believed` is mixed in, and counts as nothing."""
     old, creditable = read(f"{folder}/seed")
+    creditable = creditable and believed
     if not old:
         print("<5>no random seed of an earlier boot", file=sys.stderr)
         return

@@ -16,11 +16,13 @@ import stat
 import sys
 import time
 
-from base.files import read_file
+from base.files import open_folder, read_file
 from base.stdlib import TYPE_CHECKING, signal
 from base.syscalls import mount, mount_options, umount
-from onboard import boot_ends, to_pid1
+from onboard import boot_ends
+from onboard.board_table import board_table
 from onboard.mounts import make_directory, mount_row
+from services import root_disk
 
 if TYPE_CHECKING:
     from typing import Any
@@ -31,6 +33,7 @@ QUICK = 30.0  # seconds for a tool that looks at a few blocks
 GRACE = 5.0  # seconds between TERM and KILL for one that takes too long
 PAUSE = 0.2  # seconds between two looks for a device that may still appear
 WORTH = 8 * 1024 * 1024  # bytes behind the partition, or behind its file system, for which growing is worth it
+PROBED = {"PARTUUID": "PART_ENTRY_UUID", "PARTLABEL": "PART_ENTRY_NAME"}  # as `blkid -p` calls them
 SECTOR = 512  # /sys/class/block counts in these, whatever the device has
 
 
@@ -43,6 +46,7 @@ class Storage:
         self.target = target
         self.began = time.monotonic()
         self.device = self.source = ""
+        self.foreign = False  # not on the root's disk
         self.mounted = False
         self.what: list[str] = []  # "checked", "repaired", "re-made", "grown", "tmpfs"
         self.notes: list[str] = []  # sentences, for people
@@ -50,10 +54,14 @@ class Storage:
     # --- the way ----------------------------------------------------------------------------------------------------
     def bring_up(self) -> None:
         """Everything, in order. Returns in any case; `mounted` says with what success."""
-        self.device, self.source = find(self.sources, self.chosen.DATA_WAIT)
+        self.device, self.source = find(self.sources, self.chosen.DATA_WAIT, anywhere=self.chosen.DATA_ANYWHERE)
         if not self.device:
-            self.note(f"no data partition: none of {', '.join(self.sources)} in {self.chosen.DATA_WAIT:g} s")
+            where = "" if self.chosen.DATA_ANYWHERE else f"; labels count on the root's disk ({root_disk.of_root() or 'none'})"
+            self.note(f"no data partition: none of {', '.join(self.sources)} in {self.chosen.DATA_WAIT:g} s{where}")
             return
+        self.foreign = not self.chosen.DATA_ANYWHERE and root_disk.of_device(self.device) != root_disk.of_root()
+        if self.foreign:
+            self.note(f"{self.device} is not on the root's disk: its clock and its seed are not believed (DATA_ANYWHERE)")
         if self.is_mounted():
             self.mounted = True
             self.note(f"{self.device} is mounted already")
@@ -123,10 +131,15 @@ class Storage:
         below = f"{self.target}/"
         for row in self.chosen.MOUNTS:
             if row.target.startswith(below):
-                self.attempt(row.target, mount_row, row)
+                self.attempt(row.target, self.below, row.target, mount_row, row)
         for row in self.chosen.DIRECTORIES:
             if row.path.startswith(below):
-                self.attempt(row.path, make_directory, row, self.chosen)
+                self.attempt(row.path, self.below, row.path, make_directory, row, self.chosen)
+
+    def below(self, path: str, step: Any, *arguments: object) -> None:
+        """A step in a folder of the disk that is no symbolic link: whoever wrote the disk may have put one there."""
+        os.close(open_folder(path))
+        step(*arguments)
 
     # --- more room ----------------------------------------------------------------------------------------------------
     def grow(self) -> None:
@@ -183,29 +196,46 @@ class Storage:
         """What happened, for board() and diagnostic.py."""
         return {
             "target": self.target, "mounted": self.mounted, "device": self.device, "source": self.source,
-            "what": self.what if self.mounted else [*self.what, "tmpfs"], "notes": self.notes,
+            "foreign": self.foreign, "what": self.what if self.mounted else [*self.what, "tmpfs"], "notes": self.notes,
             "seconds": round(time.monotonic() - self.began, 3),
         }  # fmt: skip
 
 
-def find(sources: list[str], seconds: float) -> tuple[str, str]:
-    """The device and the source that named it. Labels come first: a path may name another card than meant."""
+def find(sources: list[str], seconds: float, *, anywhere: bool) -> tuple[str, str]:
+    """The device and the source that named it. Labels come first: a path may name another card than meant.
+
+    Labels and numbers count on the disk of the root alone, unless they may be `anywhere`.
+    """
     deadline = time.monotonic() + seconds
     tags = [source for source in sources if "=" in source]
     while True:
         late = time.monotonic() >= deadline
         for source in sources:
             if source in tags:
-                name, _, value = source.partition("=")
-                # sfdisk(8) prints PARTUUIDs in capitals, blkid(8) knows them in small letters alone
-                status, text = run("findfs", f"{name}={value.lower() if name.endswith('UUID') else value}")
-                if status == 0:
-                    return text.strip(), source
+                if device := named(source, anywhere=anywhere):
+                    return device, source
             elif (late or not tags) and is_block(source):
                 return source, source
         if late:
             return "", ""
         time.sleep(PAUSE)
+
+
+def named(source: str, *, anywhere: bool) -> str:
+    """The device of `LABEL=data`, `PARTITION=3` or the like; empty where there is none."""
+    name, _, value = source.partition("=")
+    value = value.lower() if name.endswith("UUID") else value  # sfdisk(8) prints capitals, blkid(8) knows small letters
+    ours = root_disk.partitions(root_disk.of_root())
+    if name == "PARTITION":
+        return ours.get(int(value), "")
+    if anywhere:
+        status, text = run("findfs", f"{name}={value}")
+        return text.strip() if status == 0 else ""
+    for device in ours.values():
+        status, text = run("blkid", "-p", "-o", "export", device)
+        if status == 0 and f"{PROBED.get(name, name)}={value}" in text.splitlines():
+            return device
+    return ""
 
 
 def run(*argv: str, seconds: float = QUICK, text: str = "") -> tuple[int, str]:
@@ -280,8 +310,8 @@ def last_words(text: str) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """`storage SOURCE...`: LABEL=, UUID= or PARTUUID= of the partition, or its device; tried in this order."""
-    storage = Storage(to_pid1.of_this_board(), arguments)
+    """`storage SOURCE...`: LABEL=, UUID=, PARTUUID= or PARTITION= of the partition, or its device; tried in this order."""
+    storage = Storage(board_table(), arguments)
     try:
         storage.bring_up()
     except Exception as error:  # the board goes on without its data, whatever it is

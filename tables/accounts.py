@@ -22,6 +22,8 @@ class Account(NamedTuple):
     gid: int
     groups: tuple[int, ...] = ()
     mapped: bool = True
+    home: str = "/"
+    shell: str = "/bin/sh"
 
 
 ROOT = Account(0, 0)
@@ -63,7 +65,9 @@ def read_accounts(etc: str = "/etc") -> tuple[dict[str, Account], dict[str, int]
     users, groups = {"root": ROOT}, {"root": 0}
     for fields in _records(f"{etc}/passwd", 4):
         uid, gid = int(fields[2]), int(fields[3])
-        users[fields[0]] = Account(uid, gid, mapped=any(uid in ids for ids in mapped))
+        home, shell = [*fields[5:7], "", ""][:2]
+        known = any(uid in ids for ids in mapped)
+        users[fields[0]] = Account(uid, gid, mapped=known, home=home or "/", shell=shell or "/bin/sh")
     for fields in _records(f"{etc}/group", 3):
         groups[fields[0]] = int(fields[2])
     return users, groups

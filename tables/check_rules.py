@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from base.stdlib import TYPE_CHECKING
 from tables.rows import Rule
-from tables.values import is_text
+from tables.values import is_pair, is_text, kind_of, pairs_fault, shown
 
 if TYPE_CHECKING:
     from typing import Any
@@ -17,40 +17,36 @@ OF_BOARD = ("snooze", "reload", "reboot", "halt", "poweroff")
 
 def rule_fault(tables: Any, row: Any) -> str:
     """Faults of one row of RULES."""
-    if not isinstance(row, Rule):
+    if type(row) is not Rule:
         return "is not a Rule(...) row"
     if not is_text(row.subsystem, row.action, row.path, *(getattr(row, name) for name in DOES)):
         return "every column but properties is text"
     if row.action not in (*ACTIONS, "*"):
-        return f"action {row.action!r} is not '*' or one of {', '.join(ACTIONS)}"
-    if not isinstance(row.properties, tuple) or not all(_is_pair(pair) for pair in row.properties):
-        return f"properties {row.properties!r} is not a tuple of pairs such as (('DEVNAME', 'ttyUSB*'),)"
+        return f"action {shown(row.action)} is not '*' or one of {', '.join(ACTIONS)}"
+    if fault := pairs_fault(row.properties, "(('DEVNAME', 'ttyUSB*'),)"):
+        return f"properties {fault}"
     if not any(getattr(row, name) for name in DOES):
         return f"it does nothing: give it one of {', '.join(DOES)}"
     if row.action == "*" and (row.start or row.stop):
         return "start and stop need one action, such as add"
     if row.module.startswith("-"):
-        return f"module {row.module!r} is not a module's name"
+        return f"module {shown(row.module)} is not a module's name"
     if row.group and row.group not in tables.group_ids:
-        return f"group {row.group!r} is not in /etc/group"
+        return f"group {shown(row.group)} is not in /etc/group"
     if row.start.endswith("@") or row.stop.endswith("@"):
         return "a template is not started or stopped, but an instance of it, such as 'gps@{devname}'"
     if set(row.publish) & set("+#"):
-        return f"publish {row.publish!r} is a pattern; a topic has no + and no #"
+        return f"publish {shown(row.publish)} is a pattern; a topic has no + and no #"
     return ""
 
 
 def command_fault(_: Any, row: Any) -> str:
     """Faults of one row of COMMANDS."""
-    if not _is_pair(row):
-        return f"{row!r} is not a pair such as ('restart', 'gps@*')"
+    if not is_pair(row):
+        return f"is {kind_of(row)}, not a pair such as ('restart', 'gps@*')"
     operation, pattern = row
     if operation not in OF_SERVICES + OF_BOARD:
-        return f"{operation!r} is not one of {', '.join(OF_SERVICES + OF_BOARD)}"
+        return f"{shown(operation)} is not one of {', '.join(OF_SERVICES + OF_BOARD)}"
     if operation in OF_BOARD and pattern:
         return f"{operation} is for the board as a whole: its pattern is ''"
-    return "" if "*" not in pattern[:-1] else f"pattern {pattern!r} has a * that is not its end"
-
-
-def _is_pair(pair: Any) -> bool:
-    return isinstance(pair, tuple) and len(pair) == 2 and is_text(*pair)
+    return "" if "*" not in pattern[:-1] else f"pattern {shown(pattern)} has a * that is not its end"

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from base.stdlib import NamedTuple
+from base.near import did_you_mean
+from base.stdlib import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Any, TypeVar
+
+    Row = TypeVar("Row", bound=tuple[Any, ...])
 
 
 class Mount(NamedTuple):
@@ -63,7 +69,9 @@ class Service(NamedTuple):
     memory_max: int | str = 0  # bytes, "64M" or "25%" of the board's, of all its processes; more, and it is killed; 0: no limit
     pids_max: int = 512  # its processes and threads; when one more is refused, it is killed; 0: no limit
     cpu_weight: int = 100  # 1 to 10000: its share where there is not enough for all
-    kill: str = "all"  # what a stop ends: "all" that it has started, or its "main" process alone: ssh's sessions go on
+    # What a stop ends: "all" that it has started; its "main" process alone (ssh's sessions go on); "mixed": its main process is
+    # asked, and what is left when that has gone is killed.
+    kill: str = "all"
     umask: int = 0o022
     cwd: str = "/"
     env: tuple[tuple[str, str], ...] = ()
@@ -129,25 +137,53 @@ class Rule(NamedTuple):
 class Delays(NamedTuple):
     """The delays of settings.py that pid1/process.py needs, in seconds."""
 
-    SV_COOLDOWN: float = 10.0
-    BACKOFF_FIRST: float = 0.1
-    BACKOFF_MAX: float = 60.0
-    AFTER_TIMEOUT: float = 60.0
+    SV_COOLDOWN: float
+    BACKOFF_FIRST: float
+    BACKOFF_MAX: float
+    AFTER_TIMEOUT: float
     KILL_RETRY: float = 1.0
 
 
 class NetworkDelays(NamedTuple):
     """The settings of the same names, in seconds."""
 
-    NETWORK_RETRY: float = 5.0
-    DHCP_TIMEOUT: float = 120.0
-    ONLINE_TIMEOUT: float = 300.0
-    LADDER_REASSOCIATE: float = 60.0
-    LADDER_SUPPLICANT: float = 180.0
-    LADDER_MODULE: float = 600.0
-    LADDER_REBOOT: float = 1800.0
-    LADDER_STEADY: float = 60.0
-    REBOOT_INTERVAL: float = 3600.0
+    NETWORK_RETRY: float
+    DHCP_TIMEOUT: float
+    ONLINE_TIMEOUT: float
+    LADDER_REASSOCIATE: float
+    LADDER_SUPPLICANT: float
+    LADDER_MODULE: float
+    LADDER_REBOOT: float
+    LADDER_STEADY: float
+    REBOOT_INTERVAL: float
 
 
-__all__ = ["Device", "Directory", "Interface", "Mount", "Rule", "Service", "WifiNetwork"]
+# --- for profiles -----------------------------------------------------------------------------------------------------
+def replaced(rows: tuple[Row, ...], *new: Row) -> tuple[Row, ...]:
+    """A table with rows in the place of those of the same name: `SERVICES = replaced(SERVICES, Service("ntpd", ...))`."""
+    for row in new:
+        place = _place(rows, _key(row))
+        rows = (*rows[:place], row, *rows[place + 1 :])
+    return rows
+
+
+def changed(rows: tuple[Row, ...], name: str, **columns: Any) -> tuple[Row, ...]:
+    """A table with other values in one row: `SERVICES = changed(SERVICES, "network", nice=0)`, MOUNTS by their target."""
+    place = _place(rows, name)
+    row: Any = rows[place]
+    return (*rows[:place], row._replace(**columns), *rows[place + 1 :])
+
+
+def _key(row: Any) -> Any:
+    """What a row is called by: its target, where it is a mount, and else its first column."""
+    return row.target if type(row) is Mount else row[0]
+
+
+def _place(rows: tuple[Row, ...], name: Any) -> int:
+    names = [_key(row) for row in rows]
+    if name not in names:
+        raise ValueError(f"there is no row {name!r}{did_you_mean(str(name), names) or '; add it: (*ROWS, Row(...))'}")
+    return names.index(name)
+
+
+__all__ = ["Device", "Directory", "Interface", "Mount", "Rule", "Service", "WifiNetwork", "changed", "replaced"]

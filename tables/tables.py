@@ -4,42 +4,54 @@ from __future__ import annotations
 
 import os
 
+from base.near import did_you_mean
 from base.stdlib import TYPE_CHECKING
 from tables.accounts import OWN, ROOT, Account, own_name, read_accounts
+from tables.check_settings import CHECKS
 from tables.rows import Delays, Mount, NetworkDelays, Service
+from tables.values import LONGEST_WORD, is_id, is_text, kind_of
 
 if TYPE_CHECKING:
     from typing import Any
 
+    from tables.check_settings import Check
+    from tables.names import Settings
+else:
+    Settings = object
+
 LIB = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 OPTIONS = ("stack.debug", "stack.profile", "stack.rescue", "stack.skip")
 
-# Enough for the rescue prompt, where settings.py itself cannot be read.
+# Enough for the rescue prompt, where settings.py itself cannot be read. What is not named here is then the first of ANYTHING
+# that the setting's check takes: ten seconds, an empty table.
 FALLBACK: dict[str, Any] = {
-    **Delays()._asdict(), **NetworkDelays()._asdict(),
     "HOSTNAME": "stack", "CONSOLE": "/dev/console", "LOG": "/run/log", "PYTHON": "/usr/bin/python3",
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "ENVIRONMENT": (("HOME", "/root"),),
     "MOUNTS": (Mount("proc", "/proc", "proc"), Mount("dev", "/dev", "devtmpfs"), Mount("run", "/run", "tmpfs")),
-    "DIRECTORIES": (), "DEVICES": (), "MODULES": (), "SYSCTLS": (), "SERVICES": (), "CONSOLE_LEVEL": 4,
-    "SHUTDOWN_TIMEOUT": 20.0, "KILL_TIMEOUT": 2.0, "SYNC_TIMEOUT": 10.0, "RESCUE_TIMEOUT": 300.0,
-    "CRITICAL_FAILURES": 5, "CRITICAL_WINDOW": 600.0, "CRITICAL_INTERVAL": 3600.0, "LOOP_TURN_MAX": 5.0,
-    "KEEP": "/var/lib/stack", "WATCHDOG": "", "WATCHDOG_TIMEOUT": 30.0, "WATCHDOG_SNOOZE_MAX": 60.0,
-    "INTERFACES": (), "WIFI_NETWORKS": (), "RULES": (), "COMMANDS": (),
-    "DATA": (), "DATA_OPTIONS": "noexec,noatime", "DATA_REMAKE": False, "DATA_GROW": False, "DATA_WAIT": 10.0,
-    "DATA_TIMEOUT": 600.0, "BOOT_FILES": (), "BOOT_WAIT": 2.0,
+    "RESCUE_TIMEOUT": 300.0, "CONSOLE_LEVEL": 4, "KEEP": "/var/lib/stack", "LIB": LIB, "PYTHONPATH": LIB,
     "RESCUE": Service(
-        "rescue", ("{PYTHON}", "-P", "{LIB}/prompt/functions.py", "rescue"), ready="notify", tty="{CONSOLE}",
+        "rescue", ("{PYTHON}", "-P", "{LIB}/prompt/console.py", "rescue"), ready="notify", tty="{CONSOLE}",
         env=(("PYTHONPATH", "{PYTHONPATH}"),),
     ),
-    "LIB": LIB, "PYTHONPATH": LIB,
 }  # fmt: skip
+ANYTHING = ((), "", False, 10.0, 0, 1, 4096, "off", "5", "/run/unset", "unset0", Service("unset", ("true",)))
 
 
-class Tables:
+def _least(check: Check) -> Any:
+    return next(value for value in ANYTHING if not check(value))
+
+
+_LEAST = {check: _least(check) for check in set(CHECKS.values())}
+LEAST = {
+    name: _LEAST[check] for name, check in CHECKS.items()
+} | FALLBACK  # what a setting is where settings.py has no value that can be used
+
+
+class Tables(Settings):
     """The board's settings after profiles and validation; a setting is an attribute under its own name."""
 
     def __init__(self, options: dict[str, str] | None = None) -> None:
-        options = options or {}
+        self.options = options = options or {}
         unknown = sorted(options.keys() - set(OPTIONS))
         self.rejected = [
             f"{name} is not an option of the kernel command line; there are {', '.join(OPTIONS)}" for name in unknown
@@ -48,7 +60,9 @@ class Tables:
         self.bad_names: set[str] = set()  # of services whose rows were left out
         self.skipped = set(filter(None, options.get("stack.skip", "").split(",")))
         self.profiles: list[str] = []
-        self.values: dict[str, Any] = dict(FALLBACK)
+        self.values: dict[str, Any] = dict(LEAST)
+        self.names: dict[str, Any] = {}  # all names of settings.py, functions too: what a profile stands on
+        self.environment = {**dict(FALLBACK["ENVIRONMENT"]), "PATH": FALLBACK["PATH"]}  # of every service
         self.accounts, self.group_ids = read_accounts()
         self.owners: dict[str, Account] = {}  # whoever runs a service, by its name, for DIRECTORIES
         self.user_faults: dict[str, str] = {}  # of services that cannot have a user of their own
@@ -58,16 +72,18 @@ class Tables:
         self.defaults: set[str] = set()  # names of settings.py's services, which profiles may leave out
         self.default_rows: tuple[Service, ...] = ()
 
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self.__dict__["values"][name]
-        except KeyError:
-            raise AttributeError(f"settings have no {name}") from None
+    if not TYPE_CHECKING:  # Settings has the names, so that mypy knows a misspelt one
+
+        def __getattr__(self, name: str) -> Any:
+            try:
+                return self.__dict__["values"][name]
+            except KeyError:
+                raise AttributeError(f"settings have no {name}{did_you_mean(name, CHECKS)}") from None
 
     def account(self, row: Service) -> Account:
         """The numbers of a row's user and groups."""
-        base = self.accounts.get(row.user) or (Account(int(row.user), int(row.user)) if row.user.isdigit() else ROOT)
-        groups = tuple(int(group) if group.isdigit() else self.group_number(group) for group in row.groups)
+        base = self.accounts.get(row.user) or (Account(int(row.user), int(row.user)) if is_id(row.user) else ROOT)
+        groups = tuple(int(group) if is_id(group) else self.group_number(group) for group in row.groups)
         return base._replace(groups=groups)
 
     def owner(self, name: str) -> Account:
@@ -82,8 +98,11 @@ class Tables:
 
     def delays(self) -> Delays:
         """What the process machine needs of the settings."""
-        chosen: dict[str, Any] = {name: self.values.get(name, default) for name, default in Delays()._asdict().items()}
-        return Delays(**chosen)
+        return Delays(**{name: self.values[name] for name in Delays._fields if name in self.values})
+
+    def network_delays(self) -> NetworkDelays:
+        """What the network's state machine needs of the settings."""
+        return NetworkDelays(**{name: self.values[name] for name in NetworkDelays._fields})
 
     @property
     def rescue(self) -> Service:
@@ -98,32 +117,48 @@ class Tables:
         for _ in range(4):  # a setting may name another
             if "{" not in text:
                 break
-            for name, value in self.values.items():
-                if isinstance(value, (str, int, float)):
+            for name in names_in(text):
+                value = self.values.get(name, ())
+                if type(value) in (str, int, float) and text.count(name) * len(str(value)) < LONGEST_WORD:
                     text = text.replace("{" + name + "}", str(value))
         return text
+
+    def unknown_name(self, text: str) -> str:
+        """What is wrong with a `{NAME}` that `expand` leaves; empty where nothing is."""
+        for name in names_in(self.expand(text)):
+            if name not in self.values:
+                return f"has {{{name}}} in it, which is no setting{did_you_mean(name, self.values)}"
+            if type(self.values[name]) in (str, int, float):
+                return f"has {{{name}}} in it again and again"
+            return f"has {{{name}}} in it, which is {kind_of(self.values[name])}: it can only be a word of argv of its own"
+        return ""
+
+
+def names_in(text: str) -> list[str]:
+    """The NAMEs of `{NAME}` in a text, but for the shell's `${NAME}`."""
+    parts = text.split("{")
+    found = [(parts[index], *part.partition("}")) for index, part in enumerate(parts[1:])]
+    names = [name for before, name, closed, _ in found if closed and not before.endswith("$")]
+    return [name for name in names if name.isupper() and name.replace("_", "A").isalnum()]
 
 
 def expand_row(tables: Tables, row: Service) -> Service:
     """A row with `{NAME}` replaced; an argument that is a table's name alone becomes its items, and none leaves argv empty."""
-    words: Any = row.argv
-    if isinstance(words, str):
-        raise TypeError(f"argv is one string; write a tuple of words: {tuple(words.split())!r}")
-    texts = (*words, *row.groups, *(value for _, value in row.env), row.ready, row.user, row.cwd, row.tty)
-    if not any("{" in text for text in texts if isinstance(text, str)):
+    texts = (*row.argv, *row.groups, *(value for _, value in row.env), row.ready, row.user, row.cwd, row.tty)
+    if not any("{" in text for text in texts):
         return row
     text: dict[str, Any] = {name: tables.expand(getattr(row, name)) for name in ("ready", "user", "cwd", "tty")}
     if text["user"] == OWN:
         text["user"] = own_name(row)
     argv: list[str] = []
-    for word in words:
-        value = tables.values.get(word[1:-1]) if isinstance(word, str) and word[:1] == "{" else None
-        if isinstance(value, tuple):
+    for word in row.argv:
+        value = tables.values.get(word[1:-1]) if word[:1] == "{" else None
+        if type(value) is tuple and all(map(is_text, value)):
             if not value:
                 return row._replace(argv=(), **text)
             argv += value
         else:
-            argv.append(tables.expand(word) if isinstance(word, str) else word)
+            argv.append(tables.expand(word))
     env = tuple((name, tables.expand(value)) for name, value in row.env)
     text["groups"] = tuple(map(tables.expand, row.groups))
     return row._replace(argv=tuple(argv), env=env, **text)

@@ -21,7 +21,7 @@ hypothesis.settings.load_profile("stack")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from laptop import launcher as laptop  # noqa: E402
+from laptop import namespaces  # noqa: E402
 from onboard import to_pid1  # noqa: E402
 from prompt import functions as prompt  # noqa: E402
 
@@ -53,7 +53,7 @@ def why_no_namespaces() -> str:
     pid = os.fork()
     if pid == 0:
         try:
-            laptop.enter_namespaces()
+            namespaces.enter_namespaces()
             os._exit(0)
         except OSError as error:
             os._exit(error.errno or 1)
@@ -108,7 +108,7 @@ class Board:
         folder = os.open(self.root / to_pid1.SOCKET.strip("/").rpartition("/")[0], os.O_PATH)
         try:
             if os.getuid() == 0:
-                os.seteuid(laptop.FOREIGN_ROOT)
+                os.seteuid(namespaces.FOREIGN_ROOT)
             yield f"/proc/self/fd/{folder}/control"
         finally:
             if os.getuid() == 0:

@@ -20,7 +20,7 @@ BOARD = ROOT / "buildroot" / "board"
 SERVICES = """
 from tables.rows import Service
 MODULES = ("virtio_net", "vfat")
-DATA = ("LABEL=data", "/dev/vda3")
+DATA, DATA_ANYWHERE = ("LABEL=data", "PARTITION=3"), False
 SERVICES = tuple(row for row in SERVICES if row.name in ("modules", "logd", "storage", "keeper", "syslogd", "dropbear"))
 SERVICES += (Service("eth0", ("sh", "-c", "ip link set eth0 up && ip addr add 10.0.2.15/24 dev eth0"), ("modules",),
                      ready="exit", restart="never"),)

@@ -51,18 +51,19 @@ import gc, os, sys, time
 gc.disable()
 sys.path.insert(0, "/usr/lib/stack")
 import stack
+from pid1.requests import Requests
 def turn_for_ever():
     while True: pass
 def wait_for_a_dead_disk(): os.stat("/run/hung/another")
 def end_never(*_): time.sleep(1000)
-def handle(self, request, uid, now, handle=stack.Init.handle):
+def handle(self, request, uid, now, handle=Requests.handle):
     if request["op"] == "turn": turn_for_ever()
     if request["op"] == "wait": wait_for_a_dead_disk()
     if request["op"] == "hang at the end":
         stack.tear_down = end_never
-        return self.shut_down(stack.Reboot.RESTART, "to hang", now)
+        return self.life.shut_down(stack.Reboot.RESTART, "to hang", now)
     return handle(self, request, uid, now)
-stack.Init.handle = handle
+Requests.handle = handle
 sys.exit(stack.main(sys.argv[1:]))
 """
 FILES = {"sbin/life": LIFE, "sbin/hanging": HANGING, "sbin/hung": HUNG}

@@ -104,8 +104,8 @@ def ask(board: Any, command: str) -> str:
     return str(
         board.python(f"""
 import sys; sys.path.insert(0, "/usr/lib/stack")
-from network import supplicant
-wire = supplicant.connect("/run/wpa_supplicant", "wlan0", "/run/test.ctl")
+from onboard import wpa_control
+wire = wpa_control.connect("/run/wpa_supplicant", "wlan0", "/run/test.ctl")
 wire.settimeout(5); wire.send({command.encode()!r}); result = wire.recv(65536).decode()
 os.unlink("/run/test.ctl")""")
     )

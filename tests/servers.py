@@ -117,13 +117,11 @@ def plain(folder: Path) -> tuple[Mosquitto, str]:
     return Mosquitto(folder, f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\n", port), f"127.0.0.1:{port}"
 
 
-def secured(folder: Path, *, revoked: bool = False) -> tuple[Mosquitto, int, int]:
+def secured(folder: Path) -> tuple[Mosquitto, int, int]:
     """The sample configuration with ports and paths of this test; ports of boards and of receivers."""
     boards, receivers = free_port(), free_port()
     text = (ROOT / "mothership" / "mosquitto.conf").read_text()
-    text = text.replace("/etc/mosquitto/certs", f"{folder}/certs").replace(
-        "/etc/mosquitto/acl", str(ROOT / "mothership" / "acl")
-    )
+    text = text.replace("/etc/mosquitto/certs", f"{folder}/certs")
+    text = text.replace("/etc/mosquitto/acl", str(ROOT / "mothership" / "acl"))
     text = text.replace("listener 8883", f"listener {boards} 127.0.0.1").replace("listener 8884", f"listener {receivers}")
-    text = text.replace("#crlfile", "crlfile") if revoked else text
     return Mosquitto(folder, text, boards, receivers), boards, receivers

@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -28,30 +29,91 @@ import fakegps
 import wifi_analyzer
 import wifi_scan
 from _log import counts, get_logger
-from network import supplicant
+from onboard import wpa_control
 
 
 # --- fakegps --------------------------------------------------------------------------------------------------------
 def test_positions_follow_the_route_and_start_over() -> None:
-    route = ((50.0, 8.0), (50.0, 8.01), (50.01, 8.01), (50.0, 8.0))
-    first_leg = fakegps.distance(route[0], route[1])
+    corners = ((50.0, 8.0), (50.0, 8.01), (50.01, 8.01))
+    route = fakegps.Route(corners)
+    first_leg = fakegps.distance(corners[0], corners[1])
     assert math.isclose(first_leg, 715, rel_tol=0.01)
-    assert fakegps.position(route, 0.0) == (50.0, 8.0)
-    latitude, longitude = fakegps.position(route, first_leg / 2)
+    assert route.at(0.0) == (50.0, 8.0)
+    latitude, longitude = route.at(first_leg / 2)
     assert (latitude, round(longitude, 4)) == (50.0, 8.005)
-    whole = sum(fakegps.distance(a, b) for a, b in itertools.pairwise(route))
-    again = fakegps.position(route, whole * 7 + first_leg / 2)
+    whole = sum(fakegps.distance(a, b) for a, b in itertools.pairwise((*corners, corners[0])))
+    again = route.at(whole * 7 + first_leg / 2)
     assert math.isclose(again[1], 8.005, abs_tol=1e-5)
+    assert route.at(first_leg + fakegps.distance(corners[1], corners[2]) / 2) == pytest.approx((50.005, 8.01))
+    assert fakegps.Route([(1.0, 2.0)] * 3).at(500.0) == (1.0, 2.0), "all of them the same place"
+
+
+def test_the_route_goes_the_short_way_over_180_degrees() -> None:
+    route = fakegps.Route([(-17.0, 179.9), (-17.0, -179.9)])
+    leg = fakegps.distance((-17.0, 179.9), (-17.0, -179.9))
+    assert leg < 22_000
+    assert route.at(leg / 4) == pytest.approx((-17.0, 179.95))
+    assert route.at(leg * 3 / 4) == pytest.approx((-17.0, -179.95))
+    assert route.at(leg * 7 / 4) == pytest.approx((-17.0, 179.95)), "and back"
+    assert all(-180 <= route.at(leg * n / 50)[1] < 180 for n in range(200))
+
+
+def test_many_points_cost_no_more_a_second_than_few() -> None:
+    few, many = (fakegps.Route([(50 + n * 1e-5, 8.0) for n in range(count)]) for count in (20, 200_000))
+
+    def cost(route: fakegps.Route) -> float:
+        started = time.process_time()
+        for n in range(1000):
+            route.at(n * 997.0)
+        return time.process_time() - started
+
+    cost(few)
+    assert min(cost(many) for _ in range(5)) < 3 * min(cost(few) for _ in range(5))
+
+
+GPX = '<gpx xmlns="http://www.topografix.com/GPX/1/1">{}</gpx>'
 
 
 def test_gpx(tmp_path: Path) -> None:
     path = tmp_path / "route.gpx"
-    path.write_text('<gpx xmlns="http://www.topografix.com/GPX/1/1"><trk><trkseg><trkpt lat="1.5" lon="-2"/>'
-                    '<trkpt lat="1.6" lon="-2.1"><ele>5</ele></trkpt></trkseg></trk></gpx>')  # fmt: skip
-    assert fakegps.read_gpx(str(path)) == ((1.5, -2.0), (1.6, -2.1), (1.5, -2.0))
-    path.write_text("<gpx/>")
-    with pytest.raises(SystemExit, match="at least two points, this file has 0"):
-        fakegps.read_gpx(str(path))
+    track = '<trk><trkseg><trkpt lat="1.5" lon="-2"/><trkpt lat="1.6" lon="-2.1"><ele>5</ele></trkpt></trkseg></trk>'
+    places = '<wpt lat="80" lon="80"><name>pole</name></wpt><wpt lat="7" lon="7"/>'
+    plan = '<rte><rtept lat="3" lon="3"/><rtept lat="4" lon="4"/></rte>'
+    for text, points in (
+        (places + plan + track, [(1.5, -2.0), (1.6, -2.1)]),
+        (places + plan, [(3.0, 3.0), (4.0, 4.0)]),
+        (places, [(80.0, 80.0), (7.0, 7.0)]),
+    ):
+        path.write_text(GPX.format(text))
+        assert fakegps.read_gpx(str(path)) == points
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (GPX.format(""), "at least two points, this file has 0"),
+        (GPX.format('<wpt lat="52,5" lon="13"/>'), "lat='52,5' of a point is no number from -90 to 90, with a point"),
+        (GPX.format('<wpt lat="nan" lon="13"/>'), "lat='nan' of a point is no number"),
+        (GPX.format('<wpt lat="5" lon="inf"/>'), "lon='inf' of a point is no number"),
+        (GPX.format('<wpt lat="91" lon="13"/>'), "lat='91' of a point is no number"),
+        (GPX.format('<wpt lat="5"/>'), "lon='' of a point is no number"),
+        (GPX.format('<wpt lat="5" lon="5"/>')[:-9], "it is no GPX file, or cut short: unclosed token"),
+        ("<!DOCTYPE html><html><body>404<br></body></html>", "it is no GPX file, or cut short: mismatched tag"),
+        ("", "it is no GPX file, or cut short: no element found"),
+        (None, "No such file or directory"),
+    ],
+)
+def test_what_is_no_route_is_one_sentence_and_no_reason_to_try_again(tmp_path: Path, text: str | None, said: str) -> None:
+    path = tmp_path / "route.gpx"
+    if text is not None:
+        path.write_text(text)
+    done = subprocess.run(
+        [PYTHON, str(ROOT / "fakegps.py"), str(path)], capture_output=True, text=True, timeout=20, check=False
+    )
+    assert done.returncode == 125
+    assert said in done.stderr
+    assert done.stderr.startswith(f"<3>{path}: ")
+    assert len(done.stderr.splitlines()) == 1
 
 
 # --- wifi_scan ------------------------------------------------------------------------------------------------------
@@ -63,7 +125,69 @@ def printf_encode(ssid: bytes) -> str:
 
 @given(st.binary(max_size=32))
 def test_any_ssid_survives_the_round_trip(ssid: bytes) -> None:
-    assert supplicant.unescape(printf_encode(ssid)) == ssid
+    assert wpa_control.unescape(printf_encode(ssid)) == ssid
+
+
+# As wpa_supplicant 2.10 and 2.11 print them (ctrl_iface.c, wpa_supplicant_ie_txt), and what nl80211 says of the same.
+FLAGS = {
+    "[WPA2-PSK-CCMP][ESS]": "WPA2",
+    "[WPA-PSK-TKIP][WPA2-PSK-CCMP+TKIP][WPS][ESS]": "WPA2",
+    "[WPA2-EAP-CCMP-preauth][ESS]": "WPA2",
+    "[WPA2-PSK+SAE-CCMP][ESS]": "WPA3",
+    "[WPA2-SAE-EXT-KEY-GCMP-256][SAE-H2E][ESS]": "WPA3",
+    "[WPA2-FT/SAE-CCMP][ESS]": "WPA3",
+    "[RSN-SAE-CCMP][MESH]": "WPA3",
+    "[WPA2-OWE-CCMP][ESS]": "OWE",
+    "[WPA2-OWE-CCMP][OWE-TRANS][ESS]": "OWE",
+    "[OWE-TRANS-OPEN][ESS]": "open",
+    "[OSEN-OSEN-CCMP][ESS]": "OSEN",
+    "[WPA-PSK-TKIP][ESS]": "WPA",
+    "[WPA--]": "WPA",
+    "[WEP][ESS]": "WEP",
+    "[ESS]": "open",
+    "[SAE-H2E][ESS]": "open",
+    "[WPA2-SAE": "open",
+    "": "open",
+}
+
+
+@pytest.mark.parametrize(("flags", "name"), FLAGS.items())
+def test_the_security_of_an_access_point(flags: str, name: str) -> None:
+    assert wpa_control.security(flags) == name
+
+
+def elements(*suites: bytes) -> bytes:
+    """An RSN element (IEEE 802.11, 9.4.2.24): CCMP, and these key managements."""
+    ccmp = b"\x00\x0f\xac\x04"
+    body = b"\x01\x00" + ccmp + b"\x01\x00" + ccmp + len(suites).to_bytes(2, "little") + b"".join(suites) + b"\x00\x00"
+    return b"\x30" + bytes([len(body)]) + body
+
+
+@pytest.mark.parametrize(
+    ("raw", "name"),
+    [
+        (elements(b"\x00\x0f\xac\x02"), "WPA2"),
+        (elements(b"\x00\x0f\xac\x02", b"\x00\x0f\xac\x08"), "WPA3"),
+        (elements(b"\x00\x0f\xac\x18"), "WPA3"),  # SAE-EXT-KEY
+        (elements(b"\x00\x0f\xac\x19"), "WPA3"),
+        (elements(b"\x00\x0f\xac\x12"), "OWE"),
+        (elements(b"\x00\x0f\xac\x02", b"\x00\x0f\xac\x12"), "WPA2"),
+        (b"\xdd\x09\x50\x6f\x9a\x1c\x02\x00\x00\x5e\x00", "open"),  # OWE transition: points at another one
+        (b"\xdd\x16\x50\x6f\x9a\x12\x50\x6f\x9a\x07\x01\x00\x00\x0f\xac\x04\x01\x00\x50\x6f\x9a\x01\x00\x00", "OSEN"),
+        (b"\xdd\x16\x00\x50\xf2\x01\x01\x00\x00\x50\xf2\x02\x01\x00\x00\x50\xf2\x02\x01\x00\x00\x50\xf2\x02", "WPA"),
+    ],
+)
+def test_nl80211_names_it_as_wpa_supplicant_does(raw: bytes, name: str) -> None:
+    """What the kernel hands over, parsed by the real pyroute2."""
+    from pyroute2.netlink.nl80211 import nl80211cmd
+
+    from network import nl80211
+
+    data = b"\x00\x03abc" + raw
+    parsed = nl80211cmd.bss.elementsBinary(data=struct.pack("HH", 4 + len(data), 6) + data)
+    parsed.decode()
+    assert bytes(parsed.value["SSID"]) == b"abc"
+    assert nl80211._security(parsed.value, private=name != "open") == name
 
 
 def test_recorded_answers() -> None:
@@ -137,6 +261,8 @@ class FakeSupplicant:
         folder.mkdir(exist_ok=True)
         self.asked: list[str] = []
         self.scan_answer = "OK\n"
+        self.large = {7}  # by number: with all its elements it does not fit into an answer
+        self.unreadable = {9}  # nor without
         self.bss = [f"id={n}\nbssid=02:00:00:00:{n:02x}\nfreq=2412\nlevel=-40\nage={age}\nflags=[ESS]\nssid=x{n}\n"
                     for n, age in ((1, 0), (2, 99), *((n, 1) for n in range(3, 101)))]  # fmt: skip
         self.server = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -156,11 +282,13 @@ class FakeSupplicant:
             self.server.sendto(self.answer(command.decode()).encode(), self.client)
 
     def answer(self, command: str) -> str:
-        if command == "BSS FIRST":
-            return self.bss[0]
-        if command.startswith("BSS NEXT-"):
-            number = int(command[9:])
-            return self.bss[number] if number < len(self.bss) else ""
+        if command.startswith("BSS RANGE="):  # 4,096 bytes of numbers; 30 an answer here
+            first = int(command[10:].partition("-")[0])
+            return "".join([f"id={number}\n" for number in range(max(first, 1), len(self.bss) + 1)][:30])
+        if command.startswith("BSS ID-"):
+            number, mask = int(command[7:].partition(" ")[0]), int(command.partition("MASK=")[2] or "0xfffdffff", 16)
+            hidden = number in self.unreadable or (number in self.large and mask & 1 << 10)
+            return "" if hidden else self.bss[number - 1]
         return self.scan_answer if command == "SCAN" else "OK\n"
 
     def event(self, text: str) -> None:
@@ -205,17 +333,21 @@ def test_a_scan_through_wpa_supplicant(tmp_path: Path, monkeypatch: pytest.Monke
     assert (mock.asked, radio.asked) == (["ATTACH", "SCAN"], None)
     mock.scan_answer = "OK\n"
     radio.turn(now + wifi_scan.RETRY)
-    mock.event("CTRL-EVENT-SCAN-FAILED ret=-16")  # aborted: asked again at once
+    mock.event("CTRL-EVENT-SCAN-FAILED ret=-16")  # aborted: asked again soon
     eventually(lambda: bus.serve() and radio.asked is None)
-    radio.turn(now + 2)
+    assert 0 < radio.next_turn() - time.monotonic() <= wifi_scan.RETRY
+    radio.turn(now + 20)
     assert mock.asked == ["ATTACH", "SCAN", "SCAN", "SCAN"]
-    radio.turn(now + 2 + wifi_scan.SCAN_LIMIT + 1)  # and once more when it never ends
+    assert radio.next_turn() == now + 20 + wifi_scan.SCAN_LIMIT, "and sleeps until then"
+    radio.turn(now + 20 + wifi_scan.SCAN_LIMIT + 1)  # and once more when it never ends
     assert mock.asked[-1] == "SCAN"
     assert len(mock.asked) == 5
     radio.asked = time.monotonic()
     mock.event("CTRL-EVENT-SCAN-RESULTS ")
     eventually(lambda: bus.serve() and told)
-    assert [point["ssid"] for point in told[0][0]] == ["x1", *(f"x{n}" for n in range(3, 101))], "x2 was not heard for 99 s"
+    expected = [f"x{n}" for n in range(1, 101) if n not in (2, 9)]
+    assert [point["ssid"] for point in told[0][0]] == expected, "x2 was not heard for 99 s; x9 hides none that come after it"
+    assert radio.unread == 1
     assert told[0][1], "our own scan was a whole one"
     mock.silent = True
     with pytest.raises(OSError, match="timed out"):
@@ -235,24 +367,33 @@ def test_where_no_supplicant_runs_the_kernel_is_asked(tmp_path: Path, monkeypatc
     told: list[tuple[str, list[dict[str, Any]]]] = []
     script = tmp_path / "python"
     monkeypatch.setattr(sys, "executable", str(script))
-    radio = wifi_scan.Radio("wlan9", str(tmp_path), Loop(), lambda source, points, whole: told.append((source, points)))  # type: ignore[arg-type]
+    bus: Any = Loop()
+    radio = wifi_scan.Radio("wlan9", str(tmp_path), bus, lambda source, points, whole: told.append((source, points)))
     script.write_text("#!/bin/sh\nexec sleep 1000")
     script.chmod(0o755)
     radio.turn(100.0)
+    assert radio.next_turn() == 101.0
     radio.turn(100.0 + wifi_scan.FALLBACK_AFTER + 1)
     child = radio.kernel.child
     assert child is not None
     radio.turn(200.0)
     assert child.poll() == -signal.SIGKILL, "it took too long"
-    script.write_text(f"#!/bin/sh\necho '{json.dumps([{k: v for k, v in AP.items() if k != 'ssid'}])}'")
-    radio.turn(300.0)
-
-    def turned() -> bool:
-        radio.turn(301.0)
-        return bool(told)
-
-    eventually(turned)
-    assert told == [("nl80211", [AP])]
+    script.write_text("#!/bin/sh\nexit 1")
+    pauses = []
+    for turn in range(6):  # there is no radio at all
+        radio.turn(1e6 * (turn + 1))
+        eventually(lambda: bus.serve() and radio.kernel.child is None)
+        pauses.append(round(radio.kernel.due - time.monotonic()))
+    assert pauses == [10, 20, 40, 60, 60, 60]
+    point = {k: v for k, v in AP.items() if k != "ssid"}
+    many = [{**point, "bssid": f"02:00:00:00:{n // 256:02x}:{n % 256:02x}"} for n in range(1000)]  # more than a pipe holds
+    (tmp_path / "points").write_text(json.dumps(many))
+    script.write_text(f"#!/bin/sh\nexec cat {tmp_path}/points")
+    radio.turn(1e7)
+    eventually(lambda: bus.serve() and told)
+    assert told == [("nl80211", [{**AP, "bssid": one["bssid"]} for one in many])]
+    assert round(radio.kernel.due - time.monotonic()) == wifi_scan.PERIOD
+    assert bus.watched == {}
 
 
 # --- wifi_analyzer --------------------------------------------------------------------------------------------------

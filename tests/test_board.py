@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from conftest import EMULATED, NO_NAMESPACES, PATIENCE, PYTHON, ROOT, Board, eventually
 
-from laptop.launcher import FOREIGN_ROOT
+from laptop.namespaces import FOREIGN_ROOT
 
 Boot = Callable[..., Board]
 pytestmark = [pytest.mark.skipif(bool(NO_NAMESPACES), reason=NO_NAMESPACES), pytest.mark.timeout(120)]
@@ -72,8 +72,8 @@ def test_observations_flow_over_the_embedded_broker(boot: Boot) -> None:
     """What an ordinary user without mosquitto gets."""
     settings = (
         "BUS = '127.0.0.1:1883'\n"
-        "AMQTT = dict(argv=('{PYTHON}', '{LIB}/laptop/broker.py'), ready='notify')\n"
-        "SERVICES = tuple(row._replace(**AMQTT) if row.name == 'broker' else row for row in SERVICES)"
+        "AMQTT = program('broker', 'laptop/broker', ready='notify', user='{APP_USER}', capabilities=(), no_new_privs=True)\n"
+        "SERVICES = tuple(AMQTT if row.name == 'broker' else row for row in SERVICES)"
     )
     board = boot("", base="SERVICES", settings=settings).up()
     for _ in range(3):
@@ -321,7 +321,7 @@ def test_the_rescue_prompt_waits_for_somebody_who_types(tmp_path: Path) -> None:
 def test_the_sv_command(boot: Boot, tmp_path: Path) -> None:
     board = boot("Service('s', ('sleep', '1000')),").up()
     folder = os.open(board.root / "run/stack", os.O_PATH)
-    environment = {**os.environ, "STACK_CONTROL": f"/proc/self/fd/{folder}/control"}
+    environment = {**os.environ, "STACK_CONTROL": f"/proc/self/fd/{folder}/control", "PYTHONPATH": str(ROOT)}
     board_root = {"user": FOREIGN_ROOT, "group": FOREIGN_ROOT, "extra_groups": []} if os.getuid() == 0 else {}
 
     try:
@@ -330,7 +330,7 @@ def test_the_sv_command(boot: Boot, tmp_path: Path) -> None:
         pytest.skip("this Python lies where the board's root, who is nobody here, may not run it")
 
     def sv(*words: str) -> Any:
-        command = [sys.executable, str(ROOT / "prompt" / "functions.py"), *words]
+        command = [sys.executable, "-P", str(ROOT / "prompt" / "command.py"), *words]
         return subprocess.run(
             command,
             capture_output=True,
@@ -344,11 +344,17 @@ def test_the_sv_command(boot: Boot, tmp_path: Path) -> None:
         )  # type: ignore[call-overload]
 
     board.wait_state("s", "running")
-    rows = json.loads(sv("--json", "status").stdout)
+    rows = json.loads(sv("--json", "stats").stdout)
     assert [row["name"] for row in rows] == ["logd", "s"]
-    assert json.loads(sv("status", "s", "--json").stdout)[0]["state"] == "running"
-    assert "sleep 1000" in sv("status").stdout
-    assert json.loads(sv("stop", "s", "--json").stdout)["state"] == "stopped"
+    assert json.loads(sv("stats", "s", "--json").stdout)[0]["state"] == "running"
+    assert "sleep 1000" in sv("stats").stdout
+    facts = json.loads(sv("status", "s", "--json").stdout)
+    assert (facts["name"], facts["exits"], facts["log"]) == ("s", [], [])
+    assert "running for" in sv("status", "s").stdout
+    busy = json.loads(sv("top", "0.1", "--json").stdout)
+    assert {row["name"] for row in busy} == {"logd", "s"}
+    assert all(0 <= row["percent"] < 400 for row in busy)
+    assert json.loads(sv("stop", "s", "--json").stdout)[0]["state"] == "stopped"
     assert sv("start", "s").returncode == 0
     assert sv("restart", "s").returncode == 0
     assert sv("signal", "s", "CONT").returncode == 0
@@ -374,5 +380,7 @@ def test_make_install_has_what_an_image_needs(tmp_path: Path) -> None:
     assert str(tmp_path) not in (library / "__pycache__").joinpath(
         next(os.walk(library / "__pycache__"))[2][0]
     ).read_bytes().decode("latin-1")
-    assert (tmp_path / "usr/lib/python3/site-packages/stack.pth").read_text() == "/usr/lib/stack\n"
+    assert (
+        tmp_path / "usr/lib/python3/site-packages/stack.pth"
+    ).read_text() == 'import sys; sys.path.insert(0, "/usr/lib/stack/names")\n'
     assert "exec" in (tmp_path / "usr/bin/sv").read_text()

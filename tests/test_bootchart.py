@@ -6,11 +6,12 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from conftest import Board, eventually
 from test_process import EXIT_0, World, make, run
 
 import stack
-from pid1 import control
+from pid1 import requests
 from prompt import bootchart
 from prompt import functions as prompt
 
@@ -60,12 +61,12 @@ def test_rows_come_in_pages_and_in_order() -> None:
     init.sv.processes["1"].first_start = 0.0  # not started
 
     def ask(first: object) -> list[list[Any]]:
-        rows: list[list[Any]] = init.handle({"op": "bootchart", "first": first}, 1000, 400.0)
+        rows: list[list[Any]] = init.requests.handle({"op": "bootchart", "first": first}, 1000, 400.0)
         return rows
 
     rows = ask(0)
     assert rows[:2] == [["imports", "python", 1.0, 1.5], ["load", "step", 1.5, 1.75]]
-    assert len(rows) == control.A_REPLY
+    assert len(rows) == requests.A_REPLY
     starts = [row[2] for row in (rows + ask(100))[2:]]
     assert len(starts) == 148
     assert starts == sorted(starts)
@@ -111,14 +112,14 @@ def test_on_a_board(boot: Boot) -> None:
     assert not [row for row in board.ask("bootchart", first=0) if row[0] == "sleep"], "a command of the prompt is no boot"
 
 
-def test_the_prompt_asks_for_page_after_page(monkeypatch: object) -> None:
+def test_the_prompt_asks_for_page_after_page(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [["imports", "python", 1.0, 2.0], *(["s", "service", 3.0, 4.0] for _ in range(250))]
     asked: list[int] = []
 
-    def ask(op: str, first: int) -> object:
-        asked.append(first)
-        return rows[first : first + 100]
+    def ask(_path: str, request: dict[str, Any]) -> object:
+        asked.append(request["first"])
+        return rows[request["first"] : request["first"] + 100]
 
-    monkeypatch.setattr(prompt, "_ask", ask)  # type: ignore[attr-defined]
+    monkeypatch.setattr("onboard.to_pid1.ask", ask)
     assert len([row for row in prompt.bootchart() if row["kind"] == "service"]) == 250
     assert asked == [0, 100, 200, 251]

@@ -195,11 +195,12 @@ def test_what_the_menu_leaves_out_is_not_built(menu: Any) -> None:
 def install(folder: Path, *menu: str) -> Path:
     """A target's tree with what stack.mk's own commands put into it, under this machine's Python in place of the host's."""
     source, target = folder / "source", folder / "target"
-    files = run("git", "ls-files", "*.py", "*.conf", "*.txt", "Makefile", cwd=ROOT).stdout.split()
+    files = run(
+        "git", "ls-files", "*.py", "data/*", "prompt/shell.sh", "pid1/launcher.py.in", "Makefile", cwd=ROOT
+    ).stdout.split()
     for name in files:
-        if "/" not in name:
-            source.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, source / name)
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, source / name)
     (folder / "host/bin").mkdir(parents=True)
     (folder / "host/bin/python3").symlink_to(PYTHON)
     variables = {
@@ -221,7 +222,7 @@ def skeleton(target: Path) -> None:
         (target / name).mkdir(parents=True, exist_ok=True)
     for name, text in (("passwd", PASSWD), ("group", GROUP), ("shadow", SHADOW), ("shells", "/bin/sh\n")):
         (target / "etc" / name).write_text(text)
-    for path in ("usr/bin/python3", "sbin/stack.py"):
+    for path in ("usr/bin/python3", "usr/bin/stack-shell", "sbin/stack.py"):
         if not (target / path).exists():
             (target / path).write_text("#!/bin/sh\n")
         (target / path).chmod(0o755)
@@ -236,8 +237,8 @@ def in_tree(target: Path, code: str, python: str = PYTHON) -> subprocess.Complet
     head = f"""
 import sys
 sys.path.insert(0, "{target}/usr/lib/stack")
-from tables import load as tables
-tables.read_accounts.__defaults__ = ("{target}/etc",)
+from tables import accounts, load as tables
+accounts.read_accounts.__defaults__ = ("{target}/etc",)
 """
     return run(python, "-ESB", "-c", head + code)
 
@@ -261,13 +262,15 @@ def test_the_package_installs_what_the_target_starts(tmp_path: Path) -> None:
     first, second = (target / "sbin/stack.py").read_text().splitlines()
     assert first == "#!/usr/bin/python3 -ESB"
     assert '"/usr/lib/stack"' in second
-    assert (target / "usr/lib/python3.14/site-packages/stack.pth").read_text() == "/usr/lib/stack\n"
+    pth = (target / "usr/lib/python3.14/site-packages/stack.pth").read_text()
+    assert pth == 'import sys; sys.path.insert(0, "/usr/lib/stack/names")\n'
     lib = target / "usr/lib/stack"
-    assert {path.stem for path in lib.glob("*.py")} == {path.stem for path in ROOT.glob("*.py")} - {"laptop"} | {
-        "settings_image"
-    }
-    for path in lib.glob("*.py"):
-        assert list((lib / "__pycache__").glob(f"{path.stem}.cpython-*.pyc")), f"{path.name} has no byte code"
+    assert {path.name for path in lib.glob("*.py")} == {path.name for path in ROOT.glob("*.py")}
+    for folder in (path.name for path in lib.iterdir() if path.is_dir() and path.name not in ("__pycache__", "data", "names")):
+        ours = {path.name for path in (ROOT / folder).glob("*.py")} if folder != "laptop" else {"broker.py"}
+        assert {path.name for path in (lib / folder).glob("*.py")} == ours | ({"image.py"} if folder == "profiles" else set())
+    for path in lib.rglob("*.py"):
+        assert list((path.parent / "__pycache__").glob(f"{path.stem}.cpython-*.pyc")), f"{path.name} has no byte code"
     done = plan(target, "image")
     assert (done.returncode, done.stderr) == (0, ""), "a row does not fit Buildroot's users and groups"
     assert services(done.stdout) == (services(plan(target, "").stdout) | {"chronyd"} | {"wifi_scan"}) - {"ntpd"}
@@ -302,10 +305,11 @@ def test_without_sources_pid_1_starts_and_what_is_run_by_its_path_does_not(tmp_p
     """Why the image keeps our sources: BR2_PACKAGE_PYTHON3_PYC_ONLY is for /usr/lib/python3 alone, and must not be copied."""
     target = install(tmp_path, "WIFI", "GPS", "UPLINK")
     lib = target / "usr/lib/stack"
-    shutil.rmtree(lib / "__pycache__")
+    for path in list(lib.rglob("__pycache__")):
+        shutil.rmtree(path)
     assert run(PYTHON, "-m", "compileall", "-q", "-b", "--invalidation-mode", "unchecked-hash", lib).returncode == 0
-    for path in lib.glob("*.py"):
-        if not path.stem.startswith("settings_"):
+    for path in lib.rglob("*.py"):
+        if path != lib / "profiles/image.py":
             path.unlink()
     done = plan(target, "image")
     assert (done.returncode, done.stderr) == (0, "")
@@ -317,8 +321,7 @@ def test_without_sources_pid_1_starts_and_what_is_run_by_its_path_does_not(tmp_p
     ]
     assert argv
     assert not [path for path in argv if Path(path).exists()], "apps are named by their sources"
-    for path in lib.glob("settings_*.py"):
-        path.unlink()
+    (lib / "profiles/image.py").unlink()
     done = plan(target, "image")
     assert done.returncode == 1
     assert "profile image" in done.stderr, "a profile is read as a source"
@@ -373,8 +376,8 @@ def test_post_build_makes_a_board_of_a_tree(target: Path) -> None:
     done = post_build(target)
     assert (done.returncode, done.stderr) == (0, "")
     etc = target / "etc"
-    assert (etc / "passwd").read_text() == PASSWD.replace("/root:/bin/sh", "/root:/usr/bin/python3")
-    assert (etc / "shells").read_text() == "/bin/sh\n/usr/bin/python3\n"
+    assert (etc / "passwd").read_text() == PASSWD.replace("/root:/bin/sh", "/root:/usr/bin/stack-shell")
+    assert (etc / "shells").read_text() == "/bin/sh\n/usr/bin/stack-shell\n"
     links = {path: os.readlink(target / path) for path in ("var/run", "etc/resolv.conf", "etc/dropbear", "root/.ssh")}
     assert links == {
         "var/run": "../run", "etc/resolv.conf": settings.RESOLV_CONF, "etc/dropbear": "/var/lib/dropbear", "root/.ssh": OWNERS,
@@ -598,7 +601,17 @@ def test_make_image_starts_buildroot_without_our_variables(tmp_path: Path) -> No
         '%:\n\t@echo "$@ O=$(O) external=$(BR2_EXTERNAL) board=$(BOARD)$$BOARD"\nall:\n\t@echo "all O=$(O) board=$(BOARD)$$BOARD"\n'
     )
     (tmp_path / "Makefile").write_text(".DEFAULT_GOAL = all\n" + (tmp_path / "Makefile").read_text())
-    done = run("make", "-s", "-C", ROOT, "image", "BOARD=raspberrypi2", f"BUILDROOT={tmp_path}", f"CARDS={tmp_path}/out")
+    done = run(
+        "make",
+        "-s",
+        "-C",
+        ROOT,
+        "image",
+        "BOARD=raspberrypi2",
+        f"BUILDROOT={tmp_path}",
+        f"CARDS={tmp_path}/out",
+        "FORCE_UNSAFE_CONFIGURE=1",
+    )
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if "O=" in line]
     assert lines == [f"stack_raspberrypi2_defconfig O={tmp_path}/out external={TREE} board=", f"all O={tmp_path}/out board="]

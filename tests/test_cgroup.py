@@ -20,7 +20,8 @@ from pid1.process import Actions, Process
 from pid1.relatives import Relatives
 from pid1.spawn import Spawner
 from tables.accounts import ROOT
-from tables.rows import Delays, Service
+from tables.load import load
+from tables.rows import Service
 from tables.values import memory_bytes
 
 ROW = Service("one", ("true",), memory_max="64M", pids_max=20, cpu_weight=50)
@@ -88,20 +89,21 @@ def test_limits_are_written_before_the_start_and_only_what_changed(root: Path, c
 
 def test_some_limits_change_while_a_service_runs(root: Path, cgroups: Cgroups) -> None:
     changed = ROW._replace(pids_max=7, cpu_weight=70)
-    assert not cgroups.adjust(ROW, changed), "it has no group yet"
+    assert not cgroups.adjust(changed), "it has no group yet"
     cgroups.prepare(ROW)
     for name in ("pids.max", "cpu.weight", "memory.max"):
         (root / "one" / name).write_text("")
-    assert cgroups.adjust(ROW, changed)
+    assert cgroups.adjust(changed)
     assert (says(root / "one", "pids.max"), says(root / "one", "cpu.weight")) == ("7", "70")
-    assert not cgroups.adjust(changed, changed._replace(memory_max="1G"))
-    assert not cgroups.adjust(changed, changed._replace(pids_max=8, nice=1))
+    (root / "one/pids.max").unlink()
+    assert not cgroups.adjust(changed._replace(pids_max=8)), "the kernel refuses"
     assert says(root / "one", "memory.max") == ""
 
 
 def test_without_control_groups_nothing_is_asked_of_the_kernel(tmp_path: Path) -> None:
     groups = Cgroups(Loop())
     assert (groups.prepare(ROW), groups.folder("one"), groups.cause(ROW)) == ("", "", "")
+    assert groups.adjust(ROW), "no limits are in force, as before"
     groups.forget("one")
     with pytest.raises(FileNotFoundError):
         groups.open(str(tmp_path))
@@ -202,7 +204,7 @@ class Nothing(Actions):
 
 
 def make(row: Service, relatives: Relatives) -> tuple[Process, subprocess.Popen[bytes]]:
-    process = Process(row, Nothing(), Delays())
+    process = Process(row, Nothing(), load({}).delays())
     main = subprocess.Popen(["sleep", "1000"], start_new_session=True)
     process.pid = main.pid
     relatives.born(process, main.pid)
@@ -245,7 +247,7 @@ def test_where_only_the_main_process_is_stopped_the_others_go_on(root: Path, cgr
         session.kill()
 
 
-def test_a_child_joins_by_itself_and_starts_even_if_it_cannot(tmp_path: Path) -> None:
+def test_a_child_joins_by_itself_and_starts_even_if_it_cannot(tmp_path: Path, warnings: list[str]) -> None:
     (tmp_path / "cgroup.procs").write_text("")
     reader, writer = os.pipe()
     spawner = Spawner({"PATH": os.environ["PATH"]})
@@ -254,8 +256,75 @@ def test_a_child_joins_by_itself_and_starts_even_if_it_cannot(tmp_path: Path) ->
         assert os.waitpid(pid, 0)[1] == 0
     os.close(writer)
     with open(reader) as file:
-        assert file.read() == f"<4>{tmp_path}/none: No such file or directory; goes on without\n"
+        assert file.read() == "", "the service's own log has its own words alone"
+    spawner.hear()
+    assert warnings == ["one: starts without its control group and its limits, No such file or directory"]
     assert (tmp_path / "cgroup.procs").read_text() == "0"
+
+
+def test_a_group_that_its_service_has_divided_is_made_whole_for_its_next_life(root: Path, cgroups: Cgroups) -> None:
+    cgroups.prepare(ROW)
+    (root / "one/inner/leaf").mkdir(parents=True)
+    (root / "one/cgroup.subtree_control").write_text("memory pids\n")
+    (root / "one/cgroup.max.descendants").write_text("")
+    assert cgroups.prepare(ROW) == str(root / "one")
+    assert not (root / "one/inner").exists()
+    assert says(root / "one", "cgroup.subtree_control").startswith("-memory -pids")
+
+
+def test_one_that_stays_divided_is_said_and_keeps_nobody_from_starting(
+    root: Path, cgroups: Cgroups, warnings: list[str]
+) -> None:
+    cgroups.prepare(ROW)
+    (root / "one/inner").mkdir()
+    (root / "one/inner/cgroup.procs").write_text("77\n")  # a file, so that rmdir(2) refuses
+    assert cgroups.prepare(ROW) == str(root / "one")
+    assert "its control group stays divided" in warnings[0]
+
+
+def test_processes_in_groups_of_a_services_own_are_its_own(root: Path, cgroups: Cgroups) -> None:
+    cgroups.prepare(ROW)
+    (root / "one/inner/leaf").mkdir(parents=True)
+    (root / "one/cgroup.procs").write_text("0\n1\n20\n")
+    (root / "one/inner/cgroup.procs").write_text("30\n")
+    (root / "one/inner/leaf/cgroup.procs").write_text("40\n")
+    assert sorted(cgroups.pids("one")) == [20, 30, 40]
+
+
+HIERARCHY = next((line.split()[1] for line in open("/proc/mounts") if line.split()[2] == "cgroup2"), "")
+
+
+@pytest.mark.skipif(
+    not HIERARCHY or not os.access(HIERARCHY, os.W_OK), reason="no control groups of version 2 to write to here"
+)
+def test_what_a_service_leaves_in_groups_of_its_own_is_reached_and_removed() -> None:
+    """The real kernel."""
+    root = Path(HIERARCHY) / f"stack-test-{os.getpid()}"
+    root.mkdir()
+    groups = Cgroups(Loop())
+    groups.root = str(root)
+    escaped = None
+    try:
+        assert groups.prepare(ROW) == str(root / "one")
+        (root / "one/inner/leaf").mkdir(parents=True)
+        escaped = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+        (root / "one/inner/leaf/cgroup.procs").write_text(str(escaped.pid))
+        assert groups.pids("one") == [escaped.pid]
+        assert groups.populated("one")
+        groups.kill("one")
+        assert escaped.wait(10) == -signal.SIGKILL
+        eventually(lambda: not groups.populated("one"))
+        groups.prepare(ROW)
+        assert [entry.name for entry in (root / "one").iterdir() if entry.is_dir()] == []
+        groups.forget("one")
+        assert not (root / "one").exists()
+    finally:
+        if escaped and escaped.poll() is None:
+            escaped.kill()
+            escaped.wait()
+        for folder in (*sorted(root.rglob("*"), reverse=True), root):
+            if folder.is_dir():
+                folder.rmdir()
 
 
 def test_a_board_without_control_groups(boot: Callable[..., Board]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from base import files
 from onboard import clock
-from services import seed
+from services import keeper, log_files, seed
 
 BUILT = 1_800_000_000.0
 YEAR = 365.25 * 86400
@@ -281,9 +282,9 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatc
         calls.append(f"fsync {os.readlink(f'/proc/self/fd/{fd}')}")
         real_fsync(fd)
 
-    def rename(old: str, new: str) -> None:
-        calls.append(f"rename {Path(old).read_bytes()!r}")
-        real_rename(old, new)
+    def rename(old: str, new: str, *, src_dir_fd: int, dst_dir_fd: int) -> None:
+        calls.append(f"rename {Path(f'/proc/self/fd/{src_dir_fd}/{old}').read_bytes()!r}")
+        real_rename(old, new, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "rename", rename)
@@ -299,10 +300,72 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatc
     assert os.listdir(path.parent) == ["file"]
 
 
+@pytest.mark.parametrize("where", ["disk", "disk/lib", "disk/lib/stack"])
+def test_no_symbolic_link_on_a_disk_is_followed(tmp_path: Path, capsys: pytest.CaptureFixture[str], where: str) -> None:
+    """Whoever wrote the data partition would have root write into the root's own folders."""
+    (tmp_path / "etc").mkdir()
+    link = tmp_path / where
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(tmp_path / "etc")
+    with pytest.raises(OSError, match=f"{link.name} is a symbolic link, which is not followed"):
+        files.write_atomically(str(tmp_path / "disk/lib/stack/boot.json"), "{}")
+    with pytest.raises(OSError, match="is a symbolic link"):
+        files.open_folder(str(tmp_path / "disk/lib/stack/x"))
+    log_files.File(str(tmp_path / "disk/lib/stack"), "network").write(b"a line\n", 100)
+    assert "is a symbolic link" in capsys.readouterr().err
+    assert os.listdir(tmp_path / "etc") == []
+
+
+def test_a_link_in_the_place_of_a_file_is_replaced_or_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "passwd").write_text("root")
+    for name in ("seed", "seed.new", "network.log"):
+        (tmp_path / name).symlink_to(tmp_path / "passwd")
+    files.write_atomically(str(tmp_path / "seed"), "new")
+    assert (tmp_path / "seed").read_text() == "new"
+    assert not (tmp_path / "seed").is_symlink()
+    log_files.File(str(tmp_path), "network").write(b"a line\n", 100)
+    assert "Too many levels" in capsys.readouterr().err
+    os.mkfifo(tmp_path / "pipe.log")
+    log_files.File(str(tmp_path), "pipe").write(b"a line\n", 100)
+    assert "No such device" in capsys.readouterr().err
+    assert (tmp_path / "passwd").read_text() == "root"
+    with pytest.raises(OSError, match=r"with \.\. in it"):
+        files.open_folder(f"{tmp_path}/a/../b")
+
+
+def test_clock_and_seed_of_another_disk_are_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever made the stick chose both."""
+    steps: list[float] = []
+    fed: list[tuple[bytes, bool]] = []
+    monkeypatch.setattr(clock, "step", steps.append)
+    monkeypatch.setattr(clock, "synchronised", lambda: False)
+
+    def feed(data: bytes, credit: bool) -> bool:
+        fed.append((data, credit))
+        return credit
+
+    monkeypatch.setattr(seed, "feed", feed)
+    monkeypatch.setattr(keeper, "KEPT", (clock, seed))
+    monkeypatch.setattr(keeper, "STORAGE", str(tmp_path / "storage.json"))
+    files.write_atomically(str(tmp_path / "clock"), f"{time.time() + 86400:.3f} plausible\n")
+    files.write_atomically(str(tmp_path / "seed"), seed.GOOD + bytes(32), 0o600)
+    assert not keeper.foreign()
+    (tmp_path / "storage.json").write_text('{"foreign": true}')
+    assert keeper.foreign()
+    keeper.each("restore", str(tmp_path), believed=False)
+    assert (steps, fed) == ([], [(bytes(32), False)]), "mixed in, without credit"
+    files.write_atomically(str(tmp_path / "seed"), seed.GOOD + bytes(32), 0o600)
+    keeper.each("restore", str(tmp_path))
+    assert (len(steps), fed[1]) == (1, (bytes(32), True)), "from our own disk both count"
+    assert "<4>" not in capsys.readouterr().err
+
+
 # --- a board ----------------------------------------------------------------------------------------------------------
 def test_a_board_keeps_its_clock_and_seed(boot: Callable[..., Board]) -> None:
     """In namespaces the clock is the host's and the pool takes no credit: what can be had is had, nothing fails."""
-    say = "import sys; sys.path.insert(0, '{LIB}'); import clock; print('clock:', clock.state(), flush=True)"
+    say = "import sys; sys.path.insert(0, '{LIB}'); from onboard import clock; print('clock:', clock.state(), flush=True)"
     board = boot(
         "KEEPER._replace(after=()), Service('say', ('{PYTHON}', '-c', " + repr(say) + "), restart='never')",
         settings="from settings import KEEPER",

@@ -99,7 +99,7 @@ NETWORK = 'country=DE\n# home\nnetwork={\n    ssid="a}b{"\n    psk="long enough"
 
 
 @pytest.mark.parametrize("text", [
-    NETWORK, NETWORK * 3, "", "network = {\nssid=616263\nkey_mgmt=NONE\n}\n", 'cred={\nrealm="x"\n}\n',
+    NETWORK, NETWORK * 3, "", "network={ # at home\nssid=616263\nkey_mgmt=NONE # all\n} # end\n", 'cred={\nrealm="x"\n}\n',
     'blob-base64-ca={\nQUJD\nREVG\n}\n', 'network={\npsk=' + "0" * 64 + "\n}\n", 'network={\nssid="a"b"\n}\n',
 ])  # fmt: skip
 def test_good_networks(text: str) -> None:
@@ -113,6 +113,8 @@ def test_good_networks(text: str) -> None:
     (NETWORK.replace('"long enough"', '"short"'), "line 5: psk: a passphrase has 8 to 63 characters"),
     (NETWORK.replace('"long enough"', '"' + "x" * 64 + '"'), "line 5: psk: a passphrase has 8 to 63 characters"),
     (NETWORK.replace('"long enough"', '"long enough'), "line 5: psk: a quote is not closed"),
+    ("network = {\nssid=616263\nkey_mgmt=NONE\n}\n", "line 1: write network={ without blanks: wpa_supplicant takes nothing else"),
+    ('network={\npsk="long enough # x\n}\n', "line 2: psk: a quote is not closed"),
     ("hello\n", 'line 1: it is no "name=value"'),
     ("network=\n{\n}\n", 'line 2: it is no "name=value"'),
 ])  # fmt: skip

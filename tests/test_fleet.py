@@ -14,8 +14,9 @@ from conftest import ROOT, eventually
 sys.path.insert(0, str(ROOT / "lab"))
 
 import fleet
+import fleet_programs
 
-from bus import REMOTE_FIRST, REMOTE_MAX, Remote, pauses
+from uplink.remote import REMOTE_FIRST, REMOTE_MAX, Remote, pauses
 
 
 def test_pauses_grow_to_their_end_and_are_drawn() -> None:
@@ -27,17 +28,19 @@ def test_pauses_grow_to_their_end_and_are_drawn() -> None:
         assert max(drawn) - min(drawn) > whole / 2
 
 
-needs_nats = pytest.mark.skipif(fleet.find("nats") is None, reason="no nats-server here: requirements-fleet.txt has it")
+needs_nats = pytest.mark.skipif(
+    fleet_programs.find("nats") is None, reason="no nats-server here: requirements-fleet.txt has it"
+)
 
 
 @pytest.fixture
 def nats(tmp_path: Path) -> Iterator[Any]:
     """Start nats-server: `nats(replace=("this", "that"))`, with that in its configuration instead of this; its port."""
-    started: list[fleet.Program] = []
+    started: list[fleet_programs.Program] = []
 
     def start(replace: tuple[str, str] = ("", "")) -> int:
-        port = fleet.free_port()
-        one = fleet.make_broker("nats", port, tmp_path)
+        port = fleet_programs.free_port()
+        one = fleet_programs.make_broker("nats", port, tmp_path)
         config = tmp_path / "nats.conf"
         config.write_text(config.read_text().replace(*replace))
         one.start()
@@ -86,7 +89,7 @@ def live(kind: str, boards: int, chosen: fleet.Chosen, folder: Path, phases: tup
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.skipif(fleet.find("mosquitto") is None, reason="no mosquitto here, and only root can install it")
+@pytest.mark.skipif(fleet_programs.find("mosquitto") is None, reason="no mosquitto here, and only root can install it")
 def test_a_fleet_loses_nothing_and_nothing_is_there_twice(tmp_path: Path, record_property: Callable[[str, str], None]) -> None:
     """60 boards; the broker and then the receiver are killed; then a backlog."""
     chosen = fleet.Chosen(seconds=2.0, rate=600.0, period=1.0, outage=0.2, backlog=20_000)

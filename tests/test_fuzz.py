@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT / "lab"))
 
 import fleet
 import fleet_boards
+import fleet_programs
 
 from bus import Bus
 from uplink import wire
@@ -178,7 +179,7 @@ def flood(chosen: random.Random, count: int) -> Iterator[tuple[str, bytes, bool 
 
 # --- the receiver ------------------------------------------------------------------------------------------------------
 @pytest.mark.timeout(120)
-@pytest.mark.skipif(fleet.find("mosquitto") is None, reason="no mosquitto here, and only root can install it")
+@pytest.mark.skipif(fleet_programs.find("mosquitto") is None, reason="no mosquitto here, and only root can install it")
 @pytest.mark.xfail(
     not (ROOT / "mothership/postgres.py").exists(), reason="a lone surrogate is the end of this receiver", strict=True
 )
@@ -211,7 +212,7 @@ def test_the_receiver_survives_and_the_honest_board_loses_nothing(
 
 
 def boards_of(database: Path) -> set[str]:
-    return {name for (name,) in fleet.query(database, "SELECT name FROM board")}
+    return {name for (name,) in fleet_programs.query(database, "SELECT name FROM board")}
 
 
 def refused_of(log: str) -> int:
@@ -261,6 +262,10 @@ class World:
             self.uplink.take("evt", "evt", {**GOOD, "seq": self.made})
         self.box.flush(time.monotonic())
 
+    def answer(self, seq: Any, nonce: Any = None) -> bytes:
+        """About the stream that was asked for."""
+        return json.dumps({"seq": seq, "nonce": nonce, "outbox": self.uplink.sender.stream.identity}).encode()
+
     def hear(self, what: str, payload: bytes) -> None:
         self.link.down.append((wire.topic("b1", what) if what else "", payload))
         self.uplink.arrived()
@@ -297,7 +302,7 @@ ACKS = st.one_of(
     st.binary(max_size=40),
     st.sampled_from((b"", b"{", b"[" * 1000, b"[" * 5000, b'{"seq":1' + b"0" * 4000 + b"}", b'{"seq":NaN}', b"\xff\xfe{\x00}\x00", b"null")),
     st.fixed_dictionaries(
-        {"seq": SEQS}, optional={"nonce": st.one_of(st.none(), st.text(max_size=12), st.integers(), st.lists(st.none())),
+        {"seq": SEQS, "outbox": st.sampled_from(("STREAM", "STREAM", "STREAM", "another", "", None, 7))}, optional={"nonce": st.one_of(st.none(), st.text(max_size=12), st.integers(), st.lists(st.none())),
                                  "time": st.one_of(st.floats(), st.none(), st.text(max_size=3), st.integers())}
     ).map(lambda answer: json.dumps(answer).encode()),
 )  # fmt: skip
@@ -311,13 +316,13 @@ def test_no_acknowledgement_takes_what_was_not_sent(tmp_path_factory: pytest.Tem
     world.record(5)
     for step in steps:
         if isinstance(step, bytes):
-            world.hear("ack", step)
+            world.hear("ack", step.replace(b"STREAM", world.uplink.sender.stream.identity.encode()))
         elif step == "record":
             world.record(3)
         elif step == "connect":
             world.hear("", b"")
         elif step == "answer":
-            world.hear("ack", json.dumps({"seq": 0, "nonce": world.nonce()}).encode())
+            world.hear("ack", world.answer(0, world.nonce()))
         else:
             world.uplink.turn(time.monotonic() + 60)
         assert set(range(1, world.made + 1)) <= world.waiting() | world.sent()
@@ -330,9 +335,9 @@ def test_no_answer_makes_numbers_that_nobody_takes(world: World, seq: int) -> No
     world.record(3)
     for _ in range(3):
         world.hear("", b"")
-        world.hear("ack", json.dumps({"seq": seq, "nonce": world.nonce()}).encode())
+        world.hear("ack", world.answer(seq, world.nonce()))
     world.hear("", b"")
-    world.hear("ack", json.dumps({"seq": 0, "nonce": world.nonce()}).encode())
+    world.hear("ack", world.answer(0, world.nonce()))
     assert world.sent() == {1, 2, 3}
     assert world.box.next < 2**62
 
@@ -353,7 +358,7 @@ COMMANDS: tuple[bytes, ...] = (
 def test_no_malformed_command_is_carried_out(world: World) -> None:
     world.record(3)
     world.hear("", b"")
-    world.hear("ack", json.dumps({"seq": 0, "nonce": world.nonce(), "time": 1e9}).encode())
+    world.hear("ack", json.dumps({**json.loads(world.answer(0, world.nonce())), "time": 1e9}).encode())
     for payload in COMMANDS:
         world.hear("cmd", payload)
     assert world.asked == []
@@ -396,7 +401,7 @@ def test_nothing_on_the_local_bus_stops_the_uplink(tmp_path_factory: pytest.Temp
                 bus._on_message(None, None, SimpleNamespace(topic=topic, payload=payload))  # type: ignore[arg-type]
     world.record(1)
     world.hear("", b"")
-    world.hear("ack", json.dumps({"seq": 0, "nonce": world.nonce()}).encode())
+    world.hear("ack", world.answer(0, world.nonce()))
     taken = [wire.unpack(payload) for topic, payload in world.link.up if topic.endswith("/up")]
     assert sum(len(one.records) for one in taken) == world.box.count() > 0
     world.close()
@@ -410,6 +415,59 @@ def a_bus() -> Iterator[Bus]:
         yield Bus("fuzz", "/nowhere")
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def report(services: Any, mono: Any = 5.0) -> dict[str, Any]:
+    return {"v": 1, "mono": mono, "data": {"services": {"rows": services}}}
+
+
+GOOD_ROW = {"state": "running", "exit": None, "restart": 0}
+BAD_ROWS: tuple[tuple[str, Any], ...] = (
+    ("x#", GOOD_ROW), ("a/b", GOOD_ROW), ("+", GOOD_ROW), ("", GOOD_ROW), ("nul\0", GOOD_ROW), ("x" * 65, GOOD_ROW), ("\ud800", GOOD_ROW),
+    ("list", []), ("text", "running"), ("none", None), ("big", {**GOOD_ROW, "exit": "x" * 5_000_000}), ("deep", {**GOOD_ROW, "exit": [[[]]]}),
+    ("nan", {**GOOD_ROW, "restart": float("nan")}), ("huge", {**GOOD_ROW, "restart": 10**400}),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "row"), BAD_ROWS, ids=[repr(name)[:12] for name, _ in BAD_ROWS])
+def test_one_bad_service_keeps_no_other_back(world: World, name: str, row: Any) -> None:
+    """Neither when it is reported nor after a reconnect, which tells all that is known."""
+    world.uplink.on_diag("diag", report({"before": GOOD_ROW, name: row, "behind": GOOD_ROW}))
+    world.link.up.clear()
+    world.hear("", b"")
+    world.record(3)
+    world.hear("ack", world.answer(0, world.nonce()))
+    told = [topic for topic, _ in world.link.up if "/sv/" in topic]
+    assert told == ["v1/b1/sv/before", "v1/b1/sv/behind"]
+    assert world.sent() == {1, 2, 3}
+    assert world.uplink.dropped["sv"] == 1
+    assert max(len(payload) for _, payload in world.link.up) < 1000
+
+
+@pytest.mark.parametrize("message", [
+    [], "x", None, 7, {}, {"data": None}, {"data": []}, {"data": {"services": 5}}, {"data": {"services": {"rows": [1]}}}, report({"a": GOOD_ROW}, "now"),
+    report({"a": GOOD_ROW}, None), {"data": {"text": "x" * 1_000_000}, "mono": 1.0}, {"data": {"x": float("nan")}, "mono": 1.0},
+])  # fmt: skip
+def test_a_report_of_any_shape_is_survived(world: World, message: Any) -> None:
+    world.uplink.on_diag("diag", message)
+    world.uplink.on_diag("diag", report({"good": GOOD_ROW}))
+    assert [topic for topic, _ in world.link.up if "/sv/" in topic] == ["v1/b1/sv/good"]
+    assert max((len(payload) for _, payload in world.link.up), default=0) <= 256 * 1024
+
+
+def test_a_flood_of_service_names_is_bounded_and_said_once(world: World) -> None:
+    for first in range(0, 5000, 500):
+        world.uplink.on_diag("diag", report({f"s{number}": GOOD_ROW for number in range(first, first + 500)}))
+    assert len(world.uplink.services) == 1000
+    assert world.uplink.dropped["sv"] == 4000
+    assert len(world.uplink.quiet) == 1
+
+
+def test_what_cannot_be_recorded_is_counted_by_kind(world: World) -> None:
+    for message in ([1], None, {"data": "x" * 300_000}, {"data": float("nan")}):
+        world.uplink.take("wifi", "wifi/x", message)  # type: ignore[arg-type]
+    world.uplink.take("wifi", "wifi/x", {"data": 1})
+    assert (world.uplink.dropped["wifi"], world.box.lost["wifi"], world.box.count()) == (4, 4, 1)
 
 
 def test_the_table_of_what_is_malformed_is_right() -> None:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import fakegps
 import gps
-from onboard import clock
+from onboard import clock, nmea
 
 # From u-blox's protocol specification (M8) and gpsd's NMEA.adoc.
 RMC = "GPRMC,083559.00,A,4717.11437,N,00833.91522,E,0.004,77.52,091202,,,A"
@@ -49,17 +49,18 @@ def gga(seconds: float = 43200.0, quality: int = 1, talker: str = "GN") -> bytes
     return line(f"{talker}GGA,{at},{where},{quality},09,0.8,34.5,M,44.9,M,,")
 
 
-def fixes(data: bytes) -> list[gps.Fix]:
-    epochs = gps.Epochs()
-    return [fix for sentence in gps.Parser().feed(data) if (fix := epochs.take(sentence))]
+def fixes(data: bytes) -> list[nmea.Fix]:
+    """What is told of sentences that come without a pause, and at the end after one."""
+    epochs = nmea.Epochs()
+    return [*(fix for sentence in nmea.Parser().feed(data) for fix in epochs.take(sentence, 0.0)), *epochs.flush(1.0)]
 
 
 # --- sentences ------------------------------------------------------------------------------------------------------
 def test_the_checksum_is_the_one_of_the_specification() -> None:
-    assert gps.parse(b"$GPRMC,083559.00,A,4717.11437,N,00833.91522,E,0.004,77.52,091202,,,A*57\r\n") is not None
-    assert gps.parse(b"$GPGGA,092725.00,4717.11399,N,00833.91590,E,1,08,1.01,499.6,M,48.0,M,,*5B") is not None
-    assert gps.parse(b"$GPGGA,092725.00,4717.11399,N,00833.91590,E,1,08,1.01,499.6,M,48.0,M,,*5C") is None
-    assert gps.parse(b"$GPGGA,092725.00,4717.11399,N,00833.91590,E,1,08,1.01,499.6,M,48.0,M,,") is None, "without one"
+    assert nmea.parse(b"$GPRMC,083559.00,A,4717.11437,N,00833.91522,E,0.004,77.52,091202,,,A*57\r\n") is not None
+    assert nmea.parse(b"$GPGGA,092725.00,4717.11399,N,00833.91590,E,1,08,1.01,499.6,M,48.0,M,,*5B") is not None
+    assert nmea.parse(b"$GPGGA,092725.00,4717.11399,N,00833.91590,E,1,08,1.01,499.6,M,48.0,M,,*5C") is None
+    assert nmea.parse(b"$GPGGA,092725.00,4717.11399,N,00833.91590,E,1,08,1.01,499.6,M,48.0,M,,") is None, "without one"
 
 
 @pytest.mark.parametrize("first_gga", [True, False], ids=["GGA first", "RMC first"])
@@ -78,7 +79,7 @@ def test_both_halves_of_an_instant_make_one_position(first_gga: bool) -> None:
 def test_a_receiver_that_says_only_one_of_them_has_positions_too() -> None:
     for one, accuracy in ((rmc, None), (gga, 4.0)):
         found = fixes(one(1) + one(2) + one(3))
-        assert [fix.time for fix in found] == ["000001.00", "000002.00"]
+        assert [fix.time for fix in found] == ["000001", "000002", "000003"]
         assert all(fix.position and fix.position["accuracy"] == accuracy for fix in found)
 
 
@@ -87,7 +88,7 @@ def test_any_talker_and_others_between() -> None:
     for talker in ("GP", "GN", "GL", "GA", "BD", "GQ"):
         (fix,) = fixes(noise + rmc(talker=talker) + noise + gga(talker=talker) + rmc(talker="GP") + gga(talker="GL"))
         assert fix.position is not None, "once, though a second talker says it again"
-    parser = gps.Parser()
+    parser = nmea.Parser()
     parser.feed(noise)
     assert (parser.good, parser.bad) == (3, 1)
 
@@ -103,9 +104,9 @@ def test_no_fix_no_position() -> None:
 
 
 def test_south_west_and_speed() -> None:
-    sentence = gps.parse(line("GPRMC,120000,A,3356.4000,S,07040.2000,W,10,180.0,010126,,"))
+    sentence = nmea.parse(line("GPRMC,120000,A,3356.4000,S,07040.2000,W,10,180.0,010126,,"))
     assert sentence is not None
-    fix = gps.read_sentence(gps.Fix(), sentence)
+    fix = nmea.read_sentence(nmea.Fix(), sentence)
     assert fix.latitude == pytest.approx(-33.94)
     assert fix.longitude == pytest.approx(-70.67)
     assert fix.speed == pytest.approx(5.144, abs=1e-3)
@@ -113,9 +114,9 @@ def test_south_west_and_speed() -> None:
 
 @pytest.mark.parametrize("date", ["", "000026", "310226", "321326", "15062", "ab0626", "-10626"])
 def test_a_date_that_is_none(date: str) -> None:
-    sentence = gps.parse(rmc(date=date))
+    sentence = nmea.parse(rmc(date=date))
     assert sentence is not None
-    assert gps.read_sentence(gps.Fix(), sentence).utc is None
+    assert nmea.read_sentence(nmea.Fix(), sentence).utc is None
 
 
 PIECES = st.lists(
@@ -127,22 +128,230 @@ PIECES = st.lists(
 @given(PIECES, st.integers(1, 50))
 def test_no_bytes_make_it_raise_and_pieces_make_no_difference(pieces: list[bytes], size: int) -> None:
     data = b"".join(pieces)
-    whole, parts = gps.Parser(), gps.Parser()
+    whole, parts = nmea.Parser(), nmea.Parser()
     sentences = [s for at in range(0, len(data), size) for s in parts.feed(data[at : at + size])]
-    assert len(parts._rest) <= gps.LONGEST
+    assert len(parts._rest) <= nmea.LONGEST
     assert whole.feed(data) == sentences
-    epochs = gps.Epochs()
-    for fix in filter(None, map(epochs.take, sentences)):
+    epochs = nmea.Epochs()
+    for fix in [fix for sentence in sentences for fix in epochs.take(sentence, 0.0)]:
         assert fix.position is None or abs(fix.position["latitude"]) <= 90
         assert fix.utc is None or fix.utc > 0
 
 
-@given(st.lists(st.text(alphabet="0123456789.-+,AVNSEW eE_nif", max_size=12), max_size=15), st.sampled_from(["RMC", "GGA"]))
+@given(
+    st.lists(st.text(alphabet="0123456789.-+,AVNSEW eE_nif", max_size=12), max_size=15), st.sampled_from(["RMC", "GGA", "GLL"])
+)
 def test_no_fields_make_it_raise(fields: list[str], kind: str) -> None:
-    sentence = gps.parse(line(f"GP{kind},{','.join(fields)}"))
+    sentence = nmea.parse(line(f"GP{kind},{','.join(fields)}"))
     assert sentence is not None
-    fix = gps.read_sentence(gps.Fix(), sentence)
+    fix = nmea.read_sentence(nmea.Fix(), sentence)
     json.dumps([fix.position, fix.utc], allow_nan=False)
+
+
+# --- real receivers -------------------------------------------------------------------------------------------------
+class Recorder:
+    """A bus and its log, as lists."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, Any]] = []
+        self.lines: list[str] = []
+        self.log = self
+
+    def info(self, text: str, *words: Any) -> None:
+        self.lines.append(text % words)
+
+    warning = info
+
+    def publish(self, topic: str, data: Any, *, retain: bool = False) -> None:
+        self.sent.append((topic, data))
+
+    def watch(self, fd: int, handler: Any) -> None:
+        pass
+
+    unwatch = watch
+
+
+class Serial:
+    """A receiver of gps.py on a line that the test reads for it, with the test's clock."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, baud: int = 0) -> None:
+        self.bus, self.now, self.bauds = Recorder(), 100.0, list[int]()
+        self.data = b""
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(gps, "open_serial", lambda _path, _baud: 99)
+        monkeypatch.setattr(gps, "set_line", lambda _fd, baud: self.bauds.append(baud))
+        monkeypatch.setattr(os, "read", lambda _fd, _count: self.data)
+        bus: Any = self.bus
+        self.one = gps.Receiver(bus, "/dev/x", baud)
+        self.one.turn(self.now)
+
+    def hear(self, data: bytes) -> None:
+        self.data = data
+        self.one.on_bytes()
+
+    def go_on(self, seconds: float) -> None:
+        """Sleep as `Bus.when` does: until something is due."""
+        end = self.now + seconds
+        while (due := self.one.due()) <= end:
+            self.now = max(self.now, due)
+            self.one.turn(self.now)
+        self.now = end
+
+    def told(self, topic: str) -> list[Any]:
+        return [data for name, data in self.bus.sent if name == topic]
+
+
+def test_a_receiver_that_speaks_every_six_seconds_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Serial(monkeypatch)
+    route = fakegps.Receivers()
+    for second in range(0, 120, 6):
+        one.hear(rmc(second) + gga(second))
+        for _ in range(6):
+            one.go_on(1.0)
+            last = one.told("receiver/x")[-1]
+            assert last["speaks"]
+            route.on_receiver("receiver/x", {"mono": one.now, "data": last})
+            assert route.speak(one.now)
+    assert len(one.told("gps")) == 20
+    assert one.bauds == []
+    one.go_on(gps.SILENCE)
+    assert not one.told("receiver/x")[-1]["speaks"]
+    one.go_on(100.0)
+    assert one.bauds == [], "where nothing comes, no other rate would help"
+
+
+def test_the_rate_is_another_one_where_bytes_make_no_sense(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Serial(monkeypatch)
+    for _ in range(4):
+        one.hear(b"\x00\xff\x80garbage")
+        one.go_on(6.0)
+    assert one.bauds == [4800, 38400, 115200, 9600]
+    one.hear(b"\x00\xff\x80")  # half a sentence first, as on any line that is opened while it speaks
+    one.hear(rmc())
+    one.go_on(6.0)
+    assert len(one.bauds) == 4
+    wind, one = line("WIMWV,1,R,2,N,A"), Serial(monkeypatch)
+    for _ in range(10):
+        one.hear(wind)
+        one.go_on(3.0)
+    assert one.bauds == [], "an anemometer speaks NMEA at the right rate"
+    assert not any(data["speaks"] for data in one.told("receiver/x"))
+
+
+def test_times_are_joined_by_their_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """130711.00 in one and 130711 in the other."""
+    for first, second in (("130711.00", "130711"), ("130711", "130711.000"), ("130711.50", "130711.5")):
+        (fix,) = fixes(line(RMC.replace("083559.00", first)) + line(GGA.replace("083559.00", second)))
+        assert fix.kinds == {"RMC", "GGA"}
+    assert len(fixes(line(RMC.replace("083559.00", "130711.50")) + line(GGA.replace("083559.00", "130711")))) == 2
+    assert len(fixes(line(RMC.replace("083559.00", "130710")) + line(GGA.replace("083559.00", "130711")))) == 2
+
+
+def test_a_receiver_of_rmc_alone_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Serial(monkeypatch)
+    started = one.now
+    for second in range(5):
+        one.hear(rmc(second))
+        if second:
+            assert len(one.told("gps")) == second + 1, "before anything else comes"
+        one.go_on(1.0)
+    assert [data["age"] for data in one.told("gps")] == [0.3, 0.0, 0.0, 0.0, 0.0], "the first one after a pause"
+    assert one.now == started + 5
+
+
+def test_sentences_in_between_are_no_pause_and_a_late_half_is_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 4,800 baud a second's sentences take a second."""
+    one = Serial(monkeypatch)
+    one.hear(rmc(1))
+    for _ in range(4):
+        one.go_on(0.2)
+        one.hear(b"$GPGSV,")
+    assert one.told("gps") == []
+    one.hear(b"\r\n" + gga(1))
+    assert [(data["age"], data["satellites"]) for data in one.told("gps")] == [(0.8, 9)]
+    one.hear(rmc(2))
+    one.go_on(0.5)
+    one.hear(gga(2))
+    assert [data["satellites"] for data in one.told("gps")] == [9, None, 9]
+
+
+def test_the_age_of_an_observation_counts_from_the_fix() -> None:
+    import wifi_analyzer
+
+    bus: Any = Recorder()
+    one = wifi_analyzer.Analyzer(bus)
+    data = {"latitude": 1.0, "longitude": 2.0, "accuracy": None, "source": "gps", "age": 0.8}
+    one.on_gps("gps", {"mono": 50.0, "data": data})
+    assert one.position(52.0)["age"] == 2.8
+    assert one.position(59.5)["latitude"] is None, "too old, counted from the fix"
+    one.on_gps("gps", {"mono": 50.0, "data": {**data, "age": 0.0}})
+    assert one.position(59.5)["latitude"] == 1.0
+
+
+def test_quality_one_without_a_satellite_is_no_position() -> None:
+    def said(quality: int, satellites: str) -> dict[str, Any] | None:
+        return fixes(line(f"GPGGA,120000,5230.0000,N,01324.0000,E,{quality},{satellites},0.8,34.5,M,44.9,M,,"))[0].position
+
+    assert said(1, "00") is None
+    assert said(2, "0") is None
+    assert said(1, "04") is not None
+    assert said(1, "") is not None, "it does not say how many"
+    assert said(6, "00") is not None, "dead reckoning needs none"
+
+
+def test_gll_where_there_is_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gll(second: int, status: str = "A", mode: str = ",A") -> bytes:
+        return line(f"GPGLL,5230.0000,N,01324.0000,E,1200{second:02}.00,{status}{mode}")
+
+    one = Serial(monkeypatch)
+    for second in range(3):
+        one.hear(gll(second))
+        one.go_on(1.0)
+    assert [(data["latitude"], data["longitude"], data["accuracy"]) for data in one.told("gps")] == [(52.5, 13.4, None)] * 3
+    assert one.told("receiver/x")[-1]["speaks"]
+    one.hear(gll(4, "V"))
+    one.hear(gll(5, "A", ",N"))
+    one.go_on(1.0)
+    assert len(one.told("gps")) == 3
+    assert not one.told("receiver/x")[-1]["fix"]
+    assert [fix.position is not None for fix in fixes(gll(6, "A", ""))] == [True], "before NMEA 2.3"
+    found = fixes(rmc(43200) + gga(43200) + gll(0) + rmc(43201) + gga(43201) + gll(1))
+    assert [fix.kinds for fix in found] == [{"RMC", "GGA"}] * 2, "it says nothing new beside those"
+
+
+def test_a_date_of_another_era(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1024 weeks back is mended, by the date when this was built; ahead of it is refused; the log says either, once."""
+    day = 86400.0
+    built = 1_767_225_600.0  # 2026-01-01
+    assert gps.in_this_era(built + 200 * day, built) == (built + 200 * day, "")
+    for eras in (1, 2):
+        found, odd = gps.in_this_era(built + (200 - eras * 7168) * day, built)
+        assert found == built + 200 * day
+        assert f"{eras * 1024} weeks are added, 2026-07-20T00:00:00Z" in odd
+    assert gps.in_this_era(built - day, built)[0] == built + 7167 * day
+    assert gps.in_this_era(built + 7167 * day, built)[0] == built + 7167 * day
+    assert gps.in_this_era(built + 7168 * day, built)[0] is None
+    assert gps.in_this_era(built + 7300 * day, built)[0] is None
+
+    offered: list[float] = []
+    monkeypatch.setattr(clock, "offer", lambda utc, _source: offered.append(utc))
+    monkeypatch.setattr(clock, "build_date", lambda: built)
+    for date, expected, words in (
+        ("041206", 1_784_505_600.0, "are added"),
+        ("050346", None, "is not taken"),
+        ("200726", 1_784_505_600.0, ""),
+    ):
+        one, offered[:] = Serial(monkeypatch), []
+        for second in range(5):
+            one.hear(rmc(second, date=date))
+            one.go_on(1.0)
+        lines = [text for text in one.bus.lines if "its date" in text]
+        assert len(lines) == bool(words)
+        assert words in "".join(lines)
+        assert offered == ([expected + 2] if expected else [])
+    old = nmea.parse(rmc(date="060187"))
+    assert old is not None
+    assert nmea.read_sentence(nmea.Fix(), old).utc == 536_932_800.0, "1987-01-06 12:00:00"
 
 
 # --- the clock ------------------------------------------------------------------------------------------------------
@@ -263,6 +472,7 @@ def test_a_receiver_on_a_line_takes_over_and_hands_back(line_and_ear: tuple[Line
         one.plug()
         eventually(lambda: one.say() and ear.last("gps").get("source") == "gps", 20)
         found = ear.last("gps")
+        assert found.pop("age") < 1.0
         assert found == {"latitude": 52.5, "longitude": 13.4, "accuracy": 4.0, "speed": 5.14, "source": "gps",
                          "altitude": 34.5, "course": 90.0, "quality": 1, "satellites": 9}  # fmt: skip
         eventually(lambda: ear.last("receiver/gps-line")["fix"])

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from onboard.to_pid1 import SVError
 from pid1.instances import instance_row
-from services import devices
+from services import devices, hotplug, modprobe, orders
 from tables import load as tables
 from tables.rows import Rule, Service
 
@@ -135,8 +135,8 @@ def test_names_are_made_from_properties() -> None:
         ("Rule('tty', 'plug', start='x')", "action 'plug' is not '*' or one of add, remove"),
         ("Rule('tty', '*', start='x')", "start and stop need one action"),
         ("Rule('tty', start='gps@')", "a template is not started"),
-        ("Rule('tty', properties={'A': 'b'}, start='x')", "is not a tuple of pairs"),
-        ("Rule('tty', properties=('A', 'b'), start='x')", "is not a tuple of pairs"),
+        ("Rule('tty', properties={'A': 'b'}, start='x')", "properties is a dict; write a tuple"),
+        ("Rule('tty', properties=('A', 'b'), start='x')", "properties is one pair; a comma more makes"),
         ("Rule('tty', group='nosuchgroup')", "group 'nosuchgroup' is not in /etc/group"),
         ("Rule('tty', module='-r')", "module '-r' is not a module's name"),
         ("Rule('tty', publish='device/#')", "a topic has no + and no #"),
@@ -149,6 +149,152 @@ def test_a_bad_rule_is_named_and_left_out(tmp_path: Path, row: str, fault: str) 
     assert len(board.rejected) == 1
     assert fault in board.rejected[0]
     assert list(board.RULES) == [Rule("net", module="x")]
+
+
+# --- what follows from devices, without a kernel --------------------------------------------------------------------
+class Ear:
+    """The bus, and the log, of a hotplug that is driven by hand."""
+
+    def __init__(self) -> None:
+        self.log = self
+        self.said: list[str] = []
+        self.published: list[tuple[str, Any]] = []
+
+    def warning(self, text: str, *words: object) -> None:
+        self.said.append(text % words)
+
+    info = warning
+
+    def watch(self, *_: object) -> None: ...
+
+    def publish(self, topic: str, data: Any) -> None:
+        self.published.append((topic, data))
+
+
+class Silence:
+    """Uevents, of which there are none."""
+
+    dropped = 0
+
+    def fileno(self) -> int:
+        return -1
+
+    def read(self) -> list[dict[str, str]]:
+        return []
+
+
+@pytest.fixture
+def plugged(sys: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., hotplug.Hotplug]:
+    """A hotplug whose sysfs is the test's, and whose modules and orders are only gathered."""
+    monkeypatch.setattr(orders, "STARTED", str(tmp_path / "started.json"))
+
+    def make(*rules: Rule, console: str = "/dev/console") -> hotplug.Hotplug:
+        chosen = type("Chosen", (), {"RULES": rules, "group_ids": {"dialout": 20}, "CONSOLE": console})
+        return hotplug.Hotplug(Ear(), chosen, Silence(), str(sys))  # type: ignore[arg-type]
+
+    return make
+
+
+def wanted(one: hotplug.Hotplug) -> list[str]:
+    return list(one.loader._wanted)
+
+
+def ordered(one: hotplug.Hotplug) -> dict[str, str]:
+    return dict(one.orders._pending)
+
+
+GPS = Rule("tty", properties=(("DEVNAME", "ttyUSB*"),), start="gps@{devname}", publish="device/{devname}")
+
+
+def test_what_is_there_at_boot_is_loaded_parents_first_and_started(plugged: Callable[..., hotplug.Hotplug], sys: Path) -> None:
+    one = plugged(GPS)
+    one.rescan()
+    assert wanted(one) == ["pci:v00001B36", "usb:v0403p6001"]
+    assert ordered(one) == {"gps@ttyUSB0": "start"}
+    (sys / f"{HUB}/1-1.2/1-1.2:1.0/driver".strip("/")).symlink_to("/nowhere/ftdi_sio")
+    again = plugged(GPS)
+    again.rescan()
+    assert wanted(again) == ["pci:v00001B36"], "what has its driver asks for no module"
+
+
+def test_a_device_that_goes_takes_its_service_with_it(plugged: Callable[..., hotplug.Hotplug]) -> None:
+    one = plugged(GPS, Rule("tty", "remove", stop="other", module="late-{devname}"))
+    one.rescan()
+    one.loader._wanted.clear()
+    one.on_event({"ACTION": "remove", "DEVPATH": SERIAL, "SUBSYSTEM": "tty"})
+    assert ordered(one) == {"gps@ttyUSB0": "stop", "other": "stop"}
+    assert wanted(one) == ["late-ttyUSB0"], "what was known of it is known at its end"
+    assert [topic for topic, _ in one.bus.published] == ["device/ttyUSB0"]  # type: ignore[attr-defined]
+    one.rescan()
+    assert ordered(one)["gps@ttyUSB0"] == "restart", "it is there again: what was to be stopped is another device's"
+
+
+def test_the_console_is_given_to_nobody(plugged: Callable[..., hotplug.Hotplug], sys: Path) -> None:
+    """An adapter with `console=ttyUSB0`: the kernel's messages are no position, and what gps.py writes there is no login."""
+    add(sys, "/class/tty/console", "", active="tty0 ttyUSB0\n")
+    one = plugged(GPS, Rule("tty", group="dialout"))
+    one.rescan()
+    assert ordered(one) == {}
+    assert "ttyUSB0 is the console: no rule gives it to anybody" in one.bus.said  # type: ignore[attr-defined]
+    (sys / "class/tty/console/active").write_text("tty0\n")
+    one = plugged(GPS)
+    one.rescan()
+    assert ordered(one) == {"gps@ttyUSB0": "start"}
+    mine = plugged(GPS, console="/dev/ttyUSB0")
+    mine.rescan()
+    assert ordered(mine) == {}, "the prompt's"
+
+
+def test_which_terminals_are_consoles(tmp_path: Path) -> None:
+    line = "quiet console=tty1 console=ttyAMA0,115200n8 stack.console=ttyS7 root=/dev/mmcblk0p2"
+    assert devices.consoles(str(tmp_path), line, "/dev/ttyS0") == {"tty1", "ttyAMA0", "ttyS0"}
+    assert devices.consoles(str(tmp_path), "", "/dev/console") == set()
+
+
+def test_more_devices_than_any_board_has_are_left_out(
+    plugged: Callable[..., hotplug.Hotplug], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hotplug, "DEVICES", 9)
+    one = plugged(GPS)
+    one.rescan()
+    for number in range(100):
+        one.on_event({"ACTION": "add", "DEVPATH": f"/devices/x{number}", "SUBSYSTEM": "x"})
+    assert (len(one.known), one.dropped) == (9, 98)
+    one.loader._wanted.clear()
+    one.orders._pending.clear()
+    for _ in range(3):
+        one.turn(100.0)
+    assert one.bus.said.count("devices: there are more than 9, or some that say what is no text: left out") == 1  # type: ignore[attr-defined]
+
+
+def test_names_of_modules_that_are_too_many_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    argvs: list[list[str]] = []
+    monkeypatch.setattr(modprobe.Loader, "_start", lambda _self, argv, _now: argvs.append(argv))
+    loader = modprobe.Loader(Ear())  # type: ignore[arg-type]
+    for number in range(2500):
+        loader.want(f"usb:{number}")
+    assert loader.dropped == 500
+    assert loader.due() == 0.0
+    for _ in range(11):
+        loader.turn(1.0)
+    assert [len(argv) for argv in argvs] == [5 + 200] * 10
+    assert argvs[0][:6] == ["modprobe", "-a", "-b", "-q", "--", "usb:0"]
+    assert argvs[9][-1] == "usb:1999"
+    assert loader.due() is None
+
+
+def test_it_sleeps_until_something_is_due(plugged: Callable[..., hotplug.Hotplug], monkeypatch: pytest.MonkeyPatch) -> None:
+    one = plugged()
+    one.turn(100.0)
+    assert one.due() == 3700.0, "nothing at all"
+    one.lost = True
+    assert one.due() == 101.0, "another scan"
+    one.lost = False
+    one.orders.give("start", "x")
+    assert one.due() == 100.05, "at once"
+    monkeypatch.setattr("onboard.to_pid1.SOCKET", "/nowhere/control")
+    one.turn(200.0)
+    assert one.due() == 205.0, "PID 1 is away: five seconds"
 
 
 # --- templates ------------------------------------------------------------------------------------------------------
@@ -281,7 +427,9 @@ def test_what_happened_while_it_was_away_is_put_in_order(boot: Callable[..., Boa
 @needs_ip
 def test_orders_wait_for_pid_1(boot: Callable[..., Board]) -> None:
     """Its socket is moved out of the way while a device comes."""
-    quick = "import sys; sys.path.insert(0, sys.argv[1]); import hotplug; hotplug.RETRY = 0.2; hotplug.main()"
+    quick = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from services import hotplug, orders; orders.RETRY = 0.2; hotplug.main()"
+    )
     board = boot(f"Service('hotplug', ('{{PYTHON}}', '-c', {quick!r}, '{{LIB}}')), {KEEPER}", settings=RULES).up()
     eventually(lambda: started(board), 20)
     name = board.ask("run", argv=["sh", "-ec", "cd /run/stack; mv control away; ip link add dev0 type veth peer name dev1; sleep 0.5;"
@@ -324,7 +472,7 @@ def test_one_modprobe_for_all_and_one_that_hangs_is_ended(boot: Callable[..., Bo
     rules = """RULES = (Rule("net", properties=(("INTERFACE", "lo"),), module="of-{interface}"),
                         Rule("net", properties=(("INTERFACE", "hang"),), module="hang"),
                         Rule("net", properties=(("INTERFACE", "late*"),), module="{interface}"))"""
-    quick = "import sys; sys.path.insert(0, sys.argv[1]); import hotplug; hotplug.LOADER_TIMEOUT = 2.0; hotplug.main()"
+    quick = "import sys; sys.path.insert(0, sys.argv[1]); from services import hotplug, modprobe; modprobe.LOADER_TIMEOUT = 2.0; hotplug.main()"
     row = f"Service('hotplug', ('{{PYTHON}}', '-c', {quick!r}, '{{LIB}}'), env=(('PATH', '/run/bin:/usr/bin:/bin'),)),"
     first = "Service('files', ('sh', '-c', 'mkdir /run/bin; cp /test/modprobe /run/bin; chmod 755 /run/bin/modprobe'), ready='exit', restart='never'),"
     board = boot(first + row.replace("env=", "after=('files',), env="), settings=rules, files={"modprobe": MODPROBE}).up()

@@ -202,7 +202,7 @@ def test_a_record_that_is_no_json_is_the_first(lives: Lives) -> None:
 
 
 def test_the_prompt_tells_it(lives: Lives, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prompt, "_ask", lambda op: {"hostname": "x"})
+    monkeypatch.setattr("onboard.to_pid1.ask", lambda _path, _asked: {"hostname": "x"})
     with pytest.raises(SVError, match="no record of boots"):
         prompt.post_mortem()
     assert prompt.board()["last_boot"] == {}
@@ -221,10 +221,15 @@ import gc, sys, time
 gc.disable()
 sys.path.insert(0, "/stack/lib/stack")
 import stack
+from pid1.requests import Requests
 def lose_time(): time.sleep(4.0)
-def handle(self, request, uid, now, handle=stack.Init.handle):
+def handle(self, request, uid, now, handle=Requests.handle):
     return lose_time() if request["op"] == "lose time" else handle(self, request, uid, now)
-stack.Init.handle = handle
+Requests.handle = handle
+seed = sys.modules["services.seed"] = type(sys)("services.seed")  # the keeper is a copy of this process
+def restore(folder): 1 / 0
+def save(folder): open(folder + "/saved", "w")
+seed.restore, seed.save = restore, save
 sys.exit(stack.main(sys.argv[1:]))
 """
 
@@ -233,11 +238,8 @@ def test_the_keeper(boot: Boot) -> None:
     """Restores, is ready, saves PID 1's stack while PID 1 hangs, is restarted, and what is missing does not stop it."""
     board = boot(
         "KEEPER._replace(after=()), Service('driver', ('sh', '-c', ': >/run/dog; exec sleep 1000')),",
-        settings="WATCHDOG, WATCHDOG_TIMEOUT = '/run/dog', 3.0\nimport sys; sys.path.insert(0, '/test')\n",
-        files={
-            "hanging.py": HANGING,
-            "seed.py": "def restore(folder): 1 / 0\ndef save(folder): open(folder + '/saved', 'w')\n",
-        },
+        settings="WATCHDOG, WATCHDOG_TIMEOUT = '/run/dog', 3.0",
+        files={"hanging.py": HANGING},
         init="/test/hanging.py",
     ).up()
     board.wait_state("keeper", "running")

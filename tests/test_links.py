@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -10,11 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from network import links
-from network.links import Action, Lease, Links, Seen, State
-from tables.rows import Interface, NetworkDelays
+from network import actions
+from network.actions import Action, Lease, Seen, State
+from network.ladder import RUNGS
+from network.links import Links
+from tables.load import load
+from tables.rows import Interface
 
-DELAYS = NetworkDelays()
+DELAYS = load({}).network_delays()
 LEASE = Lease("192.0.2.50/24", "192.0.2.1", ("192.0.2.53",), "example.org", 600.0)
 
 
@@ -32,37 +36,37 @@ class World:
         self.times: list[tuple[float, Action]] = []
         self.ifindex = 1
 
-    def do(self, actions: list[Action]) -> list[Action]:
-        done = list(actions)
+    def do(self, wanted: list[Action]) -> list[Action]:
+        done = list(wanted)
         for action in done:
             self.log.append(action)
             self.times.append((self.now, action))
             seen = self.seen[action.name]
             match action:
-                case links.StartDhcp(name):
+                case actions.StartDhcp(name):
                     assert name not in self.clients, "a second client"
                     self.clients.add(name)
-                case links.StopDhcp(name):
+                case actions.StopDhcp(name):
                     self.clients.remove(name)
-                case links.Raise(name):
+                case actions.Raise(name):
                     assert seen is not None
                     self.seen[name] = seen._replace(up=True)
-                case links.AddAddress(name, address, _):
+                case actions.AddAddress(name, address, _):
                     assert seen is not None
                     assert seen.carrier
                     self.added.add((name, address))
                     self.seen[name] = seen._replace(addresses=tuple({*seen.addresses, address}))
-                case links.RemoveAddress(name, address):
+                case actions.RemoveAddress(name, address):
                     assert (name, address) in self.added or (seen and address in seen.dynamic), "not ours"
                     self.added.discard((name, address))
                     if seen:
                         rest = tuple(one for one in seen.addresses if one != address)
                         self.seen[name] = seen._replace(addresses=rest, dynamic=())
-                case links.AddRoute(name, gateway, metric, _):
+                case actions.AddRoute(name, gateway, metric, _):
                     assert seen is not None
                     self.routed.add((name, gateway))
                     self.seen[name] = seen._replace(routes=tuple({*seen.routes, (gateway, metric)}))
-                case links.RemoveRoute(name, gateway, metric):
+                case actions.RemoveRoute(name, gateway, metric):
                     self.routed.remove((name, gateway))
                     if seen:
                         self.seen[name] = seen._replace(routes=tuple(one for one in seen.routes if one != (gateway, metric)))
@@ -124,18 +128,21 @@ def local(world: World, name: str) -> None:
 def test_from_nothing_to_online_and_back() -> None:
     world = World(ETH)
     assert world.state("eth0") is State.ABSENT
-    assert [type(one) for one in world.appear("eth0")] == [links.Configure, links.Raise]
+    assert [type(one) for one in world.appear("eth0")] == [actions.Configure, actions.Raise]
     assert world.state("eth0") is State.NO_CARRIER
-    assert world.carrier("eth0", True) == [links.Solicit("eth0"), links.StartDhcp("eth0")]
+    assert world.carrier("eth0", True) == [actions.Solicit("eth0"), actions.StartDhcp("eth0")]
     assert world.state("eth0") is State.ADDRESSING
     done = world.lease("eth0")
-    assert done == [links.AddAddress("eth0", "192.0.2.50/24", 600.0), links.AddRoute("eth0", "192.0.2.1", 100, "192.0.2.50")]
+    assert done == [
+        actions.AddAddress("eth0", "192.0.2.50/24", 600.0),
+        actions.AddRoute("eth0", "192.0.2.1", 100, "192.0.2.50"),
+    ]
     assert world.state("eth0") is State.LOCAL
     world.now += 5
     world.do(world.links.acknowledged(world.now, world.now))
     assert world.state("eth0") is State.ONLINE
     assert set(world.carrier("eth0", False)) == {
-        links.StopDhcp("eth0"), links.RemoveAddress("eth0", "192.0.2.50/24"), links.RemoveRoute("eth0", "192.0.2.1", 100),
+        actions.StopDhcp("eth0"), actions.RemoveAddress("eth0", "192.0.2.50/24"), actions.RemoveRoute("eth0", "192.0.2.1", 100),
     }  # fmt: skip
     assert world.state("eth0") is State.NO_CARRIER
     world.vanish("eth0")
@@ -147,7 +154,7 @@ def test_a_radio_associates_and_one_without_networks_has_no_carrier() -> None:
         world = World(WLAN, networks=networks)
         world.appear("wlan0")
         assert world.state("wlan0") is state
-    assert not [one for one in world.wait(10_000) if isinstance(one, links.RUNGS)], "nothing to climb for"
+    assert not [one for one in world.wait(10_000) if isinstance(one, RUNGS)], "nothing to climb for"
 
 
 def test_what_the_kernel_has_at_the_start_is_taken_as_it_is() -> None:
@@ -156,9 +163,9 @@ def test_what_the_kernel_has_at_the_start_is_taken_as_it_is() -> None:
     old = "192.0.2.7/24"
     world.appear("eth0", up=True, carrier=True, addresses=(old,), dynamic=(old,), routes=(("192.0.2.1", 100),))
     assert world.state("eth0") is State.LOCAL
-    assert links.RemoveAddress("eth0", old) not in world.log
+    assert actions.RemoveAddress("eth0", old) not in world.log
     world.lease("eth0")
-    assert links.RemoveAddress("eth0", old) in world.log
+    assert actions.RemoveAddress("eth0", old) in world.log
 
 
 # --- leases ---------------------------------------------------------------------------------------------------------
@@ -166,7 +173,7 @@ def test_a_renewal_gives_the_address_a_new_life() -> None:
     world = World(ETH)
     local(world, "eth0")
     world.wait(300)
-    assert world.lease("eth0") == [links.AddAddress("eth0", "192.0.2.50/24", 600.0)]
+    assert world.lease("eth0") == [actions.AddAddress("eth0", "192.0.2.50/24", 600.0)]
     assert not world.wait(500)
 
 
@@ -175,22 +182,22 @@ def test_an_expired_lease_takes_its_address_and_a_silent_client_is_replaced_befo
     world = World(ETH)
     local(world, "eth0")
     assert world.wait(562) == []
-    assert world.wait(1) == [links.StopDhcp("eth0"), links.StartDhcp("eth0")]
-    assert links.RemoveAddress("eth0", "192.0.2.50/24") in world.wait(40)
+    assert world.wait(1) == [actions.StopDhcp("eth0"), actions.StartDhcp("eth0")]
+    assert actions.RemoveAddress("eth0", "192.0.2.50/24") in world.wait(40)
     assert world.state("eth0") is State.ADDRESSING
 
 
 def test_a_lease_that_is_lost_takes_its_address() -> None:
     world = World(ETH)
     local(world, "eth0")
-    assert links.RemoveAddress("eth0", "192.0.2.50/24") in world.lease("eth0", None)
+    assert actions.RemoveAddress("eth0", "192.0.2.50/24") in world.lease("eth0", None)
 
 
 def test_another_address_replaces_the_first() -> None:
     world = World(ETH)
     local(world, "eth0")
     done = world.lease("eth0", LEASE._replace(address="192.0.2.51/24"))
-    assert done[0] == links.RemoveAddress("eth0", "192.0.2.50/24")
+    assert done[0] == actions.RemoveAddress("eth0", "192.0.2.50/24")
     assert world.look_at("eth0").addresses == ("192.0.2.51/24",)
 
 
@@ -200,7 +207,7 @@ def test_a_client_that_dies_is_started_again_and_the_lease_lives_on() -> None:
     world.clients.clear()
     assert world.do(world.links["eth0"].client_ended(world.now)) == []
     assert world.wait(4) == []
-    assert world.wait(1) == [links.StartDhcp("eth0")]
+    assert world.wait(1) == [actions.StartDhcp("eth0")]
     assert world.state("eth0") is State.LOCAL
 
 
@@ -216,7 +223,7 @@ def test_a_client_without_a_lease_is_replaced() -> None:
     world.appear("eth0")
     world.carrier("eth0", True)
     assert world.wait(119) == []
-    assert world.wait(1) == [links.StopDhcp("eth0"), links.StartDhcp("eth0")]
+    assert world.wait(1) == [actions.StopDhcp("eth0"), actions.StartDhcp("eth0")]
 
 
 # --- fixed addresses --------------------------------------------------------------------------------------------------
@@ -227,8 +234,8 @@ def test_fixed_addresses_and_routes() -> None:
     world = World(FIXED)
     world.appear("eth0")
     assert world.carrier("eth0", True) == [
-        links.AddAddress("eth0", "192.0.2.5/24", None), links.AddAddress("eth0", "2001:db8::5/64", None),
-        links.AddRoute("eth0", "192.0.2.1", 50, "192.0.2.5"), links.AddRoute("eth0", "2001:db8::1", 50, "2001:db8::5"),
+        actions.AddAddress("eth0", "192.0.2.5/24", None), actions.AddAddress("eth0", "2001:db8::5/64", None),
+        actions.AddRoute("eth0", "192.0.2.1", 50, "192.0.2.5"), actions.AddRoute("eth0", "2001:db8::1", 50, "2001:db8::5"),
     ]  # fmt: skip
     assert world.wait(100) == [], "and that is all"
 
@@ -255,7 +262,10 @@ def test_a_carrier_that_was_away_for_a_moment_is_addressed_at_once() -> None:
 def test_what_the_kernel_refuses_is_asked_for_again_without_haste() -> None:
     link = Links((FIXED,), 0.0, DELAYS)["eth0"]
     asked = [
-        now for now in range(100) for one in link.observe(Seen(1, True, True), float(now)) if isinstance(one, links.AddAddress)
+        now
+        for now in range(100)
+        for one in link.observe(Seen(1, True, True), float(now))
+        if isinstance(one, actions.AddAddress)
     ]
     assert len(asked) == 2 * 20
 
@@ -306,9 +316,47 @@ def test_nameservers_come_in_the_order_of_the_metrics() -> None:
     assert world.links.resolver(world.now)[0] == ["203.0.113.1", "203.0.113.2"]
 
 
+def test_a_router_that_names_thousands_of_nameservers_is_heard_for_eight() -> None:
+    world = World(ETH)
+    local(world, "eth0")
+    link = world.links["eth0"]
+    world.do(link.advertised({f"2001:db8::{n:x}": 60.0 for n in range(1, 1001)}, world.now))
+    assert list(link.rdnss) == [f"2001:db8::{n}" for n in range(1, 9)]
+    assert link.dropped == 992
+    world.do(link.advertised({"2001:db8::1": 0.0, "2001:db8::2": 600.0, "2001:db8::99": 600.0, "ff02::1": 600.0}, world.now))
+    assert "2001:db8::1" not in link.rdnss, "taken back"
+    assert "2001:db8::99" in link.rdnss, "in its place"
+    world.wait(61)
+    assert list(link.rdnss) == ["2001:db8::2", "2001:db8::99"], "the others are forgotten with their lifetime"
+
+
+def test_nameservers_of_routers_that_are_not_wanted() -> None:
+    world = World(Interface("eth0", addresses=("dhcp",)))
+    local(world, "eth0")
+    world.do(world.links["eth0"].advertised({"2001:db8::53": 60.0}, world.now))
+    assert world.links.resolver(world.now)[0] == ["192.0.2.53"]
+
+
+def test_a_flood_of_routes_makes_an_interface_deaf_for_ten_minutes() -> None:
+    world = World(ETH)
+    local(world, "eth0")
+    world.seen["eth0"] = world.look_at("eth0")._replace(crowd=256)
+    assert world.look("eth0") == []
+    world.seen["eth0"] = world.look_at("eth0")._replace(crowd=257)
+    assert world.look("eth0") == [actions.RefuseRouters("eth0")]
+    assert [one for one in world.wait(300) if isinstance(one, actions.RefuseRouters)] == [], "once"
+    world.seen["eth0"] = world.look_at("eth0")._replace(crowd=0)
+    world.look("eth0")
+    world.lease("eth0")
+    heard = [one for one in world.wait(301) if isinstance(one, (actions.Configure, actions.Solicit))]
+    assert heard == [actions.Configure("eth0"), actions.Solicit("eth0")]
+    world.seen["eth0"] = world.look_at("eth0")._replace(crowd=257)
+    assert world.look("eth0") == [actions.RefuseRouters("eth0")], "and again"
+
+
 # --- the ladder -------------------------------------------------------------------------------------------------------
 def rungs(world: World) -> list[tuple[float, str]]:
-    return [(when - 1000, type(action).__name__) for when, action in world.times if isinstance(action, links.RUNGS)]
+    return [(when - 1000, type(action).__name__) for when, action in world.times if isinstance(action, RUNGS)]
 
 
 def test_each_rung_in_its_time_and_again() -> None:
@@ -439,6 +487,40 @@ def happen(world: World, name: str, what: str) -> None:
         world.do(world.links[name].advertised({"2001:db8::53": 30.0}, world.now))
 
 
+def test_what_is_due_next_by_hand() -> None:
+    world = World(ETH)
+    assert world.links.due(world.now) is None, "an absent cable is waited for"
+    local(world, "eth0")  # at 1000, for 600 s
+    world.wait(6)
+    assert world.links.due(world.now) == 1562.5, "fifteen sixteenths of the lease: its client is overdue"
+    world.do(world.links["eth0"].advertised({"2001:db8::53": 30.0}, world.now))
+    assert world.links.due(world.now) == 1036.0, "the nameserver's lifetime"
+    world.wait(31)
+    world.do(world.links.acknowledged(world.now, world.now))
+    assert world.links.due(world.now) == 1337.0, "online until then"
+    world.wait(533)
+    assert world.now == 1570.0
+    assert world.links.due(world.now) == 1600.0, "the end of the lease; the new client has until 1683"
+    world.wait(31)
+    assert world.state("eth0") is State.ADDRESSING
+    assert world.links.due(world.now) == 1683.0
+    world.clients.clear()
+    world.do(world.links["eth0"].client_ended(world.now))
+    assert world.links.due(world.now) == 1606.0, "five seconds after the client's death"
+
+
+def nothing_is_due_early(world: World) -> None:
+    """Whoever sleeps until due() misses nothing: a tick just before it does nothing and changes nothing."""
+    probe = copy.deepcopy(world.links)
+    due = probe.due(world.now)
+    early = min(world.now + 5000.0 if due is None else due, world.now + 5000.0) - 0.001
+    if early > world.now:
+        states, told = [link.state for link in probe.links.values()], probe.resolver(world.now)
+        assert probe.tick(early) == []
+        assert [link.state for link in probe.links.values()] == states
+        assert probe.resolver(early) == told
+
+
 @settings(max_examples=300, deadline=None)
 @given(EVENTS)
 def test_in_no_order_of_events_does_anything_get_out_of_step(events: list[tuple[str, str, float]]) -> None:
@@ -456,7 +538,8 @@ def test_in_no_order_of_events_does_anything_get_out_of_step(events: list[tuple[
             assert link.state.carries == bool(seen and seen.up and seen.carrier)
             assert link.state.addressed == bool(link.state.carries and seen and seen.addresses)
             assert link.client == (one in world.clients)
-    reboots = [when for when, action in world.times if isinstance(action, links.Reboot)]
+        nothing_is_due_early(world)
+    reboots = [when for when, action in world.times if isinstance(action, actions.Reboot)]
     assert all(later - earlier >= 3600 for earlier, later in itertools.pairwise(reboots))
     for name in world.links.links:
         world.vanish(name)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, eventually
+from conftest import ROOT, Board, eventually
 
 from pid1.log_pipes import LogPipes
 from pid1.loop import Loop
@@ -43,7 +43,8 @@ class Daemon:
         fd = channel.fileno()
         words = [f"--{name}={value}" for name, value in self.options.items()]
         command = [sys.executable, "-SBP", str(ROOT / "services" / "logd.py"), *words]
-        self.process = subprocess.Popen(command, preexec_fn=lambda: os.dup2(fd, 3), close_fds=False)  # noqa: PLW1509
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        self.process = subprocess.Popen(command, env=environment, preexec_fn=lambda: os.dup2(fd, 3), close_fds=False)  # noqa: PLW1509
         channel.close()
         self.pipes.flush(0.0)
 
@@ -156,7 +157,8 @@ def test_a_flood_is_limited_counted_and_disturbs_nobody(daemon: Daemon) -> None:
         delays.append(time.monotonic() - started)
         time.sleep(0.1)
     printed = int(service.communicate(timeout=20)[1])
-    eventually(lambda: "lines dropped" in daemon.lines("loud")[-1], 10)
+    eventually(lambda: any("lines dropped" in line for line in daemon.lines("loud")), 10)
+    eventually(lambda: waiting(loud) == 0, 10)
     time.sleep(0.3)  # it has earned some lines again
     os.write(loud, b"the end\n")
     eventually(lambda: daemon.lines("loud")[-1:] == ["the end"], 10)
@@ -237,10 +239,158 @@ def test_a_log_file_that_vanished_is_made_again(daemon: Daemon) -> None:
 def test_control_characters_of_both_kinds(daemon: Daemon) -> None:
     fd = daemon.writer("a")
     daemon.start()
-    os.write(fd, "a\x9b31m\x7fb\u2028c é\n".encode())
+    os.write(fd, "a\x9b31m\x7fb\u2028c \u202eé\n".encode())
     eventually(
         lambda: (
-            (daemon.folder / "a.log").exists()
-            and (daemon.folder / "a.log").read_bytes().endswith("a?31m?b\u2028c é\n".encode())
+            (daemon.folder / "a.log").exists() and (daemon.folder / "a.log").read_bytes().endswith("a?31m?b?c ?é\n".encode())
         )
     )
+
+
+def test_after_a_flood_the_last_lines_are_kept(daemon: Daemon) -> None:
+    """They say why it died; the count says how many are missing between."""
+    fd = daemon.writer("a")
+    daemon.start(rate=1000, burst=5000, file_size=1 << 24)
+    script = "seq 20000; echo 'Traceback: the reason'; printf 'and no newline'; exit 3"
+    subprocess.run(["sh", "-c", script], stdout=fd, check=False)
+    eventually(lambda: daemon.lines("a")[-2:] == ["Traceback: the reason", "and no newline"], 10)
+    lines = daemon.lines("a")
+    assert lines[:5000] == [str(number) for number in range(1, 5001)]
+    missing = [
+        int(match[1]) for line in lines if (match := re.match(r"warning: (\d+) lines dropped: more than 1000 a second", line))
+    ]
+    numbers = [int(line) for line in lines if line.isdigit()]
+    assert numbers == sorted(set(numbers)), "each once, in order"
+    assert numbers[-50:] == list(range(19951, 20001))
+    assert len(numbers) + sum(missing) == 20_000
+
+
+def test_the_last_lines_of_a_flood_survive_the_daemons_stop_and_the_services_removal(daemon: Daemon) -> None:
+    stopped, gone = daemon.writer("stopped"), daemon.writer("gone")
+    daemon.start(rate=1, burst=100)
+    for fd in (stopped, gone):
+        subprocess.run(["sh", "-c", "seq 9000; echo the reason"], stdout=fd, check=True)
+        eventually(lambda fd=fd: waiting(fd) == 0, 10)  # type: ignore[misc]
+    daemon.pipes.forget("gone")
+    eventually(lambda: "the reason" in daemon.lines("gone"), 10)
+    daemon.stop()
+    assert daemon.lines("stopped")[-2:] == ["9000", "the reason"]
+
+
+def waiting(fd: int) -> int:
+    """Bytes in a pipe."""
+    return int.from_bytes(fcntl.ioctl(fd, 0x541B, b"\0" * 4), sys.byteorder)  # FIONREAD
+
+
+@pytest.mark.parametrize("how", ["deleted", "renamed", "its folder deleted", "a folder mounted over"])
+def test_a_log_file_comes_back_with_the_next_line(daemon: Daemon, how: str) -> None:
+    fd = daemon.writer("a", "disk")
+    daemon.start()
+    os.write(fd, b"before\n")
+    eventually(lambda: daemon.lines("a") == ["before"])
+    for folder in (daemon.folder, daemon.keep):
+        if how == "deleted":
+            (folder / "a.log").unlink()
+        elif how == "renamed":
+            (folder / "a.log").rename(folder / "old")
+        elif how == "its folder deleted":
+            (folder / "a.log").unlink()
+            folder.rmdir()
+        else:
+            folder.rename(folder.with_name(f"{folder.name}-below"))
+            folder.mkdir()
+    os.write(fd, b"after\n")
+    eventually(lambda: daemon.lines("a") == ["after"])
+    assert "after" in (daemon.keep / "a.log").read_text()
+    if how == "renamed":
+        assert "after" not in (daemon.folder / "old").read_text()
+
+
+def test_a_link_in_the_place_of_a_log_is_not_followed(daemon: Daemon, tmp_path: Path) -> None:
+    daemon.keep.mkdir()
+    (tmp_path / "precious").write_text("as it was")
+    (daemon.keep / "a.log").symlink_to(tmp_path / "precious")
+    fd = daemon.writer("a", "disk")
+    daemon.start()
+    os.write(fd, b"hello\n")
+    eventually(lambda: daemon.lines("a") == ["hello"])
+    assert (tmp_path / "precious").read_text() == "as it was"
+
+
+@pytest.mark.timeout(120)
+def test_hundreds_of_services_on_the_disk_under_the_usual_limit(daemon: Daemon) -> None:
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
+    fds = [daemon.writer(f"s{number}", "disk") for number in range(450)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(1024, before[1]), before[1]))
+    try:
+        daemon.start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
+    for turn in range(2):
+        for fd in fds:
+            os.write(fd, b"%d\n" % turn)
+    for folder in (daemon.folder, daemon.keep):
+        eventually(lambda folder=folder: all(  # type: ignore[misc]
+            (folder / f"s{number}.log").exists() and (folder / f"s{number}.log").read_text().endswith(" 1\n") for number in range(450)
+        ), 30)  # fmt: skip
+    assert daemon.process
+    opened = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{daemon.process.pid}/fd")]
+    assert sum(name.endswith(".log") for name in opened) <= 201
+
+
+def test_logs_on_the_disk_are_bounded_together_too(daemon: Daemon) -> None:
+    daemon.keep.mkdir()
+    for number in range(20):
+        (daemon.keep / f"gone{number}.log").write_bytes(b"x" * 20_000)  # of services that no table names any more
+    daemon.start(file_size=20_000, total_size=100_000, rate=1e9, burst=1e9)
+    fd = daemon.writer("a", "disk")
+    for _ in range(40):
+        os.write(fd, b"x" * 1000 + b"\n")
+    eventually(lambda: sum(path.stat().st_size for path in daemon.keep.iterdir()) <= 100_000)
+
+
+def test_it_says_that_it_lives_by_the_watchdogs_time(daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import socket
+
+    ear = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    ear.bind(str(tmp_path / "notify"))
+    ear.settimeout(5)
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    monkeypatch.setenv("WATCHDOG_USEC", "600000")
+    daemon.start()
+    assert ear.recv(100) == b"WATCHDOG=1"
+    started = time.monotonic()
+    assert [ear.recv(100) for _ in range(3)] == [b"WATCHDOG=1"] * 3
+    assert time.monotonic() - started >= 1.0, "with nothing to do it wakes for that alone"
+    assert daemon.process
+    daemon.process.send_signal(signal.SIGSTOP)
+    ear.settimeout(1.0)
+    with contextlib.suppress(TimeoutError):
+        for _ in range(10):
+            ear.recv(100)
+        pytest.fail("a stopped daemon says that it lives")
+    ear.close()
+    daemon.process.send_signal(signal.SIGCONT)
+
+
+# --- a board ----------------------------------------------------------------------------------------------------------
+def test_a_hung_logger_is_replaced_and_blocks_nobody_for_ever(boot: Callable[..., Board]) -> None:
+    """Services print until their pipes are full and stand still; the watchdog ends the daemon, and nothing is lost."""
+    loud = "n=0; while :; do n=$((n + 1)); echo $n; [ $((n % 500)) = 0 ] && sleep 0.05; done"
+    board = boot(
+        f"Service('loud', ('bash', '-c', {loud!r})),",
+        base="(LOGD._replace(watchdog=3.0),)",
+        settings="LOG_RATE, LOG_BURST, LOG_FILE_SIZE, LOG_TOTAL_SIZE = 10**9, 10**9, 2**24, 2**26",
+    ).up()
+    eventually(lambda: board.log("loud").count("\n") > 1000)
+    pid = board.stats("logd")["pid"]
+    os.kill(board.outside(pid), signal.SIGSTOP)
+    eventually(lambda: board.stats("logd")["restart"] == 1 and board.stats("logd")["state"] == "running", 15)
+    eventually(lambda: "no WATCHDOG=1 for 3 s" in board.log())
+    before = board.log("loud").count("\n")
+    eventually(lambda: board.log("loud").count("\n") > before + 1000)
+    numbers = [int(line.split(" ")[2]) for line in board.log("loud").splitlines()]
+    assert set(range(1, max(numbers))) <= set(numbers)

@@ -23,19 +23,19 @@ import pytest
 from conftest import EMULATED, MOSQUITTO, PYTHON, ROOT, Board, eventually
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from servers import Mosquitto, Postgres, plain, secured, why_no_postgres
+from servers import Mosquitto, Postgres, free_port, plain, secured, why_no_postgres
 
 sys.path.insert(0, str(ROOT / "mothership"))
 
 import boards
 import receiver
 from receiver import Receiver, Share
-from store import News, Store, Unavailable
+from store import News, Store, Taking, Unavailable
 
-from bus import Remote, Tls
 from uplink import wire
 from uplink.outbox import Outbox
-from uplink.service import Sender
+from uplink.remote import Remote, Tls
+from uplink.sender import Sender
 
 NO_POSTGRES = why_no_postgres()
 needs_postgres = pytest.mark.skipif(bool(NO_POSTGRES), reason=NO_POSTGRES or "-")
@@ -77,10 +77,10 @@ def batch(prev: int, *bodies: Any, kind: str = "evt") -> wire.Batch:
 def test_each_record_once_and_none_after_a_gap(database: str) -> None:
     store = Store(database)
     assert store.last("b1") == 0
-    assert store.take([("b1", batch(0, "a", "b")), ("b2", batch(0, "x"))]) == {"b1": 2, "b2": 1}
-    assert store.take([("b1", batch(0, "a", "b", "c"))]) == {"b1": 3}, "a repeated batch that has grown"
-    assert store.take([("b1", batch(5, "f"))]) == {"b1": 3}, "one that misses the one before it"
-    assert store.take([("b1", batch(3, "d")), ("b1", batch(4, "e")), ("b1", batch(3, "d"))]) == {"b1": 5}
+    assert store.take([("b1", batch(0, "a", "b")), ("b2", batch(0, "x"))]) == {("b1", ""): 2, ("b2", ""): 1}
+    assert store.take([("b1", batch(0, "a", "b", "c"))]) == {("b1", ""): 3}, "a repeated batch that has grown"
+    assert store.take([("b1", batch(5, "f"))]) == {("b1", ""): 3}, "one that misses the one before it"
+    assert store.take([("b1", batch(3, "d")), ("b1", batch(4, "e")), ("b1", batch(3, "d"))]) == {("b1", ""): 5}
     found = rows(Store(database), "SELECT board, seq, body FROM record ORDER BY board, seq")
     assert found == [*(("b1", i + 1, json.dumps(body)) for i, body in enumerate("abcde")), ("b2", 1, '"x"')]
 
@@ -142,7 +142,7 @@ ODD = [
 def test_what_no_database_stores_alike_is_mended_and_does_not_block_the_board(database: str, kind: str, body: Any) -> None:
     store = Store(database)
     payload = wire.pack(0, [(1, json.dumps(kind)[1:-1], json.dumps(body).encode()), (2, "evt", b'"next"')])
-    assert store.take([("b1", wire.unpack(payload))]) == {"b1": 2}
+    assert store.take([("b1", wire.unpack(payload))]) == {("b1", ""): 2}
     check = "json_valid(body)" if isinstance(store.database, receiver_sqlite()) else "body::jsonb IS NOT NULL"
     found = rows(store, f"SELECT kind, mono, time, clock, body, {check} FROM placed ORDER BY seq")
     assert [row[-1] for row in found] == [True, True]
@@ -151,9 +151,9 @@ def test_what_no_database_stores_alike_is_mended_and_does_not_block_the_board(da
 
 
 def receiver_sqlite() -> type:
-    import store
+    from sqlite import Sqlite
 
-    return store.Sqlite
+    return Sqlite
 
 
 def test_what_is_mended_loses_only_what_is_odd(tmp_path: Path) -> None:
@@ -209,17 +209,18 @@ def test_a_database_that_somebody_else_is_making_is_waited_for(tmp_path: Path) -
 def test_a_board_is_one_receivers_until_its_commit(database: str) -> None:
     """Two connections: the second one's numbers are those that the first one has committed."""
     first, second = Store(database), Store(database)
-    taken: list[dict[str, int]] = []
+    taken: list[dict[tuple[str, str], int | str]] = []
     other = threading.Thread(target=lambda: taken.append(Store(database).take([("b1", batch(0, "x", "y"))])))
     with first.database.transaction():
-        first._claim({"b1"}, 1.0)
+        Taking(first.database, [], [], 1.0)._claim(["b1"])
         other.start()
         other.join(0.3)
         assert other.is_alive(), "it waits"
         first.database.execute("INSERT INTO record VALUES ('b1', 1, 'evt', NULL, NULL, NULL, NULL, '\"a\"', 1.0)")
         first.database.execute("UPDATE board SET seq = 1 WHERE name = 'b1'")
+        first.database.execute("INSERT INTO stream VALUES ('b1', '', 1, 1, 1.0)")
     other.join(10)
-    assert taken == [{"b1": 2}]
+    assert taken == [{("b1", ""): 2}]
     assert rows(second, "SELECT body FROM record ORDER BY seq") == [('"a"',), ('"y"',)], "the first record is the first one's"
 
 
@@ -753,25 +754,105 @@ def test_a_board_cannot_throw_another_one_out_by_its_client_identifier(guarded: 
 
 
 @needs_mosquitto
-def test_a_revoked_certificate_is_refused_and_the_next_one_of_that_name_is_not(
-    client: Callable[..., Client], tmp_path: Path
+def test_a_revoked_certificate_is_refused_on_both_listeners_and_its_connection_ended(
+    client: Callable[..., Client], run: Callable[..., Running], tmp_path: Path
 ) -> None:
-    script = [str(ROOT / "mothership/certificate.sh"), "--revoke", str(tmp_path / "certs")]
-    tls = certify(tmp_path, "broker", "b1", "b2", "b3")
-    stolen = [tls[name]._replace(certificate=f"{tmp_path}/{name}.crt", key=f"{tmp_path}/{name}.key") for name in ("b1", "b3")]
+    """The list is there from the first day; the broker reads it again on SIGHUP."""
+    tls = certify(tmp_path, "broker", "mothership", "b1", "b2", "b3")
+    broker, boards_port, receivers_port = secured(tmp_path)
+    stolen = {}
     for name in ("b1", "b3"):
         for end in ("crt", "key"):
             shutil.copy(tmp_path / "certs" / f"{name}.{end}", tmp_path)
-        subprocess.run([*script, name], check=True, capture_output=True)
-    new = certify(tmp_path, "b1")["b1"]
-    broker, boards_port, _ = secured(tmp_path, revoked=True)
+        stolen[name] = tls[name]._replace(certificate=f"{tmp_path}/{name}.crt", key=f"{tmp_path}/{name}.key")
     try:
-        address = f"127.0.0.1:{boards_port}"
-        refused = [client("b", address, one) for one in stolen]
+        address, receivers_at = f"127.0.0.1:{boards_port}", f"127.0.0.1:{receivers_port}"
+        there = client("b1", address, stolen["b1"])
+        eventually(there.connected)
+        for name in ("b1", "b3"):
+            revoke = [str(ROOT / "mothership/certificate.sh"), "--revoke", str(tmp_path / "certs"), name]
+            said = subprocess.run(revoke, check=True, capture_output=True, text=True).stdout
+            assert f"the certificate of {name} is revoked" in said
+            assert "SIGHUP" in said
+            assert f"mothership disconnect localhost:8884 {name}" in said
+        broker.server.send_signal(signal.SIGHUP)
+        refused = [client("b3", address, stolen["b3"]), client("b3", receivers_at, stolen["b3"])]
         eventually(lambda: all(one.remote._lost for one in refused))
+        assert there.connected(), "the broker itself does not end it"
+        run("disconnect", receivers_at, "b1", "--tls", *tls["mothership"]).wait_for("has ended")
+        eventually(lambda: there.remote._lost)
+        new = certify(tmp_path, "b1")["b1"]
         good = [client("b1", address, new), client("b2", address, tls["b2"])]
         eventually(lambda: all(one.connected() for one in good))
-        assert not any(one.connected() for one in refused)
+        assert not any(one.connected() for one in [*refused, there])
+    finally:
+        broker.end()
+
+
+def test_a_motherships_certificate_is_worth_nothing_at_the_boards_port(guarded: Any, client: Callable[..., Client]) -> None:
+    """And a board's is worth nothing at the receivers'."""
+    _, boards_at, receivers_at, tls = guarded
+    board = client("b1", boards_at, tls["b1"], "v1/b1/ack", "v1/b1/cmd")
+    mothership = client("m", receivers_at, tls["mothership"], "v1/#")
+    outside = client("x", boards_at, tls["mothership"], "v1/#", "v1/mothership/ack")
+    inside = client("y", receivers_at, tls["b2"], "v1/#", "v1/b2/ack")
+    eventually(lambda: board.connected() and mothership.connected() and outside.connected())
+    eventually(lambda: subscribed(mothership, board, "v1/b1/ack"))
+    for one in (outside, inside):
+        one.remote.publish("v1/b1/cmd", b"{}", qos=1)
+        one.remote.publish("v1/b1/up", b"{}", qos=1)
+    outside.remote.publish("v1/mothership/state", b"{}", qos=1)
+    board.remote.publish("v1/b1/state", b"{}", qos=1)
+    eventually(lambda: {"v1/b1/state", "v1/mothership/state"} <= set(mothership.heard()))
+    assert "v1/b1/cmd" not in board.heard()
+    assert set(mothership.heard()) == {"v1/b1/ack", "v1/b1/state", "v1/mothership/state"}
+    assert [topic for topic in outside.heard() + inside.heard() if topic.startswith("v1/b1")] == []
+
+
+def test_the_script_says_in_words_what_it_has_made(tmp_path: Path) -> None:
+    script = [str(ROOT / "mothership/certificate.sh"), str(tmp_path / "certs")]
+
+    def said(*words: str) -> str:
+        return subprocess.run([*script, *words], check=True, capture_output=True, text=True).stdout
+
+    first = said("broker", "broker.example.org", "10.0.0.1")
+    assert "a new authority" in first
+    assert "of a broker that is reached as broker.example.org, 10.0.0.1, valid until" in first
+    assert (tmp_path / "certs/revoked.pem").read_text().startswith("-----BEGIN X509 CRL-----")
+    assert "of receivers, watch and send, valid until" in said("mothership")
+    assert "of the board b1 (its UPLINK_BOARD, or its host name), valid until" in said("b1")
+    wrong = subprocess.run([script[0], "--revoke", script[1], "b7"], capture_output=True, text=True, check=False)
+    assert (wrong.returncode, "there is no" in wrong.stderr) == (1, True)
+
+
+@pytest.mark.timeout(60)
+def test_what_a_board_retains_is_bounded_by_the_brokers_memory(
+    guarded: Any, client: Callable[..., Client], tmp_path: Path
+) -> None:
+    """With a limit of 32 MB: 300 names of 400 kB each would be 120."""
+    certify(tmp_path, "broker", "b1")
+    text = (ROOT / "mothership/mosquitto.conf").read_text()
+    assert "memory_limit 536870912" in text
+    small = tmp_path / "small"
+    small.mkdir()
+    (small / "certs").symlink_to(tmp_path / "certs")
+    port = free_port()
+    config = text.split("# Receivers")[0].replace("memory_limit 536870912", "memory_limit 33554432")
+    config = config.replace("/etc/mosquitto/certs", f"{small}/certs").replace(
+        "/etc/mosquitto/acl", str(ROOT / "mothership/acl")
+    )
+    broker = Mosquitto(small, config.replace("listener 8883", f"listener {port} 127.0.0.1"), port)
+    try:
+        tls = Tls(*(f"{small}/certs/{name}" for name in ("ca.crt", "b1.crt", "b1.key")))
+        hostile = client("b1", f"127.0.0.1:{port}", tls)
+        eventually(hostile.connected, 20)
+        for number in range(300):
+            hostile.remote.publish(f"v1/b1/sv/s{number}", bytes(400_000), qos=0, retain=True)
+        # Until all is said, or the broker has had enough.
+        eventually(lambda: hostile.remote._lost or not hostile.remote._client._out_packet, 30)  # type: ignore[union-attr]
+        status = Path(f"/proc/{broker.server.pid}/status").read_text()
+        assert int(status.split("VmHWM:")[1].split()[0]) < 80_000
+        assert broker.server.poll() is None
     finally:
         broker.end()
 
@@ -821,7 +902,8 @@ REAL = """
 UPLINK = ("127.0.0.1:1884",)
 SERVICES = (*SERVICES,
     Service("far", ("mosquitto", "-c", "/test/far.conf"), after=("logd",)),
-    Service("mothership", ("{PYTHON}", "/test/receiver.py", "127.0.0.1:1884", "/var/mothership.db"), after=("far",)),
+    Service("mothership", ("{PYTHON}", "/test/receiver.py", "127.0.0.1:1884", "/var/mothership.db"), after=("far",),
+            env=(("PYTHONPATH", "{LIB}"),)),
 )
 """
 

@@ -13,8 +13,9 @@ from conftest import PYTHON, ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from uplink import outbox
-from uplink.outbox import DELAY, FOREIGN, RETRY, Outbox
+from uplink import outbox, outbox_file
+from uplink.numbering import LEGACY, RESERVED, Numbering, Stream
+from uplink.outbox import DELAY, RETRY, Outbox, Record
 
 GIVE_UP = ("diag", "wifi", "evt")
 
@@ -51,7 +52,28 @@ def fill(box: Outbox, count: int, kind: str = "evt", now: float = 0.0) -> None:
 
 
 def numbers(box: Outbox) -> list[int]:
-    return [record.number for record in box.waiting(0, 1 << 30, 1 << 30)]
+    """Of all that waits, whatever stream it is of."""
+    return [number for _, number in named(box)]
+
+
+def named(box: Outbox) -> list[tuple[str, int]]:
+    """The stream's name and the number of each record that waits, in order: what the mothership knows it by."""
+    ids = [row[0] for row in box.database.execute("SELECT number FROM record ORDER BY number")]
+    return [(box.numbers.of(one).identity, one - box.numbers.of(one).shift) for one in ids]
+
+
+def waiting(box: Outbox) -> list[Record]:
+    """What would be sent now: the oldest stream's."""
+    return box.waiting(box.sending(), 0, 1 << 30, 1 << 30)
+
+
+def bodies(box: Outbox) -> list[bytes]:
+    return [row[0] for row in box.database.execute("SELECT body FROM record ORDER BY number")]
+
+
+def acknowledge(box: Outbox, number: int) -> None:
+    """Of the stream that is being sent."""
+    box.acknowledged(box.sending().identity, number)
 
 
 def test_records_are_committed_by_number_by_time_and_at_once(lab: Lab) -> None:
@@ -72,9 +94,9 @@ def test_records_are_committed_by_number_by_time_and_at_once(lab: Lab) -> None:
 def test_what_is_acknowledged_goes_and_its_number_is_not_given_again(lab: Lab) -> None:
     box = lab.open()
     fill(box, 30)
-    box.acknowledged(20)
+    acknowledge(box, 20)
     assert numbers(box) == list(range(21, 31))
-    box.acknowledged(30)
+    acknowledge(box, 30)
     assert (box.count(), box.size) == (0, 0)
     box.close(0.0)
     box = lab.open()
@@ -85,12 +107,11 @@ def test_what_is_acknowledged_goes_and_its_number_is_not_given_again(lab: Lab) -
 def test_a_window_is_bounded_by_number_and_by_size(lab: Lab) -> None:
     box = lab.open()
     fill(box, 50)
-    assert [record.number for record in box.waiting(10, 5, 1000)] == [11, 12, 13, 14, 15]
-    assert [record.number for record in box.waiting(10, 50, 3)] == [
-        11,
-        12,
-    ]  # two bytes each: the one that exceeds it is the last
-    assert box.waiting(50, 5, 1000) == []
+    stream = box.sending()
+    assert [record.number for record in box.waiting(stream, 10, 5, 1000)] == [11, 12, 13, 14, 15]
+    assert [record.number for record in box.waiting(stream, 10, 50, 5)] == [11, 12], "two bytes each, and five at most"
+    assert [record.number for record in box.waiting(stream, 10, 50, 1)] == [11], "one that is too large goes alone"
+    assert box.waiting(stream, 50, 5, 1000) == []
 
 
 WRITER = """
@@ -125,58 +146,94 @@ def test_a_killed_writer_loses_nothing_that_was_committed(lab: Lab) -> None:
         box.database.close()
 
 
-def test_a_younger_database_is_numbered_above_what_the_mothership_has(lab: Lab) -> None:
+def test_each_database_has_a_name_of_its_own_and_keeps_it(lab: Lab, tmp_path: Path) -> None:
     box = lab.open()
     fill(box, 3)
-    box.heard(0)
-    box.heard(2)
-    assert numbers(box) == [1, 2, 3], "it has some of ours"
-    box.heard(500)
-    first = 500 + FOREIGN + 1
-    assert numbers(box) == [first, first + 1, first + 2]
+    name = box.sending().identity
+    assert len(name) == 16
+    box.close(0.0)
+    box = lab.open()
+    assert named(box) == [(name, 1), (name, 2), (name, 3)]
     fill(box, 1)
-    assert numbers(box)[-1] == first + 3
+    assert named(box)[-1] == (name, 4)
+    assert Lab(tmp_path / "another").open().sending().identity != name
+
+
+def test_numbers_are_reserved_before_they_are_given(lab: Lab) -> None:
+    """Worked out by hand: 1,000,000 at the first opening; the next life begins there, and a new million is reserved."""
+    box = lab.open()
+    assert (box.next, box.mark("reserved")) == (1, 1_000_001)
+    fill(box, 3)
+    assert box.next == 4
+    box.database.close()  # a power cut
+    box = lab.open()
+    assert (box.next, box.mark("reserved")) == (1_000_001, 2_000_001)
     box.close(0.0)
-    assert numbers(lab.open())[0] == first
+    assert lab.open().next == 1_000_001, "after an end in order none are left out"
 
 
-def test_what_was_never_sent_is_not_taken_for_what_the_mothership_has(lab: Lab) -> None:
-    """The first answer that a database hears is about an earlier life, however many records have gathered by then."""
+def test_the_millionth_number_is_not_given_twice(lab: Lab) -> None:
+    """More than was reserved is given in one life, is acknowledged, and the power is cut."""
+    box = lab.open()
+    box.numbers.next = 1_000_000
+    fill(box, 1)  # the last one that is reserved
+    assert (numbers(box), box.mark("reserved")) == ([1_000_000], 1_000_001)
+    fill(box, 1)
+    assert (numbers(box), box.mark("reserved")) == ([1_000_000, 1_000_001], 2_000_002)
+    acknowledge(box, 1_000_001)
+    box.database.close()  # a power cut
+    assert lab.open().next == 2_000_002
+
+
+def test_a_commit_is_on_the_disk_and_a_deletion_need_not_be(lab: Lab) -> None:
+    """PRAGMA synchronous (sqlite.org/pragma.html): 2 is FULL, 1 is NORMAL."""
+    box = lab.open()
+    fill(box, 2)
+    assert box.database.execute("PRAGMA synchronous").fetchone()[0] == 2
+    acknowledge(box, 1)
+    assert box.database.execute("PRAGMA synchronous").fetchone()[0] == 1
+    fill(box, 1)
+    assert box.database.execute("PRAGMA synchronous").fetchone()[0] == 2
+    assert numbers(box) == [2, 3]
+
+
+def test_a_number_that_the_mothership_has_and_nobody_gave_gives_the_stream_a_new_name(lab: Lab) -> None:
     box = lab.open()
     fill(box, 3)
-    box.heard(2)
-    assert numbers(box) == [2 + FOREIGN + 1, 2 + FOREIGN + 2, 2 + FOREIGN + 3]
+    name = box.sending().identity
+    assert box.heard(name, 3) is True
+    assert box.heard(name, 500) is False
+    new = box.sending().identity
+    assert (new != name, named(box)) == (True, [(new, 1), (new, 2), (new, 3)])
     box.close(0.0)
-    box = lab.open()
-    box.heard(2 + FOREIGN + 1)
-    assert len(numbers(box)) == 3, "known by now, and not renumbered again"
-    assert numbers(box)[0] == 2 + FOREIGN + 1
+    assert named(lab.open())[0] == (new, 1)
 
 
 def test_a_number_that_was_given_while_the_disk_refused_is_not_given_again(lab: Lab) -> None:
-    """The mothership has 21 to 40, the disk never heard of them: a power cut, and what waits there must not be taken for new."""
+    """The mothership has 1 to 20 of another name, the disk never heard of them: a power cut, and its own 20 are still new."""
     box = lab.open()
     fill(box, 20)
-    box.heard(0)
+    name = box.sending().identity
     box.database.execute("PRAGMA query_only = ON")
     fill(box, 20)
-    assert (box.durable, numbers(box)) == (False, list(range(1, 41)))
-    box.acknowledged(40)
+    assert (box.durable, box.count()) == (False, 40)
+    fill(box, 5)
+    other = named(box)[-1][0]
+    assert (other != name, named(box)[20:]) == (True, [*[(name, n) for n in range(21, 41)], *[(other, n) for n in range(1, 6)]])
+    box.acknowledged(other, 5)
     box.database.close()  # the power cut
     box = lab.open()
-    assert numbers(box) == list(range(1, 21))
-    box.heard(40)
-    box.acknowledged(40)
-    assert numbers(box) == []
+    assert named(box) == [(name, n) for n in range(1, 21)]
     fill(box, 1)
-    assert numbers(box)[0] > 40
+    assert named(box)[-1] == (name, 1_000_001)
 
 
-@pytest.mark.parametrize("heard", [None, 0, 12])
-def test_a_disk_that_comes_late_brings_its_records_along(lab: Lab, heard: int | None) -> None:
-    """What the mothership had when it was asked first (12 of them, or none) is not sent again; everything else is, once."""
+@pytest.mark.parametrize("answered", [None, 0, 12])
+def test_a_disk_that_comes_late_brings_its_records_along(lab: Lab, answered: int | None) -> None:
+    """Under their own names and numbers, before what has gathered since; nothing is renumbered that may be under way."""
     box = lab.open()
     fill(box, 20)
+    name = box.sending().identity
     box.put("evt", b"marked", 0.0, urgent=True, marks={"event": 5})
     box.remember("c1", "done", 9e9, 0.0)
     box.close(0.0)
@@ -186,47 +243,49 @@ def test_a_disk_that_comes_late_brings_its_records_along(lab: Lab, heard: int | 
     for index in range(30):
         box.put("evt", b"new%d" % index, 1.0)
     box.flush(1.0)
-    if heard is not None:
-        box.heard(heard)
-        box.acknowledged(numbers(box)[9])
+    memory = box.sending().identity
+    if answered is not None:
+        acknowledge(box, answered)
     lab.show()
     box.tick(RETRY)
     assert (box.retry, box.durable) == (None, True)
-    bodies = [record.body for record in box.waiting(0, 1000, 1 << 30)]
-    old = [b"%d" % index for index in range(heard or 0, 20)] + [b"marked"]
-    new = [b"new%d" % index for index in range(0 if heard is None else 10, 30)]
-    assert bodies == (old + new if heard is None else new + old)
+    left = range(answered or 0, 30)
+    assert bodies(box) == [*(b"%d" % index for index in range(20)), b"marked", *(b"new%d" % index for index in left)]
+    assert named(box) == [*((name, n) for n in range(1, 22)), *((memory, n + 1) for n in left)]
     assert (box.mark("event"), box.result("c1")) == (5, "done")
-    found = numbers(box)
-    assert found == sorted(set(found))
+    assert box.numbers.own() == [memory, name]
     fill(box, 1)
-    assert numbers(box)[-1] > found[-1]
-
-
-def test_nor_one_that_was_given_by_a_life_whose_disk_refused_from_its_first_record_on(lab: Lab) -> None:
-    for _ in range(2):
-        box = lab.open()
-        fill(box, 20)
-        box.heard(0)
-        box.database.close()  # a power cut
+    assert named(box)[-1] == (memory, 31)
+    box.database.close()  # a power cut
     box = lab.open()
-    box.heard(0)
-    box.database.execute("PRAGMA query_only = ON")
-    fill(box, 20)
-    assert (box.durable, box.count()) == (False, 60)
-    last = numbers(box)[-1]
-    box.acknowledged(last)
-    box.database.close()
+    assert named(box)[-1] == (memory, 31)
+    fill(box, 1)
+    assert named(box)[-1][1] > 31
+
+
+def test_a_stream_is_sent_before_the_next_and_each_is_acknowledged_by_its_name(lab: Lab) -> None:
     box = lab.open()
-    box.heard(last)
-    box.acknowledged(last)
-    assert numbers(box) == [], "the mothership has all of them"
+    fill(box, 3)
+    box.close(0.0)
+    lab.hide()
+    box = lab.open()
+    fill(box, 2)
+    memory = box.sending().identity
+    lab.show()
+    box.tick(RETRY)
+    first = box.sending()
+    assert (first.identity != memory, [record.number for record in waiting(box)]) == (True, [1, 2, 3])
+    assert (box.under_way(first, 2), box.under_way(first, 99_999_999)) == (2, 5), "ids behind it count as well"
+    box.acknowledged(memory, 1)
+    assert named(box) == [*((first.identity, n) for n in (1, 2, 3)), (memory, 2)]
+    box.acknowledged(first.identity, 3)
+    assert (box.sending().identity, [record.number for record in waiting(box)]) == (memory, [2])
+    box.acknowledged("nobody's", 99)
+    assert box.count() == 1
 
 
-def test_of_a_disk_that_gives_and_does_not_take_its_own_records_alone_are_sent(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Numbers that it does not know must not be under way; and its own records go, or there would never be room."""
+def test_a_disk_that_gives_and_does_not_take_is_tried_again(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its records are sent meanwhile, or there would never be room on it."""
     box = lab.open()
     fill(box, 20)
     box.close(0.0)
@@ -234,7 +293,7 @@ def test_of_a_disk_that_gives_and_does_not_take_its_own_records_alone_are_sent(
     box = lab.open()
     fill(box, 5)
     lab.show()
-    real = outbox.copy
+    real = outbox_file.copy
 
     def full(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
         target.execute("PRAGMA query_only = ON")
@@ -242,74 +301,39 @@ def test_of_a_disk_that_gives_and_does_not_take_its_own_records_alone_are_sent(
 
     monkeypatch.setattr(outbox, "copy", full)
     box.tick(RETRY)
-    assert (box.durable, box.unread, numbers(box), box.count()) == (False, False, list(range(1, 21)), 25)
+    assert (box.durable, box.unread, box.count()) == (False, False, 25)
+    assert [record.number for record in waiting(box)] == list(range(1, 21))
     monkeypatch.setattr(outbox, "copy", real)
     box.tick(2 * RETRY)
-    assert (box.retry, numbers(box)) == (None, list(range(1, 26)))
-
-
-def test_an_outbox_without_its_disk_does_not_make_the_disks_records_known(lab: Lab) -> None:
-    """A life in memory gets far ahead; what waits on the disk, and was never sent, is not taken for acknowledged."""
-    box = lab.open()
-    fill(box, 50)
-    box.heard(0)
-    box.acknowledged(50)
-    fill(box, 20)
-    for _ in range(2):
-        box.database.close()  # a power cut, and a life offline
-        box = lab.open()
-        fill(box, 5)
-    box.database.close()
-    lab.hide()
-    box = lab.open()
-    fill(box, 10)
-    box.heard(50)
-    taken = numbers(box)[-1]
-    box.acknowledged(taken)
-    box.database.close()
-    lab.show()
-    box = lab.open()
-    box.heard(taken)
-    assert box.count() == 30
-    assert numbers(box)[0] > taken
+    assert (box.retry, numbers(box)) == (None, [*range(1, 21), *range(1, 6)])
 
 
 def test_a_partition_that_comes_over_the_outbox_brings_its_records(lab: Lab) -> None:
-    """storage.py was slower than we: the first records went to what is hidden now."""
+    """storage.py was slower than we: the first records went to what is hidden now. Each file goes on with a stream of its own."""
     box = lab.open()
     fill(box, 20)
-    box.heard(0)
+    partition = box.sending().identity
     box.close(0.0)
     lab.folder.rename(lab.folder.with_name("partition"))
     box = lab.open()
     fill(box, 10)
-    box.heard(5)
-    box.acknowledged(numbers(box)[3])
+    hidden = box.sending().identity
+    acknowledge(box, 4)
     lab.folder.rename(lab.folder.with_name("below"))
     lab.folder.with_name("partition").rename(lab.folder)
     box.tick(1.0)
-    assert (box.durable, box.count()) == (True, 15 + 6)
-    found = [int(record.body) for record in box.waiting(0, 100, 1 << 30)]
-    assert found == [*range(4, 10), *range(5, 20)]
+    assert (box.durable, box.count()) == (True, 26)
+    assert named(box) == [*((partition, n) for n in range(1, 21)), *((hidden, n) for n in range(5, 11))]
+    fill(box, 1)
+    assert named(box)[-1][0] not in (hidden, partition)
+    assert named(box)[-1][1] == 1
     box.close(1.0)
-    assert lab.open().count() == 21
-
-
-def test_records_of_a_disk_that_comes_late_keep_their_numbers(lab: Lab) -> None:
-    """Some of them may be at the mothership already, whose answer is still to come."""
+    assert lab.open().count() == 27
+    lab.folder.rename(lab.folder.with_name("partition"))
+    lab.folder.with_name("below").rename(lab.folder)
     box = lab.open()
-    fill(box, 20)
-    box.heard(0)
-    box.close(0.0)
-    lab.hide()
-    box = lab.open()
-    fill(box, 5)
-    lab.show()
-    box.tick(RETRY)
-    assert numbers(box) == list(range(1, 26))
-    box.heard(15)
-    box.acknowledged(15)
-    assert numbers(box) == list(range(16, 26))
+    fill(box, 1)
+    assert named(box)[-1][0] == hidden, "the hidden file goes on with its own"
 
 
 def test_a_disk_that_opens_and_cannot_be_read_is_tried_again(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,27 +344,112 @@ def test_a_disk_that_opens_and_cannot_be_read_is_tried_again(lab: Lab, monkeypat
     box = lab.open()
     fill(box, 5)
     lab.show()
-    real = box._take_unread
+    real = outbox_file.put_behind
 
-    def fail(_: sqlite3.Connection) -> None:
+    def fail(*_: object) -> Numbering:
         raise sqlite3.OperationalError("disk I/O error")
 
-    monkeypatch.setattr(box, "_take_unread", fail)
+    monkeypatch.setattr(outbox, "put_behind", fail)
     box.tick(RETRY)
     assert (box.durable, box.unread, box.count()) == (False, True, 5)
-    monkeypatch.setattr(box, "_take_unread", real)
+    monkeypatch.setattr(outbox, "put_behind", real)
     box.tick(2 * RETRY)
-    assert (box.retry, numbers(box)) == (None, list(range(1, 26)))
+    assert (box.retry, numbers(box)) == (None, [*range(1, 21), *range(1, 6)])
 
 
-def test_an_outbox_of_another_name_is_another_boards(lab: Lab) -> None:
-    """A spare takes the place of a board whose last number lies among its own."""
+def test_a_disk_that_cannot_even_be_read_when_it_is_left(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     box = lab.open()
-    fill(box, 50)
-    box.heard(0, "spare")
-    box.heard(25, "b1")
-    assert len(numbers(box)) == 50
-    assert numbers(box)[0] > 25
+    fill(box, 3)
+    name = box.sending().identity
+    real = outbox_file.copy
+
+    def fail(*_: object) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(outbox, "copy", fail)
+    box.database.execute("PRAGMA query_only = ON")
+    fill(box, 2)
+    other = box.sending().identity
+    assert (box.unread, other != name, bodies(box)) == (True, True, [b"0", b"1"])
+    monkeypatch.setattr(outbox, "copy", real)
+    box.tick(RETRY)
+    assert box.durable
+    assert [one for one, _ in named(box)] == [name] * 3 + [other] * 2
+    assert bodies(box) == [b"0", b"1", b"2", b"0", b"1"]
+
+
+def test_streams_that_nothing_waits_of_are_forgotten_but_for_the_last_few(lab: Lab) -> None:
+    box = lab.open()
+    for _ in range(20):
+        box.database.execute("PRAGMA query_only = ON")
+        fill(box, 2)
+        box.tick(box.now + RETRY)
+        assert box.durable
+        acknowledge(box, 1 << 60)
+        while box.count():
+            acknowledge(box, 1 << 60)
+    fill(box, 1)
+    box.sending()
+    assert len(box.numbers.streams) <= 9
+    assert len(box.numbers.own()) <= 9
+
+
+def test_a_card_from_another_board_is_numbered_anew(lab: Lab) -> None:
+    """It was copied, and the other board goes on with the stream: ours does not, nor do we claim it."""
+    box = Outbox(str(lab.folder), 1 << 20, 0, GIVE_UP, lab.said.append, "serial 1")
+    fill(box, 3)
+    name = box.sending().identity
+    box.close(0.0)
+    box = Outbox(str(lab.folder), 1 << 20, 0, GIVE_UP, lab.said.append, "serial 2")
+    fill(box, 1)
+    assert "comes from the board 'serial 1', and this is 'serial 2'" in lab.said[-1]
+    new = named(box)[-1][0]
+    assert (named(box), box.numbers.own()) == ([(name, 1), (name, 2), (name, 3), (new, 1)], [new])
+    assert box.heard(name, 500) is True, "the other board's word on it"
+    box.close(0.0)
+    box = Outbox(str(lab.folder), 1 << 20, 0, GIVE_UP, lab.said.append, "serial 2")
+    assert (len(lab.said), box.numbers.own()) == (1, [new])
+
+
+@pytest.mark.parametrize("met", [True, False])
+def test_a_database_of_before_there_were_streams(lab: Lab, met: bool) -> None:
+    """What was numbered then keeps its numbers, under no name; but where nobody ever answered, nothing of it was sent."""
+    lab.folder.mkdir()
+    with sqlite3.connect(lab.folder / "outbox.db") as old:
+        old.executescript("""
+            CREATE TABLE record (number INTEGER PRIMARY KEY, kind TEXT NOT NULL, body BLOB NOT NULL) STRICT;
+            CREATE TABLE meta (name TEXT PRIMARY KEY, value NOT NULL);
+            INSERT INTO meta VALUES ('reserved', 31);
+            INSERT INTO record VALUES (29, 'evt', x'31'), (30, 'evt', x'32');
+        """)
+        if met:
+            old.execute("INSERT INTO meta VALUES ('met', 'b1')")
+    old.close()
+    box = lab.open()
+    fill(box, 1)
+    new = named(box)[-1][0]
+    assert new != LEGACY
+    assert named(box) == (
+        [(LEGACY, 29), (LEGACY, 30), (new, 1)] if met else [*[(named(box)[0][0], n) for n in (29, 30)], (new, 1)]
+    )
+    assert (named(box)[0][0] == LEGACY) is met
+    assert box.numbers.own()[0] == new
+
+
+def test_numbering_by_hand() -> None:
+    """The example of numbering.py."""
+    found = Numbering([Stream(1, "a", 0), Stream(6, "b", 5), Stream(9, "c", 8)], 11)
+    assert [(found.of(n).identity, n - found.of(n).shift) for n in (1, 5, 6, 8, 9, 10)] == [
+        ("a", 1), ("a", 5), ("b", 1), ("b", 3), ("c", 1), ("c", 2),
+    ]  # fmt: skip
+    assert [found.given(name) for name in ("a", "b", "c", "d")] == [5, 3, 2, 0]
+    assert [list(found.up_to(name, 2)) for name in ("a", "b", "c", "d")] == [[(1, 3)], [(6, 8)], [(9, 11)], []]
+    assert list(found.up_to("a", 99)) == [(1, 6)]
+    assert found.reserve() == 11 + RESERVED
+    both, by = Numbering([Stream(1, "m", 0)], 4).behind(found)
+    assert (by, both.next) == (1_000_011, 1_000_015)
+    assert both.streams[-1] == Stream(1_000_012, "m", 1_000_011)
+    assert [(both.of(n).identity, n - both.of(n).shift) for n in (10, 1_000_012, 1_000_014)] == [("c", 2), ("m", 1), ("m", 3)]
 
 
 def test_a_file_of_another_format_is_set_aside(lab: Lab) -> None:
@@ -396,12 +505,12 @@ def test_a_full_disk_moves_to_memory_and_back(lab: Lab) -> None:
     assert (box.retry, box.count()) == (5.0 + RETRY, 60)
     assert "memory" in lab.said[-1]
     fill(box, 5, now=6.0)
-    box.acknowledged(10)
+    acknowledge(box, 10)
     box.tick(5.0 + RETRY)
     assert (box.retry, "disk again" in lab.said[-1]) == (None, True)
-    assert numbers(box) == list(range(11, 66))
+    assert numbers(box) == [*range(11, 41), *range(1, 26)]
     box.close(70.0)
-    assert numbers(lab.open()) == list(range(11, 66)), "what was acknowledged meanwhile is not sent again"
+    assert numbers(lab.open()) == [*range(11, 41), *range(1, 26)], "what was acknowledged meanwhile is not sent again"
 
 
 def test_a_disk_that_takes_nothing(tmp_path: Path) -> None:
@@ -421,9 +530,7 @@ def test_what_is_given_up_first_is_a_table_and_counted(lab: Lab) -> None:
         for _ in range(count):
             box.put(kind, b"x" * 1000, 0.0)
     box.flush(0.0)
-    left = {
-        kind: sum(record.kind == kind for record in box.waiting(0, 1000, 1 << 30)) for kind in ("boot", "evt", "wifi", "diag")
-    }
+    left = {kind: sum(record.kind == kind for record in waiting(box)) for kind in ("boot", "evt", "wifi", "diag")}
     assert left["boot"] == left["evt"] == 30
     assert left["diag"] < 30
     assert 0 < left["wifi"] < 60
@@ -462,29 +569,30 @@ def test_numbers_rise_and_records_are_there_until_acknowledged(
     lab = Lab(tmp_path_factory.mktemp("box"))
     box = lab.open()
     put, gone, now, highest = 0, 0, 0.0, 0
+    given: dict[tuple[str, int], bytes] = {}
     for what, amount in steps:
         now += amount
         if what in ("put", "urgent"):
             box.put("evt", b"%d" % put, now, urgent=what == "urgent")
             put += 1
         elif what == "ack":
-            if waiting := box.waiting(0, amount, 1 << 30):
-                box.acknowledged(waiting[-1].number)
-                gone += len(waiting)
+            stream = box.sending()
+            if found := box.waiting(stream, 0, amount, 1 << 30):
+                box.acknowledged(stream.identity, found[-1].number)
+                gone += len(found)
         elif what == "reopen" and box.retry is None:
             box.close(now)
             box = lab.open()
         elif what == "heard":
             box.flush(now)
-            box.heard(amount)
+            box.heard(box.sending().identity, amount)
         elif what == "full" and box.retry is None:
             box.database.execute("PRAGMA max_page_count = 1")
         elif what in ("flush", "tick"):
             getattr(box, what)(now)
-        found = box.waiting(0, 1 << 30, 1 << 30)
-        assert [int(record.body) for record in found] == list(range(gone, put - len(box.pending)))
-        assert [record.number for record in found] == sorted({record.number for record in found})
-        assert box.next > (found[-1].number if found else 0)
+        assert [int(body) for body in bodies(box)] == list(range(gone, put - len(box.pending)))
+        for body, name in zip(bodies(box), named(box), strict=True):
+            assert given.setdefault(name, body) == body, "no number is given twice, and none to two records"
         assert box.next >= highest
         highest = box.next
 

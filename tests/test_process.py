@@ -11,18 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pid1.process import Actions, Process, State, describe
-from tables.rows import Delays, Service
+from tables.load import load
+from tables.rows import Service
 from tables.values import signal_number
 
 EXIT_0, EXIT_1, EXIT_7, EXIT_125 = 0, 1 << 8, 7 << 8, 125 << 8
 KILLED = int(signal.SIGKILL)
-DELAYS = Delays()
+DELAYS = load({}).delays()
 
 
 class World(Actions):
     """Records what a process does to the world; `next_pid` None makes starting fail."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.next_pid: int | None = 100
         self.kills: list[int] = []
         self.left_behind = False
@@ -232,6 +234,20 @@ def test_what_it_left_behind_goes_before_its_successor_comes() -> None:
     world.left_behind = False
     process.relative_exited(200.1)
     assert process.state == State.WAITING
+
+
+def test_mixed_asks_the_main_process_and_kills_what_is_left() -> None:
+    world = World()
+    process = make(world, kill="mixed")
+    run(process, 100.0)
+    world.left_behind = True
+    process.stop(101.0)
+    assert world.kills == [signal.SIGTERM, signal.SIGCONT]
+    process.exited(EXIT_0, 102.0)
+    assert (process.state, world.kills[2:]) == (State.STOPPING, [signal.SIGKILL])
+    world.left_behind = False
+    process.relative_exited(102.1)
+    assert process.state == State.STOPPED
 
 
 def test_a_start_during_a_stop_starts_it_afterwards_without_back_off() -> None:

@@ -26,7 +26,7 @@ BOARD = """
 import json, select, sys, time
 sys.path.insert(0, sys.argv[1])
 from uplink import wire
-from bus import Remote
+from uplink.remote import Remote
 from uplink.commands import Commands
 from onboard.to_pid1 import SVError
 from uplink.outbox import Outbox

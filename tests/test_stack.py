@@ -143,6 +143,7 @@ def init(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> stack.Init:
     monkeypatch.setattr(stack.Init, "set_defaults", lambda self: None)
     monkeypatch.setattr(stack.Init, "catch_signals", lambda self: None)
     monkeypatch.setattr(stack.Init, "open_control", lambda self: None)
+    monkeypatch.setattr(stack.Init, "write_table", lambda self: None)
     monkeypatch.setattr(rescue.Rescue, "open", lambda self, reason, now: None)
     return stack.Init([f"stack.profile={profile}"])
 
@@ -273,7 +274,7 @@ def test_the_plan_is_in_start_order(tmp_path: Path) -> None:
 def test_tables_of_the_fallback_are_enough_for_a_rescue_prompt() -> None:
     board = Tables()
     row = board.rescue
-    assert row.argv[2].endswith("/prompt/functions.py")
+    assert row.argv[2].endswith("/prompt/console.py")
     assert all(isinstance(mount, Mount) for mount in board.MOUNTS)
 
 

@@ -16,7 +16,7 @@ from conftest import Board, eventually
 
 import diagnostic
 from onboard import boot_ends
-from services import storage
+from services import root_disk, storage
 from tables import load as tables
 from tables.rows import Directory, Mount
 
@@ -27,6 +27,7 @@ class Chosen:
     """The settings that storage.py reads."""
 
     DATA_OPTIONS, DATA_REMAKE, DATA_GROW, DATA_WAIT, DATA_TIMEOUT = "noexec", True, False, 0.2, 5.0
+    DATA_ANYWHERE = True
     MOUNTS = (Mount("tmp", "/tmp", "tmpfs"), Mount("/run", "/var/run", "", "bind"))
     DIRECTORIES = (Directory("/var/lib/dropbear", 0o700), Directory("/run/bus"))
 
@@ -45,6 +46,7 @@ class Tools:
         monkeypatch.setattr(storage, "mount", self.mount)
         monkeypatch.setattr(storage, "is_block", lambda path: path == "/dev/card3")
         monkeypatch.setattr(storage, "read_fault", lambda _: self.read_fault)
+        monkeypatch.setattr(storage, "open_folder", lambda _: os.open("/", os.O_RDONLY))
         monkeypatch.setattr(storage, "mount_row", lambda row: self.furnished.append(row.target))
         monkeypatch.setattr(storage, "make_directory", lambda row, _: self.furnished.append(row.path))
 
@@ -77,6 +79,88 @@ def bring_up(sources: tuple[str, ...] = ("LABEL=data", "/dev/card3"), **settings
     one = storage.Storage(chosen, list(sources))
     one.bring_up()
     return one.record()
+
+
+# --- whose disk ---------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def disks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A card whose second partition is the root, and a stick, as sysfs shows them."""
+    sys, mounts = tmp_path / "sys", tmp_path / "mountinfo"
+    for disk, major, first, parts in (("mmcblk0", 179, "mmcblk0p", 3), ("sda", 8, "sda", 1)):
+        folder = sys / f"devices/x/block/{disk}"
+        for number in range(parts + 1):
+            here = folder / f"{first}{number}" if number else folder
+            here.mkdir(parents=True)
+            (here / "uevent").touch()
+            if number:
+                (here / "partition").write_text(f"{number}\n")
+            (sys / "dev/block").mkdir(parents=True, exist_ok=True)
+            (sys / f"dev/block/{major}:{number}").symlink_to(here)
+        (sys / "class/block").mkdir(parents=True, exist_ok=True)
+        (sys / f"class/block/{disk}").symlink_to(folder)
+    mounts.write_text(
+        "21 1 0:19 / /proc rw - proc proc rw\n22 0 179:2 / / ro,relatime - squashfs /dev/root ro\n23 22 8:1 / /mnt rw - vfat x rw\n"
+    )
+    monkeypatch.setattr(root_disk, "MOUNTS", str(mounts))
+    monkeypatch.setattr(root_disk, "SYS", str(sys))
+    return tmp_path
+
+
+def test_the_disk_of_the_root(disks: Path) -> None:
+    sys = str(disks / "sys")
+    assert root_disk.of_root(root_disk.MOUNTS, sys) == "mmcblk0"
+    assert root_disk.partitions("mmcblk0", sys) == {1: "/dev/mmcblk0p1", 2: "/dev/mmcblk0p2", 3: "/dev/mmcblk0p3"}
+    assert root_disk.whole("8:1", sys) == "sda"
+    assert root_disk.whole("8:0", sys) == "sda"
+    assert root_disk.whole("7:7", sys) == ""
+    verity = disks / "sys/devices/virtual/block/dm-0"
+    (verity / "slaves").mkdir(parents=True)
+    (verity / "uevent").touch()
+    (verity / "slaves/mmcblk0p2").symlink_to(disks / "sys/dev/block/179:2")
+    (disks / "sys/dev/block/253:0").symlink_to(verity)
+    assert root_disk.whole("253:0", sys) == "mmcblk0", "dm-verity stands on the card"
+    (disks / "mountinfo").write_text("22 0 0:20 / / rw - overlay overlay rw\n")
+    assert (root_disk.of_root(root_disk.MOUNTS, sys), root_disk.partitions("", sys)) == ("", {})
+
+
+def test_a_stick_with_our_label_does_not_become_the_data(tools: Tools, disks: Path) -> None:
+    """It is a partition called data too; on the card it has lost its label."""
+    tools("e2fsck")
+    tools("findfs", text="/dev/sda1")
+    tools("blkid", more="case $4 in /dev/mmcblk0p1) echo LABEL=BOOT;; /dev/sda1) echo LABEL=data;; esac")
+    found = bring_up(("LABEL=data",), DATA_ANYWHERE=False)
+    assert (found["device"], found["mounted"]) == ("", False)
+    assert found["notes"] == ["no data partition: none of LABEL=data in 0.2 s; labels count on the root's disk (mmcblk0)"]
+    assert "findfs LABEL=data" not in tools.calls
+    assert bring_up(("LABEL=data",), DATA_ANYWHERE=True)["device"] == "/dev/sda1", "who says so gets it"
+    assert bring_up(("LABEL=BOOT",), DATA_ANYWHERE=False)["device"] == "/dev/mmcblk0p1"
+    assert bring_up(("LABEL=data", "PARTITION=3"), DATA_ANYWHERE=False)["device"] == "/dev/mmcblk0p3", "by its number"
+    assert bring_up(("PARTITION=7",), DATA_ANYWHERE=False)["device"] == ""
+
+
+def test_identifiers_are_compared_as_blkid_prints_them(tools: Tools, disks: Path) -> None:
+    tools("e2fsck")
+    tools(
+        "blkid",
+        more='case $4 in *p3) printf "PART_ENTRY_UUID=57ac0001-03\\nPART_ENTRY_NAME=log\\nUUID=aa-bb\\nLABEL=data2\\n";; esac',
+    )
+    for source in ("PARTUUID=57AC0001-03", "PARTLABEL=log", "UUID=AA-BB"):
+        assert bring_up((source,), DATA_ANYWHERE=False)["device"] == "/dev/mmcblk0p3", source
+    for source in ("LABEL=data", "PARTLABEL=lo", "UUID=aa"):
+        assert bring_up((source,), DATA_ANYWHERE=False)["device"] == "", source
+
+
+def test_a_device_of_another_disk_is_taken_by_name_and_not_believed(
+    tools: Tools, disks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tools("e2fsck")
+    monkeypatch.setattr(root_disk, "of_device", lambda path: {"/dev/card3": "sda"}.get(path, "mmcblk0"))
+    found = bring_up(("/dev/card3",), DATA_ANYWHERE=False)
+    assert (found["mounted"], found["foreign"]) == (True, True)
+    assert "its clock and its seed are not believed" in found["notes"][0]
+    found = bring_up(("PARTITION=3",), DATA_ANYWHERE=False)
+    assert (found["mounted"], found["foreign"]) == (True, False)
+    assert bring_up(("/dev/card3",), DATA_ANYWHERE=True)["foreign"] is False
 
 
 # --- finding -----------------------------------------------------------------------------------------------------------
@@ -212,7 +296,7 @@ def test_sources_are_checked(tmp_path: Path) -> None:
     assert chosen.DATA_REMAKE is True
     faults = "\n".join(chosen.rejected)
     assert "DATA[1] 'data': is neither LABEL=" in faults
-    assert "DATA_REMAKE = 'yes' should be like bool" in faults
+    assert "DATA_REMAKE = 'yes' is text; write True or False" in faults
     profile.write_text("DATA = ()\n")
     chosen = tables.load({"stack.profile": str(profile)})
     assert (chosen.rejected, "storage" in chosen.services) == ([], False), "a board without one has no such service"

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import PYTHON, ROOT
@@ -58,6 +59,30 @@ def test_the_owners_file_is_taken_but_for_what_the_board_decides() -> None:
     assert "update_config=1" not in text
 
 
+@pytest.mark.parametrize(
+    ("text", "there"),
+    [
+        ('country=DE\n# network={\n#   ssid="x"\n# }\n', False),
+        ("  #network={\n", False),
+        ('# "quoted\n"# network={\n', False),
+        ("network={ # at home\n", True),
+        ("\t network={\n", True),
+        ("network={#\n", True),
+        ("network = {\n", False),  # wpa_supplicant knows no such line
+        ("", False),
+    ],
+)
+def test_a_network_in_a_comment_is_none(tmp_path: Path, text: str, there: bool) -> None:
+    """A board without a network to join must not climb the ladder to its reboot."""
+    path = tmp_path / "wpa.conf"
+    path.write_text(text)
+    assert supplicant.has_networks(SimpleNamespace(WIFI_NETWORKS=(), WIFI_CONFIG=str(path))) == there
+    if WPA_SUPPLICANT is not None:
+        words = [WPA_SUPPLICANT, "-dd", "-i", "nowhere0", "-D", "wired", "-c", str(path)]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
+        assert ("start of a new network block" in done.stdout) == there
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.text(max_size=300), st.text(max_size=300))
 def test_a_file_is_the_old_one_or_the_new_one_and_a_secret_stays_one(first: str, second: str) -> None:
@@ -76,7 +101,7 @@ def test_the_service_becomes_wpa_supplicant_with_the_newest_rows(tmp_path: Path)
     fake = tmp_path / "wpa_supplicant"
     fake.write_text('#!/bin/sh\necho "$@"\ncat "$6"\nstat -c %a "$6"\n')
     fake.chmod(0o755)
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import supplicant; supplicant.RUN = sys.argv[1]; supplicant.main(['wlan9'])"
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from network import supplicant; supplicant.RUN = sys.argv[1]; supplicant.main(['wlan9'])"
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "STACK_CONTROL": str(tmp_path / "nobody")}
     done = subprocess.run([PYTHON, "-c", code, str(tmp_path)], env=environment, capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -27,10 +28,10 @@ sys.path.insert(0, str(ROOT / "mothership"))
 from receiver import Receiver
 from store import Store
 
-from bus import Remote, Tls
 from uplink import wire
 from uplink.outbox import Outbox
-from uplink.service import ASK_FIRST, ASK_MAX, SILENCE, UNREAD, WINDOW, Sender
+from uplink.remote import Remote, Tls
+from uplink.sender import ASK_FIRST, ASK_MAX, SILENCE, TOLD, WINDOW, Sender
 
 # --- the format --------------------------------------------------------------------------------------------------------
 RECORDS = [(18, "wifi", {"a": [1, "é"]}), (20, "evt", None)]
@@ -41,7 +42,9 @@ def packed(prev: int, records: list[tuple[int, str, Any]]) -> bytes:
 
 
 def test_a_batch_comes_back_as_it_was() -> None:
-    assert wire.unpack(packed(17, RECORDS)) == wire.Batch(17, RECORDS)
+    assert wire.unpack(packed(17, RECORDS))[:2] == (17, RECORDS)
+    of_a_stream = wire.unpack(wire.pack(0, [(1, "evt", b"7")], "0a1b"))
+    assert of_a_stream == wire.Batch(0, [(1, "evt", 7)], "0a1b", len(b'{"outbox":"0a1b","prev":0,"records":[[1,"evt",7]]}'))
 
 
 def test_a_scan_of_forty_access_points_is_small(record_property: Callable[[str, object], None]) -> None:
@@ -71,7 +74,7 @@ def test_a_scan_of_forty_access_points_is_small(record_property: Callable[[str, 
 @pytest.mark.parametrize(
     "payload",
     [
-        b"", b"\x02abc", b"\x01not zlib", packed(1, RECORDS)[:-1], packed(1, RECORDS) + b"x", packed(20, RECORDS),
+        b"", b"\x02abc", b"\x03" + packed(0, RECORDS)[1:], wire.pack(0, [], "a/b"), wire.pack(0, [], "x" * 65), b"\x01not zlib", packed(1, RECORDS)[:-1], packed(1, RECORDS) + b"x", packed(20, RECORDS),
         packed(0, RECORDS[::-1]), packed(-1, RECORDS), packed(0, [(1, "x" * 65, {})]), packed(0, [(2**63, "evt", {})]),
         wire.pack(0, [(1, "evt", b'"' + b"x" * wire.MOST + b'"')]), wire.pack(0, [(1, "evt", b"[" * 100_000)]),
         wire.pack(0, [(1, "evt", b'{"cut')]),
@@ -105,18 +108,22 @@ class World:
         self.folder = folder
         self.loss = loss
         self.now = 0.0
-        self.store = Store(str(folder / "mothership.db"))
+        self.store = Store(str(folder / "mothership.db"), lambda: 1e9 + self.now)
         self.receiver = Receiver(self.store, self)  # type: ignore[arg-type]
         self.up: list[tuple[str, bytes]] = []
         self.down: list[tuple[str, bytes]] = []
         self.box = self.make_outbox()
-        self.sender = Sender(self.box, "b1", self.send)
+        self.said: list[str] = []
+        self.sender = self.make_sender()
         self.put = 0
 
     log = type("Log", (), {"warning": staticmethod(print)})
 
     def make_outbox(self) -> Outbox:
         return Outbox(str(self.folder / "box"), 1 << 30, 0, (), print)
+
+    def make_sender(self) -> Sender:
+        return Sender(self.box, "b1", self.send, say=self.said.append)
 
     def send(self, topic: str, payload: bytes) -> bool:
         self.up += [(topic, payload)] * self.copies()
@@ -153,7 +160,7 @@ class World:
     def reboot(self) -> None:
         self.box.close(self.now)
         self.box = self.make_outbox()
-        self.sender = Sender(self.box, "b1", self.send)
+        self.sender = self.make_sender()
         self.sender.up(self.now)
 
     def until_empty(self) -> None:
@@ -186,7 +193,7 @@ def test_the_window_is_bounded(tmp_path: Path) -> None:
     world.loss = 1.0
     world.record(2000)
     world.turn()
-    assert world.box.under_way(world.sender.sent) <= WINDOW + 100
+    assert world.box.under_way(world.sender.stream, world.sender.sent) <= WINDOW + 100
     world.loss = 0.0
     world.turn(SILENCE)
     world.until_empty()
@@ -287,7 +294,7 @@ def test_a_new_outbox_that_has_gathered_more_than_the_mothership_has_keeps_all_o
     for file in (tmp_path / "box").iterdir():
         file.unlink()
     world.box = world.make_outbox()
-    world.sender = Sender(world.box, "b1", world.send)
+    world.sender = world.make_sender()
     world.record(50)
     world.box.flush(0.0)
     world.reboot()  # not even what it gave before is remembered as sent
@@ -297,8 +304,8 @@ def test_a_new_outbox_that_has_gathered_more_than_the_mothership_has_keeps_all_o
     world.reboot()
     world.until_empty()
     assert world.arrived() == list(range(1, 81))
-    numbers = [number for (number,) in world.store.database.execute("SELECT seq FROM record ORDER BY seq DESC LIMIT 11")]
-    assert numbers[-1] > 1_000_000, "numbered above the earlier life, once"
+    lines = world.store.database.execute("SELECT outbox, seq FROM stream ORDER BY heard").fetchall()
+    assert [seq for _, seq in lines] == [20, 60], "each outbox has numbers of its own"
 
 
 def test_a_mothership_that_lost_its_database_gets_what_is_left(tmp_path: Path) -> None:
@@ -308,6 +315,7 @@ def test_a_mothership_that_lost_its_database_gets_what_is_left(tmp_path: Path) -
     world.until_empty()
     world.store.database.execute("DELETE FROM record")
     world.store.database.execute("DELETE FROM board")
+    world.store.database.execute("DELETE FROM stream")
     world.record(50)
     world.until_empty()
     assert world.arrived() == list(range(101, 151))
@@ -317,11 +325,11 @@ def test_a_mothership_that_lost_its_database_gets_what_is_left(tmp_path: Path) -
 BOARD = """
 import os, sys, time; sys.path.insert(0, {root!r})
 import select
-from bus import Remote
+from uplink.remote import Remote
 from uplink.outbox import Outbox
-from uplink.service import Sender
+from uplink.sender import Sender
 from uplink import wire
-from bus import Remote, Tls
+from uplink.remote import Remote, Tls
 box = Outbox(sys.argv[1], 1 << 30, 0, (), print)
 remote = Remote("b1", (sys.argv[2],), (wire.topic("b1", "ack"),))
 sender = Sender(box, "b1", lambda topic, payload: remote.publish(topic, payload, qos=1))
@@ -400,7 +408,8 @@ MOTHERSHIP = """
 UPLINK = ("127.0.0.1:1884",)
 SERVICES = (*SERVICES,
     Service("far", ("mosquitto", "-c", "/test/far.conf"), after=("logd",)),
-    Service("mothership", ("{PYTHON}", "/test/receiver.py", "127.0.0.1:1884", "/var/mothership.db"), after=("far",)),
+    Service("mothership", ("{PYTHON}", "/test/receiver.py", "127.0.0.1:1884", "/var/mothership.db"), after=("far",),
+            env=(("PYTHONPATH", "{LIB}"),)),
     Service("commander", ("{PYTHON}", "/test/commander.py"), after=("far",)),
 )
 """
@@ -408,7 +417,7 @@ SERVICES = (*SERVICES,
 COMMANDER = """
 import json, select, sys, time
 sys.path.insert(0, "/stack/lib/stack")
-from bus import Remote
+from uplink.remote import Remote
 
 remote = Remote("commander", ("127.0.0.1:1884",), tuple("v1/laptop/" + what for what in ("state", "info", "sv/+", "diag", "res/+")))
 remote.start()
@@ -542,27 +551,200 @@ def test_a_record_that_the_disk_has_damaged_does_not_block_the_others(tmp_path: 
     assert world.box.lost == {"evt": 1}
 
 
-def test_nothing_is_sent_before_the_disk_could_be_read_for_a_while(tmp_path: Path) -> None:
-    """Or two lives with numbers of their own would be under way, and a power cut would leave nobody who can tell them apart."""
-    (tmp_path / "box/outbox.db").mkdir(parents=True)
+def test_a_disk_that_comes_late_is_sent_too_under_its_own_numbers(tmp_path: Path) -> None:
+    """The first life's records wait on the disk, half of them are at the mothership; the second life begins in memory."""
     world = World(tmp_path, 1, 0.0)
+    world.record(10)
     world.sender.up(0.0)
+    world.until_empty()
+    world.record(20)
+    world.box.flush(0.0)
+    world.sender.pump(0.0)
+    world.receiver.turn()  # it has all, and its answer is lost
+    world.box.close(0.0)
+    (tmp_path / "box/outbox.db").rename(tmp_path / "hidden")
+    (tmp_path / "box/outbox.db").mkdir()
+    world.now = 1000.0
+    world.reboot()
     world.record(30)
     for _ in range(20):
         world.turn()
-    assert (world.arrived(), world.box.unread) == ([], True)
+    assert world.arrived() == list(range(1, 61)), "a disk that stays away does not keep a board silent"
     (tmp_path / "box/outbox.db").rmdir()
-    world.turn(60.0)
+    (tmp_path / "hidden").rename(tmp_path / "box/outbox.db")
+    world.record(5)
+    world.box.tick(2000.0)
     world.until_empty()
-    assert world.arrived() == list(range(1, 31))
+    assert (world.arrived(), world.box.durable) == (list(range(1, 66)), True)
 
 
-def test_a_disk_that_stays_away_does_not_keep_a_board_silent(tmp_path: Path) -> None:
-    (tmp_path / "box/outbox.db").mkdir(parents=True)
+class Twins:
+    """Two boards of one name, each with an outbox of its own, and one mothership."""
+
+    def __init__(self, folder: Path, *, copied: bool = False, machines: tuple[str, str] = ("", "")) -> None:
+        for name in ("one", "two"):
+            (folder / name).mkdir()
+        self.first = World(folder / "one", 1, 0.0)
+        if copied:
+            self.first.box.close(0.0)
+            self.first.box = Outbox(str(folder / "one/box"), 1 << 30, 0, (), print, machines[0])
+            self.first.sender = self.first.make_sender()
+            self.first.record(10)
+            self.first.box.close(0.0)
+            shutil.copytree(folder / "one/box", folder / "two/box")
+            self.first.box = Outbox(str(folder / "one/box"), 1 << 30, 0, (), print, machines[0])
+            self.first.sender = self.first.make_sender()
+        self.second = World(folder / "two", 2, 0.0)
+        self.second.box.close(0.0)
+        self.second.box = Outbox(str(folder / "two/box"), 1 << 30, 0, (), print, machines[1])
+        self.second.sender = self.second.make_sender()
+        self.second.put = 1000
+        self.second.store.database.connection.close()  # type: ignore[attr-defined]
+        self.second.store = self.first.store
+        self.first.store.clock = lambda: 1e9 + max(self.first.now, self.second.now)
+        self.second.receiver = Receiver(self.first.store, self.second)  # type: ignore[arg-type]
+        for world in (self.first, self.second):
+            world.sender.up(0.0)
+
+    def turn(self, seconds: float = 1.0) -> None:
+        for world in (self.first, self.second):
+            world.turn(seconds)
+            taken, world.down = world.down, []
+            other = self.second if world is self.first else self.first
+            other.down += taken  # one topic: each hears the other one's answers too
+
+
+def test_of_two_boards_with_one_name_the_second_is_refused_and_loses_nothing(tmp_path: Path) -> None:
+    twins = Twins(tmp_path)
+    for _ in range(30):
+        twins.first.record(5)
+        twins.second.record(5)
+        twins.turn()
+    twins.first.until_empty()
+    assert sorted(twins.first.arrived()) == list(range(1, 151))
+    assert twins.second.box.count() == 150
+    assert any("refuses our records: another outbox" in text and "UPLINK_BOARD" in text for text in twins.second.said)
+    assert len(twins.second.said) == 1, "said once"
+    assert twins.first.said == []
+    rival = twins.first.store.database.execute("SELECT rival FROM board").fetchone()[0]
+    assert rival == twins.second.sender.stream.identity
+    for _ in range(100):  # the first one is switched off
+        twins.second.turn(10.0)
+    twins.second.until_empty()
+    assert sorted(twins.first.arrived()) == [*range(1, 151), *range(1001, 1151)]
+    assert twins.second.said[-1] == "the mothership takes our records again"
+
+
+def test_a_copied_card_has_numbers_of_its_own(tmp_path: Path) -> None:
+    """What waited on the card when it was copied arrives once; what each board adds arrives, whoever sends it."""
+    twins = Twins(tmp_path, copied=True, machines=("serial 1", "serial 2"))
+    twins.first.record(5)
+    twins.second.record(5)
+    for _ in range(30):
+        twins.turn()
+    assert sorted(twins.first.arrived()) == list(range(1, 16))
+    for _ in range(100):
+        twins.second.turn(10.0)
+    twins.second.until_empty()
+    assert sorted(twins.first.arrived()) == [*range(1, 16), *range(1001, 1006)]
+
+
+@pytest.mark.parametrize("before", ["board", "mothership"])
+def test_an_older_board_or_mothership_keeps_what_it_has(tmp_path: Path, before: str) -> None:
+    """Version 1 had one line of numbers for each board, and no stream's name."""
+    folder = tmp_path / "box"
+    folder.mkdir()
+    with contextlib.closing(sqlite3.connect(folder / "outbox.db")) as old:
+        old.executescript("""
+            CREATE TABLE record (number INTEGER PRIMARY KEY, kind TEXT NOT NULL, body BLOB NOT NULL) STRICT;
+            CREATE TABLE meta (name TEXT PRIMARY KEY, value NOT NULL);
+            INSERT INTO meta VALUES ('reserved', 1000021), ('met', 'b1');
+        """)
+        old.executemany("INSERT INTO record VALUES (?, 'evt', ?)", [(n, b'{"n":%d}' % n) for n in range(11, 21)])
+        old.commit()
+    if before == "mothership":
+        with contextlib.closing(sqlite3.connect(tmp_path / "mothership.db")) as database:
+            database.execute("CREATE TABLE board (name TEXT PRIMARY KEY, seq INTEGER NOT NULL, seen REAL NOT NULL) STRICT")
+            database.execute("INSERT INTO board VALUES ('b1', 15, 999999990.0)")
+            database.commit()
+    world = World(tmp_path, 1, 0.0)
+    world.put = 20
+    world.record(5)
+    world.sender.up(0.0)
+    world.until_empty()
+    assert world.arrived() == list(range(16 if before == "mothership" else 11, 26))
+    streams = dict(world.store.database.execute("SELECT outbox, seq FROM stream"))
+    assert streams.pop("") == 20
+    assert list(streams.values()) == [5]
+
+
+def test_a_mothership_without_streams_gets_nothing_and_the_board_says_so(tmp_path: Path) -> None:
+    """Its number is of another line than ours: to believe it would delete records."""
+    world = World(tmp_path, 1, 0.0)
+    world.record(5)
+    world.sender.up(0.0)
+    world.sender.on_ack(json.dumps({"seq": 500, "nonce": world.sender.nonce, "time": 1.0}).encode(), 0.0)
+    world.sender.pump(0.0)
+    assert [topic for topic, _ in world.up] == ["v1/b1/hello"]
+    assert (world.box.count(), "update the receiver" in world.said[0]) == (5, True)
+
+
+def test_a_number_that_was_never_given_makes_no_record_known(tmp_path: Path) -> None:
+    """Somebody with this board's certificate has sent a record far ahead under its stream's name."""
     world = World(tmp_path, 1, 0.0)
     world.sender.up(0.0)
-    world.record(30)
+    world.record(5)
+    world.until_empty()
+    forged = wire.pack(0, [(wire.HIGHEST, "evt", b'{"n":0}')], world.sender.stream.identity)
+    world.up.append(("v1/b1/up", forged))
     world.turn()
-    for _ in range(20):
-        world.turn(UNREAD / 10)
-    assert world.arrived() == list(range(1, 31))
+    world.record(5)
+    world.reboot()
+    world.until_empty()
+    assert world.arrived() == [1, 2, 3, 4, 5, 0, 6, 7, 8, 9, 10]
+
+
+def limited(world: World, most: int) -> Callable[[str, bytes], bool]:
+    """A broker that drops larger messages without a word."""
+    send = world.send
+    return lambda topic, payload: send(topic, payload) if len(payload) <= most else True
+
+
+def test_batches_shrink_where_a_broker_takes_smaller_messages(tmp_path: Path) -> None:
+    """60 records that cannot be compressed, of 2 kB each, through a broker that drops what is above 20,000 bytes."""
+    world = World(tmp_path, 1, 0.0)
+    world.sender.send = limited(world, 20_000)
+    for number in range(1, 61):
+        world.box.put("evt", json.dumps({"n": number, "x": world.random.randbytes(1000).hex()}).encode(), 0.0)
+    world.sender.up(0.0)
+    for _ in range(120):
+        world.turn()
+    assert world.arrived() == list(range(1, 61))
+
+
+def test_a_record_that_no_broker_takes_does_not_keep_the_others_back(tmp_path: Path) -> None:
+    world = World(tmp_path, 1, 0.0)
+    world.sender.send = limited(world, 20_000)
+    world.record(5)
+    world.box.put("big", json.dumps({"n": 0, "x": world.random.randbytes(60_000).hex()}).encode(), 0.0)
+    world.record(5)
+    world.sender.up(0.0)
+    for _ in range(200):
+        world.turn()
+    assert (world.arrived(), world.box.lost) == (list(range(1, 11)), {"big": 1})
+
+
+def test_a_silent_mothership_is_told_of_after_a_minute(tmp_path: Path) -> None:
+    world = World(tmp_path, 1, 1.0)
+    world.sender.up(0.0)
+    world.record(7)
+    world.turn(0.0)
+    for _ in range(int(TOLD) - 1):
+        world.turn()
+    assert world.said == []
+    for _ in range(3):
+        world.turn()
+    assert world.said == ["the mothership has taken nothing for 60 s: 7 records wait"]
+    world.loss = 0.0
+    world.until_empty()
+    assert world.said[1:] == ["the mothership takes our records again"]

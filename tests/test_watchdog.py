@@ -23,10 +23,12 @@ from pid1 import teardown
 from pid1.loop import Loop
 from pid1.process import Process
 from pid1.watchdog import DUMP_AT, RETRY_MAX, Device, Watchdog
+from prompt import command
 from prompt import functions as prompt
 from tables.load import load
 from tables.rows import Delays, Service
-from tables.tables import FALLBACK
+
+DEFAULTS = load({}).values
 
 Boot = Callable[..., Board]
 
@@ -53,7 +55,7 @@ class FakeInit:
     """What a Watchdog sees of PID 1."""
 
     def __init__(self, **settings: object) -> None:
-        self.tables = SimpleNamespace(**{**FALLBACK, "WATCHDOG": "/dev/watchdog", **settings})
+        self.tables = SimpleNamespace(**{**DEFAULTS, "WATCHDOG": "/dev/watchdog", **settings})
         self.loop = Loop()
         self.ill = ""
         self.sv = SimpleNamespace(unhealthy=lambda now: self.ill)
@@ -269,16 +271,16 @@ def test_snooze_ends_without_a_dog_and_when_asked(init: Any) -> None:
 
 
 def test_the_prompt_asks_for_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(prompt, "_ask", lambda op, **words: {"asked": [op, words["minutes"]]})
+    monkeypatch.setattr("onboard.to_pid1.ask", lambda _path, asked: {"asked": [asked["op"], asked["minutes"]]})
     assert prompt.snooze() == {"asked": ["snooze", 15.0]}
-    assert prompt.main(["snooze", "5", "--json"]) == 0
+    assert command.main(["snooze", "5", "--json"]) == 0
     assert capsys.readouterr().out == '{"asked": ["snooze", 5.0]}\n'
 
 
 def failing(lives: float = 0.0, delays: Delays | None = None) -> tuple[Process, Callable[[float], None]]:
     """A critical service that dies so long after each start; and what makes time pass."""
     world = World()
-    process = Process(Service("c", ("c",), critical=True), world, delays or Delays(), jitter=lambda: 1.0)
+    process = Process(Service("c", ("c",), critical=True), world, delays or load({}).delays(), jitter=lambda: 1.0)
     process.start(0.0)
     process.go(0.0)
     clock = [0.0]
@@ -299,7 +301,7 @@ def failing(lives: float = 0.0, delays: Delays | None = None) -> tuple[Process, 
 @pytest.mark.parametrize("lives", [0.0, 9.0, 15.0, 100.0])
 def test_back_off_does_not_hide_a_critical_service(lives: float) -> None:
     """Hours later, with its longest pauses, it is still over its budget; and so is one that dies after a good run."""
-    times, window = FALLBACK["CRITICAL_FAILURES"], FALLBACK["CRITICAL_WINDOW"]
+    times, window = DEFAULTS["CRITICAL_FAILURES"], DEFAULTS["CRITICAL_WINDOW"]
     process, until = failing(lives)
     for at in (1000.0, 7200.0, 20000.0):
         until(at)
@@ -341,8 +343,8 @@ def test_settings_that_would_hide_a_fault_are_named(tmp_path: Path) -> None:
     profile = tmp_path / "p.py"
     profile.write_text("CRITICAL_WINDOW = 60.0\nWATCHDOG = 'watchdog'\nWATCHDOG_TIMEOUT = 0.5\n")
     tables = load({"stack.profile": str(profile)})
-    assert (tables.CRITICAL_WINDOW, tables.WATCHDOG, tables.WATCHDOG_TIMEOUT) == (280.0, "", 30.0)
-    assert [text.partition(" ")[0] for text in tables.rejected] == ["WATCHDOG_TIMEOUT", "WATCHDOG", "CRITICAL_WINDOW"]
+    assert (tables.CRITICAL_WINDOW, tables.WATCHDOG, tables.WATCHDOG_TIMEOUT) == (280.0, "/dev/watchdog", 30.0)
+    assert [text.partition(" ")[0] for text in tables.rejected] == ["WATCHDOG", "WATCHDOG_TIMEOUT", "CRITICAL_WINDOW"]
 
 
 # --- the end ----------------------------------------------------------------------------------------------------------
@@ -374,7 +376,7 @@ def test_what_is_halted_stays_so(init: Any, monkeypatch: pytest.MonkeyPatch, com
     monkeypatch.setattr(teardown, "wait_for_children", lambda *_, **__: True)
     monkeypatch.setattr(teardown, "close_disks", lambda *_: one.dog.life.append("disks closed"))
     monkeypatch.setattr(teardown, "reboot", lambda command: one.dog.life.append("reboot(2)"))
-    teardown.tear_down(command, one.tables, one.watchdog)
+    teardown.tear_down(command, one.tables, one.watchdog.wait, one.watchdog.disarm)
     disarmed = [] if command == Reboot.RESTART else ["disarmed"]
     assert one.dog.life[2:] == ["disks closed", *disarmed, "reboot(2)"]
 

@@ -10,130 +10,28 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
 from functools import partial
 from typing import Any
 
 from base.syscalls import IN_CLOSE_WRITE, IN_MOVED_TO, PR_SET_DUMPABLE, inotify_add_watch, inotify_init, prctl
-from bus import Bus, Message, Remote, Tls, pauses
+from bus import Bus, Message
 from onboard import boot_ends, clock, events, to_pid1
-from onboard.to_pid1 import notify, of_this_board
+from onboard.board_table import board_table
+from onboard.to_pid1 import notify
 from uplink import wire
 from uplink.commands import Commands
 from uplink.outbox import Outbox
+from uplink.remote import Remote, Tls
+from uplink.sender import Sender
 
-WINDOW = 400  # records under way
-BATCH = 100  # records of one message...
-BATCH_SIZE = 64 * 1024  # ...or so many bytes, before they are compressed
 LARGEST = 256 * 1024  # bytes of one record
 DEPTH = 8  # brackets around a record on its way and at its destination: one that is nested too deep for them would never arrive
-SILENCE = 10.0  # seconds without an acknowledgement, and what is under way is sent again
-HIGHEST = 2**61  # that the mothership may answer with: ours go on above it, and must stay numbers of the format
-ASK_FIRST, ASK_MAX = 2.0, 60.0  # seconds without an answer, and the question is asked again; doubled, jittered
-UNREAD = 600.0  # seconds to wait for a disk that could not be read, and whose records come first, before others are sent
-LOOK = 1.0  # seconds between two looks at it
+MOST_SERVICES = 1000  # whose state is told
+LONGEST = 200  # characters of what is told of one
+SAY_EVERY = 60.0  # seconds between two lines about what is dropped of one kind
 BOOTING = 5.0  # seconds between two looks whether the boot is over
 BIRTH = "/sys/firmware/devicetree/base"  # what a board says of itself (Devicetree Specification, 2.3 and 3.2)
-
-
-class Sender:
-    """What is sent when: go-back-N over a connection that may be gone at any time. Time is an argument."""
-
-    def __init__(self, outbox: Outbox, board: str, send: Callable[[str, bytes], bool], boot_id: str = "") -> None:
-        """`send(topic, payload)` gives a message to the connection, and says whether it could."""
-        self.outbox = outbox
-        self.board = board
-        self.send = send
-        self.boot_id = boot_id
-        self.waiting_until: float | None = None  # for a disk that could not be read
-        self.nonce = ""  # of the question that has not been answered; "" once it has
-        self.patience = pauses(ASK_FIRST, ASK_MAX)  # for its answer
-        self.sent = 0  # the highest number under way
-        self.highest = 0  # that was ever sent, or that the mothership has answered with
-        self.acked = 0  # the mothership's last word
-        self.ahead: float | None = None  # the mothership's clock minus our monotonic one
-        self.due: float | None = None  # to ask, or to send again
-        self.connected = False
-        self.resent = 0
-
-    def up(self, now: float) -> None:
-        """A new connection: ask what the mothership has, before anything is sent."""
-        self.connected = True
-        self.patience = pauses(ASK_FIRST, ASK_MAX)
-        self.nonce = os.urandom(6).hex()
-        self.waiting_until = now + UNREAD if self.waiting_until is None else self.waiting_until
-        self._ask(now)
-
-    def down(self) -> None:
-        """The connection is gone."""
-        self.connected = False
-        self.due = None
-
-    def _ask(self, now: float) -> None:
-        """The same question each time: an answer that is later than our patience is an answer too.
-
-        Not before the disk could be read: what was sent from memory before would have other numbers than what the disk knows,
-        and of both together nobody could say after a power cut what the mothership has.
-        """
-        if self.outbox.unread and now < (self.waiting_until or now):
-            self.due = now + LOOK
-            return
-        question = {"nonce": self.nonce, "boot": self.boot_id, "mono": round(now, 3)}
-        self.send(wire.topic(self.board, "hello"), json.dumps(question).encode())
-        self.due = now + next(self.patience)
-
-    def on_ack(self, payload: bytes, now: float) -> bool:
-        """An acknowledgement, or the answer to our question; whether it is one, and nothing that the broker had retained."""
-        answer = wire.parse(payload)
-        seq, nonce = answer.get("seq"), answer.get("nonce")
-        if not wire.is_number(seq):
-            raise wire.Malformed(f"an answer without a number: {payload[:100]!r}")
-        assert isinstance(seq, int)
-        if seq > HIGHEST:
-            raise wire.Malformed(f"{seq} is no number that a board comes to: one above it could not be sent")
-        if answered := bool(self.nonce and nonce == self.nonce):
-            self.nonce = ""
-            self.outbox.flush(now)
-            self.outbox.heard(seq, self.board)
-            self.sent = 0
-            self.highest = max(self.highest, seq)
-            self.ahead = answer["time"] - now if wire.is_seconds(answer.get("time")) else self.ahead
-        if self.nonce or seq > self.highest:
-            return False  # an answer to an earlier question, or about what we have not sent
-        if answered or seq > self.acked:  # what is no news does not put off sending again
-            self.due = None
-        fresh, self.acked = nonce is not None or seq > self.acked, max(seq, self.acked)
-        self.outbox.acknowledged(seq)
-        self.pump(now)
-        return fresh
-
-    def pump(self, now: float) -> None:
-        """Send what the window takes."""
-        if not self.connected or self.nonce:
-            return
-        under_way = self.outbox.under_way(self.sent)
-        while under_way < WINDOW and (records := self.outbox.waiting(self.sent, BATCH, BATCH_SIZE)):
-            payload = wire.pack(self.sent if under_way else 0, records)
-            if not self.send(wire.topic(self.board, "up"), payload):
-                break
-            self.sent = records[-1].number
-            self.highest = max(self.highest, self.sent)
-            under_way += len(records)
-        if self.due is None and under_way:
-            self.due = now + SILENCE
-
-    def tick(self, now: float) -> None:
-        """No answer for too long: from the beginning."""
-        if self.due is None or now < self.due or not self.connected:
-            return
-        self.due = None
-        if self.nonce:
-            self._ask(now)
-        else:
-            self.resent += self.outbox.under_way(self.sent)
-            self.sent = 0
-            self.outbox.give_up_damaged(BATCH)
-            self.pump(now)
 
 
 class Uplink:
@@ -144,17 +42,23 @@ class Uplink:
         self.urgent = chosen.UPLINK_URGENT
         self.outbox = outbox
         self.remote = remote
-        self.sender = Sender(outbox, board, partial(remote.publish, qos=1), bus.boot_id)
+        self.sender = Sender(outbox, board, partial(remote.publish, qos=1), bus.boot_id, self.complain)
         self.commands = Commands(outbox, bus.boot_id, ask, lambda data: self.take("cmd", "cmd", bus.envelope("cmd", data)))
         self.event = outbox.mark("event") if outbox.mark("events of") == bus.boot_id else 0  # PID 1's last one
         self.state = ""
         self.services: dict[str, tuple[Any, float]] = {}  # the last that we know of each, and since when
         self.look: float | None = None  # whether the boot is over
+        self.dropped: Counter[str] = Counter()  # what is not passed on, by kind
+        self.quiet: dict[str, float] = {}  # until when nothing more is said of a kind
         for kind, pattern in chosen.UPLINK_TOPICS:
             bus.subscribe(pattern, partial(self.take, kind))
         bus.subscribe("diag", self.on_diag)
         bus.watch(remote.fd, self.arrived)
         self.watch_pid_1()
+
+    def complain(self, why: str) -> None:
+        """What people should know of the connection."""
+        self.bus.log.warning("uplink: %s", why)
 
     # --- records ----------------------------------------------------------------------------------------------------
     def take(self, kind: str, topic: str, message: Message, marks: dict[str, int | str] | None = None) -> None:
@@ -168,12 +72,20 @@ class Uplink:
                 raise ValueError(f"{len(body)} bytes are too many for one record")
             json.loads(b"[" * DEPTH + body + b"]" * DEPTH)
         except (ValueError, TypeError, RecursionError) as error:
-            self.bus.log.warning("uplink: a message of %s is not recorded: %s", topic[:100], error)
             self.outbox.lost[kind] = self.outbox.lost.get(kind, 0) + 1
+            self.drop(kind, f"a message of {topic[:100]!r} is not recorded: {error}")
             return
         self.outbox.put(kind, body, now, urgent=kind in self.urgent, marks=marks)
         if self.outbox.due is None:  # committed
             self.sender.pump(now)
+
+    def drop(self, kind: str, why: str) -> None:
+        """Count what is not passed on, and say so: not each of a flood."""
+        self.dropped[kind] += 1
+        now = time.monotonic()
+        if now >= self.quiet.get(kind, now):
+            self.quiet[kind] = now + SAY_EVERY
+            self.bus.log.warning("uplink: %s (%d of this kind so far)", why[:300], self.dropped[kind])
 
     def watch_pid_1(self) -> None:
         """Hear of each line that PID 1 adds to its events, and of the record that the keeper makes of the last boot's end."""
@@ -199,18 +111,25 @@ class Uplink:
                 self.outbox.lost["event"] = self.outbox.lost.get("event", 0) + missed
             self.take(event["kind"], event["kind"], event, {"events of": boot_id, "event": event["seq"]})
             self.event = event["seq"]
-            if event["kind"] == "crash":
-                data = event["data"]
-                row = {"state": "failed", "exit": data["exit"], "restart": data["restart"]}
-                self.tell_services({data["name"]: row}, event["mono"])
+            data = event.get("data")
+            if event["kind"] == "crash" and isinstance(data, dict):
+                row = {"state": "failed", "exit": data.get("exit"), "restart": data.get("restart")}
+                self.tell_services({data.get("name"): row}, event.get("mono"))
         if self.outbox.mark("record of") != boot_id and (record := boot_ends.read(boot_ends.RECORD)):
             self.take("boot", "boot", self.bus.envelope("boot", record), {"record of": boot_id})
             self.tell_info()
 
     # --- retained state ---------------------------------------------------------------------------------------------
     def tell(self, what: str, data: dict[str, Any], qos: int = 1) -> bool:
-        """A retained message below our name."""
-        return self.remote.publish(wire.topic(self.sender.board, what), json.dumps(data).encode(), qos=qos, retain=True)
+        """A retained message below our name; what cannot be one is dropped, and keeps nothing else back."""
+        try:
+            payload = json.dumps(data, allow_nan=False).encode()
+            if len(payload) > LARGEST:
+                raise ValueError(f"{len(payload)} bytes are too many for one message")
+            return self.remote.publish(wire.topic(self.sender.board, what), payload, qos=qos, retain=True)
+        except (ValueError, TypeError, RecursionError) as error:
+            self.drop(what.partition("/")[0], f"{what[:100]!r} is not told: {error}")
+            return False
 
     def tell_state(self, state: str) -> None:
         """init, ready, stopping or disconnected."""
@@ -229,18 +148,30 @@ class Uplink:
 
     def on_diag(self, _topic: str, message: Message) -> None:
         """diagnostic.py's report as it is, and of its services those that have changed."""
+        data = message.get("data") if isinstance(message, dict) else None
+        if not isinstance(data, dict):
+            self.drop("diag", "a report that is no dictionary is not told")
+            return
         self.tell("diag", message, qos=0)
-        rows = (message["data"].get("services") or {}).get("rows") or {}
-        found = {name: {key: row.get(key) for key in ("state", "exit", "restart")} for name, row in rows.items()}
-        self.tell_services(found, message["mono"])
+        services = data.get("services")
+        rows = services.get("rows") if isinstance(services, dict) else None
+        self.tell_services(rows if isinstance(rows, dict) else {}, message.get("mono"))
 
-    def tell_services(self, rows: dict[str, Any], mono: float) -> None:
+    def tell_services(self, rows: dict[Any, Any], mono: Any) -> None:
         """What is new: a report that the bus has retained may be older than what PID 1 told. Without a connection, later."""
         for name, row in rows.items():
+            if fault := why_no_service(name, row, mono) or self._one_too_many(name):
+                self.drop("sv", f"the state of service {str(name)[:100]!r} is not told: {fault}")
+                continue
+            told = {key: row.get(key) for key in ("state", "exit", "restart")}
             known, at = self.services.get(name, (None, 0.0))
-            if row != known and mono >= at:
-                self.services[name] = (row, mono)
-                self.tell(f"sv/{name}", row)
+            if told != known and mono >= at:
+                self.services[name] = (told, mono)
+                self.tell(f"sv/{name}", told)
+
+    def _one_too_many(self, name: str) -> str:
+        more = len(self.services) >= MOST_SERVICES and name not in self.services
+        return f"there are {MOST_SERVICES} already" if more else ""
 
     def tell_all(self, now: float) -> None:
         """A new connection: the broker's successor has retained nothing of what we told this one."""
@@ -312,6 +243,21 @@ class Uplink:
         self.remote.end()
 
 
+def why_no_service(name: object, row: object, mono: object) -> str:
+    """Why this is no state of a service that the mothership could be told; empty where it is. Anything may be on a bus."""
+    if not isinstance(name, str) or not wire.is_name(name.replace("@", "-")):
+        return "its name cannot be part of a topic: letters, digits, - _ . @"
+    if not isinstance(row, dict) or not wire.is_seconds(mono):
+        return "it is no row of a report"
+    for key in ("state", "exit", "restart"):
+        value = row.get(key)
+        if isinstance(value, str) and len(value) > LONGEST:
+            return f"{key} has {len(value)} characters"
+        if not isinstance(value, (str, int, type(None))) or (isinstance(value, int) and abs(value) >= 2**53):
+            return f"{key} is neither text nor a number"
+    return ""
+
+
 def ask(request: dict[str, Any]) -> Any:
     """Ask PID 1."""
     return to_pid1.ask(os.environ.get("STACK_CONTROL", to_pid1.SOCKET), request)
@@ -345,7 +291,14 @@ def run(chosen: Any, addresses: tuple[str, ...]) -> None:
     board = chosen.UPLINK_BOARD or os.uname().nodename
     if not wire.is_name(board):
         raise SystemExit(f"{board!r} is not a board's name: letters, digits, - _ . and at most {wire.LONGEST} of them")
-    outbox = Outbox(chosen.OUTBOX, chosen.OUTBOX_SIZE, chosen.OUTBOX_SPARE, chosen.OUTBOX_GIVE_UP, bus.log.warning)
+    outbox = Outbox(
+        chosen.OUTBOX,
+        chosen.OUTBOX_SIZE,
+        chosen.OUTBOX_SPARE,
+        chosen.OUTBOX_GIVE_UP,
+        bus.log.warning,
+        birth("serial-number") or "",
+    )
     tls = Tls(*chosen.UPLINK_TLS) if chosen.UPLINK_TLS else None
     will = (wire.topic(board, "state"), json.dumps({"state": "lost", "boot": bus.boot_id}).encode())
     patterns = (wire.topic(board, "ack"), wire.topic(board, "cmd"))
@@ -367,8 +320,8 @@ def run(chosen: Any, addresses: tuple[str, ...]) -> None:
 
 def main(arguments: list[str]) -> None:
     """`uplink.py HOST:PORT...`"""
-    prctl(PR_SET_DUMPABLE, 0)  # where all apps are one user, none may look into us (`man 2 ptrace`), or ask PID 1 in our name
-    run(of_this_board(), tuple(arguments))
+    prctl(PR_SET_DUMPABLE, 0)  # other apps are the same user: none may look into us (`man 2 ptrace`), or ask PID 1 in our name
+    run(board_table(), tuple(arguments))
 
 
 if __name__ == "__main__":

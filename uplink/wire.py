@@ -1,4 +1,4 @@
-"""What board and mothership say to each other, version 1: topics, batches of records, acknowledgements, commands.
+"""What board and mothership say to each other: topics, batches of records, acknowledgements, commands.
 
     v1/BOARD/up       batch      board to mothership
     v1/BOARD/hello    question   which of mine do you have?
@@ -10,11 +10,15 @@
     v1/BOARD/cmd      command    mothership to board; never retained
     v1/BOARD/res/ID   result     of the command with this id
 
-All but batches are plain JSON. A batch is the byte 1 (the version) and a zlib stream (RFC 1950) of JSON in UTF-8:
-{"prev": N, "records": [[number, kind, body], ...]}, in rising order. `prev` is the number of the record sent before these, 0
-where the board has none that is older: who misses `prev` does not take the batch, and the board sends from there again.
-A question is {"nonce": TEXT, "boot": BOOT_ID, "mono": seconds}: when it was asked, by the board's monotonic clock.
-An answer is {"seq": N, "nonce": TEXT or null, "time": seconds}: the last one by the mothership's clock.
+All but batches are plain JSON. A batch is the byte 2 (the version) and a zlib stream (RFC 1950) of JSON in UTF-8:
+{"outbox": STREAM, "prev": N, "records": [[number, kind, body], ...]}, in rising order. A stream is a random name of the board's
+outbox (numbering.py); each has numbers of its own. `prev` is the number of the record sent before these, 0 where the board has
+none that is older: who misses `prev` does not take the batch, and the board sends from there again.
+A question is {"nonce": TEXT, "outbox": STREAM, "own": [STREAM, ...], "boot": BOOT_ID, "mono": seconds}: `own` are all streams
+of this outbox, `mono` is when it was asked, by the board's monotonic clock.
+An answer is {"seq": N, "outbox": STREAM, "nonce": TEXT or null, "time": seconds}: the last one by the mothership's clock. Where
+another outbox is using this board's name it is {"refused": TEXT, "outbox": STREAM, ...} without "seq", and not retained.
+Version 1 had no streams: its batches begin with the byte 1 and have no "outbox"; to the mothership that is the stream "".
 A command is {"id": TEXT, "op": TEXT, "expires": seconds, ...} by that clock too, so that it can be judged on a board whose own
 clock is not set; its result {"id": TEXT, "ok": true or false, "result": ..., "error": TEXT or null}, with "again": true where
 it was not considered yet. The same id is carried out once, however often it comes, and answered each time. A command that ends
@@ -28,8 +32,10 @@ import zlib
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-VERSION = 1
-MOST = 4 * 1024 * 1024  # bytes of a batch's JSON: more is no batch of ours
+VERSION = 1  # of the topics
+BATCHES = (1, 2)  # versions of a batch that are understood; the last is the one that is sent
+MOST = 512 * 1024  # bytes of a batch's JSON: a board sends at most BATCH_SIZE and one more record (service.py, LARGEST)
+HIGHEST = 2**61  # number of a record, on both sides
 TOPICS = ("up", "hello", "ack", "state", "info", "diag", "cmd")  # below a board's name...
 OF_NAMES = ("sv", "res")  # ...and these with one more name below them
 SMALL = 4096  # bytes of a question, an answer, a command
@@ -51,6 +57,8 @@ class Batch(NamedTuple):
 
     prev: int
     records: list[tuple[int, str, Any]]
+    outbox: str = ""  # the stream; "" of a board of version 1
+    size: int = 0  # bytes of its JSON
 
 
 def topic(board: str, what: str) -> str:
@@ -76,16 +84,18 @@ def is_name(text: object) -> bool:
 NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
 
 
-def pack(prev: int, records: Iterable[tuple[int, str, bytes]]) -> bytes:
+def pack(prev: int, records: Iterable[tuple[int, str, bytes]], outbox: str = "") -> bytes:
     """A batch; each body is JSON already."""
     rows = b",".join(b'[%d,"%s",%s]' % (number, kind.encode(), body) for number, kind, body in records)
-    return bytes([VERSION]) + zlib.compress(b'{"prev":%d,"records":[%s]}' % (prev, rows), 6)
+    text = b'{"outbox":"%s","prev":%d,"records":[%s]}' % (outbox.encode(), prev, rows)
+    return bytes([BATCHES[-1]]) + zlib.compress(text, 6)
 
 
 def unpack(payload: bytes) -> Batch:
     """A batch, checked to the last number; Malformed where it is none."""
-    if payload[:1] != bytes([VERSION]):
-        raise Malformed(f"a batch of version {payload[:1].hex() or 'none'}, where {VERSION} is known")
+    if not payload or payload[0] not in BATCHES:
+        known = " and ".join(map(str, BATCHES))
+        raise Malformed(f"a batch of version {payload[:1].hex() or 'none'}, where {known} are known")
     stream = zlib.decompressobj()
     try:
         text = stream.decompress(payload[1:], MOST)
@@ -96,6 +106,9 @@ def unpack(payload: bytes) -> Batch:
         raise Malformed(f"not a batch: {error}") from None
     if not isinstance(found, dict) or not is_number(found.get("prev")) or not isinstance(found.get("records"), list):
         raise Malformed('a batch without "prev" and "records"')
+    outbox = found.get("outbox", "") if payload[0] > 1 else ""
+    if not is_stream(outbox):
+        raise Malformed(f"a batch of {str(outbox)[:100]!r}, which is no stream's name")
     last, records = found["prev"], []
     for row in found["records"]:
         match row:
@@ -104,7 +117,7 @@ def unpack(payload: bytes) -> Batch:
                 last = number
             case _:
                 raise Malformed(f"a record that is not [number, kind, body] in rising order: {str(row)[:100]}")
-    return Batch(found["prev"], records)
+    return Batch(found["prev"], records, outbox, len(text))
 
 
 def parse(payload: bytes, most: int = SMALL) -> dict[str, Any]:
@@ -124,5 +137,10 @@ def is_seconds(value: object) -> bool:
 
 
 def is_number(value: object) -> bool:
-    """Whether it can number a record: SQLite's largest is 2^63-1."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**62
+    """Whether it can number a record: what one side sends the other side takes."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= HIGHEST
+
+
+def is_stream(value: object) -> bool:
+    """Whether it can name a stream; "" is the one of version 1."""
+    return value == "" or is_name(value)

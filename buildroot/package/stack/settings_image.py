@@ -10,7 +10,7 @@ CONSOLE_LOGIN = "off"  # nobody has a password here; "prompt": whoever holds the
 
 # No battery keeps the clock: the first measurements may step it, and rtcsync tells the kernel that it is synchronised.
 _NTP = ("pool pool.ntp.org iburst", "makestep 1 3", "rtcsync", "driftfile /var/lib/chrony/drift")
-_CHRONYD = Service("chronyd", ("chronyd", "-d", "-u", "chrony", *_NTP), after=("network", "storage"), nice=-5)
+_CHRONYD = Service("chronyd", ("chronyd", "-d", "-u", "chrony", *_NTP), after=("network", "storage"), nice=-5, memory_max="32M")
 DIRECTORIES = (*settings.DIRECTORIES, Directory("/var/lib/chrony", 0o750, "chrony"))
 SERVICES = tuple(_CHRONYD if row.name == "ntpd" else row for row in settings.SERVICES if row.name not in _LEFT_OUT)
 RULES = tuple(row for row in settings.RULES if row.start.replace("{devname}", "") not in _LEFT_OUT)

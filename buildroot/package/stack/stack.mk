@@ -28,6 +28,7 @@ endef
 
 # The host's Python is of the target's version: the byte code fits.
 define STACK_INSTALL_TARGET_CMDS
+	rm -rf $(TARGET_DIR)/usr/lib/stack
 	$(TARGET_MAKE_ENV) $(MAKE) -C $(@D) install \
 		DESTDIR=$(TARGET_DIR) \
 		INIT_PYTHON=/usr/bin/python3 \

@@ -1,0 +1,52 @@
+"""What a database of the mothership is: its tables, and what SQLite and PostgreSQL have in common."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS board (
+    name TEXT PRIMARY KEY, seq INTEGER NOT NULL, seen REAL NOT NULL, state TEXT, state_since REAL, boot TEXT, info TEXT,
+    rival TEXT, rival_since REAL
+) STRICT;
+CREATE TABLE IF NOT EXISTS record (
+    board TEXT NOT NULL, seq INTEGER NOT NULL, kind TEXT NOT NULL, boot TEXT, mono REAL, time REAL, clock TEXT,
+    body TEXT NOT NULL, received REAL NOT NULL, PRIMARY KEY (board, seq)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS boot (
+    board TEXT NOT NULL, boot TEXT NOT NULL, "offset" REAL NOT NULL, clock TEXT NOT NULL, PRIMARY KEY (board, boot)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS stream (
+    board TEXT NOT NULL, outbox TEXT NOT NULL, seq INTEGER NOT NULL, held INTEGER NOT NULL, heard REAL NOT NULL,
+    PRIMARY KEY (board, outbox)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS boots ON record (board, seq) WHERE kind = 'boot';
+CREATE VIEW IF NOT EXISTS placed AS SELECT record.*,
+    CASE WHEN record.clock = 'synchronised' AND record.time IS NOT NULL THEN record.time
+         ELSE coalesce(record.mono + boot."offset", record.time, record.received) END AS at
+    FROM record LEFT JOIN boot ON boot.board = record.board AND boot.boot = record.boot;
+"""
+# Columns of `board` that earlier versions had not.
+LATER = ("state TEXT", "state_since REAL", "boot TEXT", "info TEXT", "rival TEXT", "rival_since REAL")
+# Before there were streams a board had one line of numbers, which is the stream "" now. `board.seq` and `record.seq` are
+# numbers of the mothership's own since then: in the order in which a board's records came, whatever stream they are of.
+ADOPT = """
+INSERT INTO stream SELECT name, '', seq, 1, seen FROM board
+WHERE seq > 0 AND NOT EXISTS (SELECT 1 FROM stream WHERE stream.board = board.name)
+"""
+
+Row = tuple[Any, ...]
+
+
+class Database(Protocol):
+    """What SQLite and PostgreSQL have in common: statements with ? for what is filled in."""
+
+    error: tuple[type[Exception], ...]  # it may be gone or locked: try again
+    lock: str  # what ends a SELECT whose row is to be ours until the commit
+
+    def execute(self, statement: str, values: Iterable[Any] = ()) -> Any: ...
+    def executemany(self, statement: str, rows: Iterable[Row]) -> None: ...
+    def transaction(self) -> contextlib.AbstractContextManager[None]: ...
+    def rows(self, statement: str, values: Iterable[Any] = ()) -> Iterator[Row]: ...

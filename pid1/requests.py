@@ -1,0 +1,187 @@
+"""Every request of the control socket: who may ask it, what is done, and what is answered.
+
+Anyone may read; root may act. A service may do what the rules in its row's `may` list: it is known by the pid of its main
+process, which cannot be reused before PID 1 reaps it; a connection older than that process is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import _log
+from base.files import read_file
+from base.stdlib import TYPE_CHECKING
+from base.syscalls import Reboot
+from onboard import boot_ends
+from onboard.to_pid1 import SVError
+from pid1.instances import fits, instance_row
+from pid1.process import Process, State
+from pid1.spawn import find
+from tables.check_services import OWN_NAMES, column_faults, exec_faults
+from tables.rows import Service
+from tables.values import signal_number
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from pid1.life import Life
+    from pid1.watchdog import Watchdog
+
+A_REPLY = 100  # rows of a list in one reply; the client asks for the rest
+ENDS = {name: command for command, name in Reboot.NAMES.items()}  # reboot, halt, poweroff
+FACTS = ("storage", "bootfiles")  # what services have found out about the board: /run/stack/NAME.json is NAME of board()
+
+
+class Requests:
+    """What PID 1 does when somebody asks. SVError says in a sentence why it does not."""
+
+    def __init__(self, life: Life, watchdog: Watchdog) -> None:
+        self.life = life
+        self.watchdog = watchdog
+
+    def handle(self, request: dict[str, Any], uid: int, now: float) -> Any:
+        """One request, and its answer."""
+        life, sv = self.life, self.life.sv
+        match request:
+            case {"op": "board"}:
+                return self.board(now)
+            case {"op": "bootchart"}:
+                return page(self.chart(), request)
+            case {"op": "stats", "name": str(name)}:
+                return [self.stats(self._named(name), now)]
+            case {"op": "stats"}:
+                return [self.stats(process, now) for process in page(list(sv.processes.values()), request)]
+
+            case {"op": "reboot" | "halt" | "poweroff" | "reload" | "snooze" as op} if uid != 0:
+                raise SVError(f"only root may {op} the board; you are uid {uid}")
+            case {"op": "reboot" | "halt" | "poweroff" as op}:
+                life.shut_down(ENDS[op], f"asked by uid {uid}", now)
+                return f"{op} has begun"
+            case {"op": "reload"}:
+                return {**life.reload(now), "rejected": life.tables.rejected}
+            case {"op": "snooze"}:
+                return self._snooze(request.get("minutes"), now)
+
+            case {"op": "start" | "stop" | "restart" | "signal" | "run" as op} if uid != 0:
+                raise SVError(f"only root may {op} services; you are uid {uid}")
+            case {"op": "start" | "restart" | "run"} if sv.stopping is not None:
+                raise SVError("the board is shutting down")
+            case {"op": "run", "argv": [str(_), *_] as argv} if all(isinstance(word, str) for word in argv):
+                process = self._run(argv, now)
+            case {"op": "start" | "stop" | "restart" as op, "name": str(name)}:
+                process = self._act(op, name, now)
+            case {"op": "signal", "name": str(name), "signal": str() | int() as number}:
+                process = self._named(name)
+                send(process, number)
+            case _:
+                raise SVError(f"no such request: {str(request)[:200]}")
+        sv.settle(now)
+        return self.stats(process, now)
+
+    def permits(self, pid: int, request: dict[str, Any], since: float) -> bool:
+        """Whether this is a service's main process whose row lets it ask that, though it is not root."""
+        alive = (process for process in self.life.sv.processes.values() if process.pid == pid and process.started <= since)
+        row = next((process.row for process in alive), None)
+        rules = getattr(self.life.tables, row.may) if row and row.may else ()
+        return any(op == request["op"] and fits(pattern, request.get("name", "")) for op, pattern in rules)
+
+    def _named(self, name: str) -> Process:
+        processes = self.life.sv.processes
+        if name not in processes:
+            raise SVError(f"there is no service {name[:64]!r}; there are {', '.join(processes) or 'none'}")
+        return processes[name]
+
+    def _act(self, op: str, name: str, now: float) -> Process:
+        """Start, stop or restart a service; of a template, the instance of that name is made first."""
+        if "@" in name and name not in self.life.sv.processes and op != "stop":
+            return self.life.sv.add(instance_row(self.life.tables, name), now)
+        process = self._named(name)
+        if op == "stop" and process.row.logger:
+            raise SVError(f"{name} reads what all others print: without it they would come to a halt; restart it instead")
+        {"start": process.start, "stop": process.stop, "restart": process.restart}[op](now)
+        return process
+
+    def _snooze(self, minutes: Any, now: float) -> dict[str, Any]:
+        if not isinstance(minutes, (int, float)) or not minutes >= 0:
+            raise SVError(f"snooze for how many minutes? {minutes!r} is no such number")
+        return self.watchdog.snooze(minutes, now)
+
+    def _run(self, argv: list[str], now: float) -> Process:
+        """Run a command of the prompt as a service of its own, under its program's name."""
+        words = tuple(argv)
+        faults = (*column_faults(Service("a", words)), *exec_faults(self.life.tables.environment, words, ()))
+        if faults:
+            raise SVError(f"this cannot be run: {faults[0]}")
+        try:
+            find(argv[0], self.life.tables.PATH)
+        except OSError as error:
+            raise SVError(f"there is neither a service nor a program {argv[0][:64]!r}: {error.strerror}") from None
+        base = "".join(c if c.isalnum() or c in "_-." else "_" for c in os.path.basename(argv[0]))[:40] or "command"
+        names = (base if count == 1 else f"{base}-{count}" for count in range(1, 1000))
+        name = next(name for name in names if name not in (*OWN_NAMES, *self.life.sv.processes))
+        return self.life.sv.add(Service(name, words, restart="on-failure"), now)
+
+    # --- answers ----------------------------------------------------------------------------------------------------
+    def board(self, now: float) -> dict[str, Any]:
+        """What is known about the board and about PID 1 itself."""
+        life, loop, times = self.life, self.life.loop, os.times()
+        return {
+            "hostname": os.uname().nodename, "boot_id": read_file("/proc/sys/kernel/random/boot_id"),
+            "uptime": round(now - life.born, 3), "kernel": os.uname().release, "python": sys.version.split()[0],
+            "profile": life.tables.profiles or ["default"], "options": life.options,
+            "log_folder": life.tables.LOG, "rejected": life.tables.rejected, "faults": life.faults,
+            "state": "stopping" if life.command is not None else "running",
+            "complete": life.sv.complete, "services": len(life.sv.processes),
+            "loop": {
+                "turns": loop.turns, "wakeups": loop.wakeups, "errors": loop.errors,
+                "longest_turn_ms": round(loop.longest * 1e3, 3), "cpu_s": round(times.user + times.system, 3),
+            },
+            "watchdog": self.watchdog.facts(now),
+            "log": {**_log.counts, "dropped": _log.sink.dropped},
+            **{name: facts for name in FACTS if (facts := boot_ends.read(f"/run/stack/{name}.json"))},
+            "boot_ms": {name: round(seconds * 1e3, 3) for name, _, seconds in life.steps},
+        }  # fmt: skip
+
+    def stats(self, process: Process, now: float) -> dict[str, Any]:
+        """What PID 1 knows of a service; the same keys in every state. The prompt adds what /proc knows."""
+        row, state = process.row, process.state
+        due = process.deadline if state == State.BACKOFF else None
+        account = self.life.tables.account(row)
+        return {
+            "name": row.name, "cmd": list(row.argv), "alive": process.pid is not None, "state": state,
+            "pid": process.pid, "runtime": round(process.runtime(now), 3),
+            "total_runtime": round(process.total_runtime + process.runtime(now), 3), "restart": process.restarts,
+            "exit": process.last_exit, "since": round(now - process.since, 3),
+            "next_restart": None if due is None else round(max(0.0, due - now), 3), "ready": process.ready,
+            "status": process.status, "user": (row.user or "root") if account.mapped else "root",
+            "wanted": process.wanted, "after": list(row.after), "cgroup": process.cgroup or None,
+        }  # fmt: skip
+
+    def chart(self) -> list[list[Any]]:
+        """For bootchart(), rows of name, kind, start, and when ready or None: our imports, the steps of the boot, then the
+        services of the table by their first start."""
+        life = self.life
+        rows: list[list[Any]] = [["imports", "python", life.began, life.born]]
+        rows += [[name, "step", at, at + seconds] for name, at, seconds in life.steps]
+        chosen = [process for process in life.sv.processes.values() if process.first_start and not process.transient]
+        chosen.sort(key=lambda process: process.first_start)
+        ready = [max(p.first_ready, p.first_start) if p.first_ready else None for p in chosen]
+        return rows + [[p.row.name, "service", p.first_start, end] for p, end in zip(chosen, ready, strict=True)]
+
+
+def page(rows: list[Any], request: dict[str, Any]) -> list[Any]:
+    """So many of these rows as fit into a reply, from number `first` of the request on."""
+    first = request.get("first", 0)
+    return rows[first : first + A_REPLY] if isinstance(first, int) and first >= 0 else []
+
+
+def send(process: Process, name: str | int) -> None:
+    """Signal a service's main process."""
+    try:
+        number = signal_number(name)
+        if process.pid is None:
+            raise SVError(f"{process.row.name} is {process.state}: there is no process to signal")
+        os.kill(process.pid, number)
+    except (ValueError, OSError) as error:
+        raise SVError(str(error)) from None

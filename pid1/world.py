@@ -1,0 +1,142 @@
+"""What a service does to the world, for real: the one seam between PID 1's decisions and the kernel.
+
+process.py and sv.py decide; everything that forks, kills or opens something for a service passes through here.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+import _log
+from base.stdlib import TYPE_CHECKING, signal, socket
+from base.syscalls import limit_descriptors
+from pid1.cgroup import Cgroups
+from pid1.closer import Closer
+from pid1.log_pipes import LogPipes
+from pid1.process import Actions, Process, State
+from pid1.readiness import NotifySockets, PathWatch
+from pid1.relatives import Relatives
+from pid1.spawn import EXEC_FAILED, Spawner
+
+if TYPE_CHECKING:
+    from pid1.life import Life
+    from pid1.readiness import Notification
+    from tables.rows import Service
+
+RESERVE = 16  # descriptors that PID 1 keeps for itself, and for the requests of root, when services have used up all others
+
+
+class World(Actions):
+    """Starts and signals services, hears what they say, and knows which processes are theirs."""
+
+    def __init__(self, life: Life) -> None:
+        super().__init__()
+        self.life = life
+        self.spawner = Spawner({})
+        life.loop.watch(self.spawner.reports, self.spawner.hear)
+        self.cgroups = Cgroups(life.loop)
+        self.relatives = Relatives(self.cgroups)
+        self.pipes = LogPipes(life.loop)
+        self.closer = Closer()
+        self.notify = NotifySockets(life.loop, self.closer)
+        self.paths = PathWatch(life.loop, Process.became_ready)
+        self.logs_are_read = False  # there is a log daemon
+
+    def spawn(self, process: Process) -> int:
+        soft, hard = limit_descriptors()
+        limit_descriptors((max(0, soft - RESERVE), hard))  # so that no service gets the last ones
+        try:
+            return self._spawn(process)
+        finally:
+            limit_descriptors((soft, hard))
+
+    def _spawn(self, process: Process) -> int:
+        row = process.row
+        account = self.life.tables.account(row)
+        if not account.mapped:
+            _log.info(f"{row.name}: no user {row.user} in this user namespace; runs as root without capabilities")
+        extra = self._ways_to_speak(process)
+        log = None
+        if row.log != "none" and self.logs_are_read:
+            log = self.pipes.write_end(row.name, row.log, process.since)
+            if account.mapped:
+                os.fchown(log, account.uid, account.gid)  # so that it may open its own /dev/stderr
+        channel: socket.socket | None = self.pipes.connect() if row.logger else None
+        process.first_start = process.first_start or time.monotonic()  # at boot many are started in one turn
+        try:
+            process.cgroup = self.cgroups.prepare(row)
+            pid = self.spawner.spawn(row, account, extra, log, channel.fileno() if channel else None, process.cgroup)
+        finally:
+            if channel:
+                channel.close()
+        if channel:
+            self.pipes.flush(process.since)
+        self.relatives.born(process, pid)
+        return pid
+
+    def _ways_to_speak(self, process: Process) -> dict[str, str]:
+        """What it needs to say that it is ready and alive, as environment variables."""
+        row = process.row
+        extra: dict[str, str] = {}
+        if row.ready == "notify" or row.watchdog:
+            try:
+                extra["NOTIFY_SOCKET"] = self.notify.prepare(process, self._notified)
+            except OSError as error:  # a /run that cannot be written must not keep the rescue prompt from starting
+                _log.warning(f"{row.name}: no notify socket, {error}")
+        if row.watchdog:
+            extra["WATCHDOG_USEC"] = str(int(row.watchdog * 1e6))
+        if row.ready.startswith("/"):
+            self.paths.expect(process)
+        return extra
+
+    def _notified(self, process: Process, said: Notification, now: float) -> None:
+        row = process.row
+        account = self.life.tables.account(row)
+        own_user = said.uid == 0 or (account.mapped and said.uid == account.uid)
+        if not own_user and not self.relatives.knows(process, said.pid):  # it may have given up its user by now
+            _log.warning(f"{row.name}: a message of pid {said.pid}, uid {said.uid}, which is none of its own; ignored")
+            return
+        if main := said.words.get("MAINPID", ""):
+            self.relatives.adopt(process, main, account)
+        if "FDSTORE" in said.words:
+            _log.info(f"{row.name}: asks PID 1 to keep descriptors (FDSTORE=1), which it does for nobody; they are closed")
+        process.notified(said.words, now)
+
+    def kill(self, process: Process, number: int) -> None:
+        self.relatives.kill(process, number)
+
+    def lingers(self, process: Process) -> bool:
+        return self.relatives.linger(process)
+
+    def entered(self, process: Process) -> None:
+        super().entered(process)
+        if process.state != State.STARTING:
+            self.paths.cancel(process)
+
+    def failed(self, process: Process, now: float) -> None:
+        row = process.row
+        data = {"name": row.name, "exit": process.last_exit, "ran": round(process.ran, 3), "restart": process.restarts}
+        self.life.tell("crash", data, now)
+
+    def died(self, process: Process, status: int) -> tuple[OSError | None, str]:
+        """A main process has been reaped: why it never came to its exec, and what is known about its death besides."""
+        failed = os.WIFEXITED(status) and os.WEXITSTATUS(status) == EXEC_FAILED and process.pid is not None
+        failure = self.spawner.failure(process.pid) if failed and process.pid else None
+        if process.row.logger:
+            self.pipes.disconnect()
+        killed = status == signal.SIGKILL and not process.asked
+        return failure, self.cgroups.cause(process.row) if killed else ""
+
+    def adjust(self, old: Service, row: Service, now: float) -> bool:
+        """Whether a row that differs in columns of changes.py's LIMITS and OURS is in force without a restart."""
+        if old.log != row.log and self.logs_are_read:
+            self.pipes.write_end(row.name, row.log, now)
+        return self.cgroups.adjust(row)
+
+    def forget(self, name: str) -> None:
+        """A service that has gone."""
+        self.relatives.forget(name)
+        self.cgroups.forget(name)
+        self.notify.forget(name)
+        self.pipes.forget(name)

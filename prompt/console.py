@@ -1,0 +1,69 @@
+"""The Python prompt on a terminal: what the rows "console", "rescue" and the laptop's "prompt" run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+
+from onboard.to_pid1 import notify
+from prompt.board_facts import halt
+
+NO_RESTART = 125  # an exit status: PID 1 shall not start us again
+
+
+def rescue() -> None:
+    """The last resort on the console: wait for a key, tell PID 1 that somebody is there, become a Python prompt."""
+    print("\nrescue: press Enter for a Python prompt on this board", flush=True)
+    select.select([sys.stdin], [], [])
+    notify("READY=1\nSTATUS=somebody is typing")
+    sys.stdin.readline()
+    os.execve(*interactive())
+
+
+def login(kind: str) -> None:
+    """What a console offers: "password" (getty and login), "prompt" (Python at once, as root) or "off"."""
+    if kind == "prompt":
+        os.execve(*interactive())
+    if kind == "password":
+        term = os.environ.get("TERM", "linux")  # and the terminal that we have, at the speed that it has
+        with contextlib.suppress(FileNotFoundError):  # util-linux's refuses the 0 that keeps the speed for busybox's
+            os.execvp("agetty", ["agetty", "-L", "--keep-baud", "-", term])
+        os.execvp("getty", ["getty", "-L", "0", "-", term])
+    if kind != "off":
+        print(f'CONSOLE_LOGIN = {kind!r} is not "password", "prompt" or "off": this console stays off', file=sys.stderr)
+    sys.exit(NO_RESTART)
+
+
+def interactive() -> tuple[str, list[str], dict[str, str]]:
+    """The prompt as execve(2) takes it: program, arguments, environment. A Python started from it finds `sv` and `bus`."""
+    library = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    environment = {**os.environ, "PYTHONPATH": f"{library}/names"}
+    return sys.executable, [sys.executable, "-P", f"{library}/prompt/repl.py"], environment
+
+
+def prompt() -> None:
+    """The laptop's board: the Python prompt on this terminal; leaving it halts the board."""
+    signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is for the prompt; ignoring it would be inherited by it
+    os.spawnve(os.P_WAIT, *interactive())
+    halt()
+    select.select([], [], [])  # until PID 1 stops us: ending by ourselves would start the prompt again
+
+
+def main(arguments: list[str]) -> None:
+    """What a row asks for."""
+    match arguments:
+        case ["login", kind]:
+            login(kind)
+        case ["rescue"]:
+            rescue()
+        case ["prompt"]:
+            prompt()
+        case _:
+            sys.exit("console.py: login KIND, rescue or prompt?")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,156 @@
+"""The interactive prompt of the board: Python with our functions in it. Also what root's shell gives to Python: `-c LINE`."""
+
+from __future__ import annotations
+
+import ast
+import code
+import contextlib
+import inspect
+import os
+import re
+import sys
+import textwrap
+from types import CodeType
+from typing import Any
+
+if __name__ == "__main__":  # root's shell runs this file: our modules are in the folder above
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from prompt import functions, hooks
+from prompt.asking import tables
+from prompt.shapes import terminal_width
+
+try:
+    import readline
+    import rlcompleter
+except ImportError:  # a Python without readline: no keys but those of the terminal
+    readline = None  # type: ignore[assignment]
+
+HISTORY = 1000  # lines
+SHELL = "/bin/sh"
+OURS = re.compile(r"(?:from sv import |import sv\b|(\w+)\()")
+CALL = re.compile(r"""(\w+)\(\s*(?:(["'])([^"']*))?$""")  # a call whose first argument is being typed
+
+
+def namespace() -> dict[str, Any]:
+    """What can be called in the prompt without an import."""
+    return {"__name__": "__main__", **{name: value for name, value in vars(functions).items() if not name.startswith("_")}}
+
+
+class Prompt(code.InteractiveConsole):
+    """Python's own console, with our way to show errors."""
+
+    def showtraceback(self) -> None:
+        kind, error, trace = sys.exc_info()
+        if kind and error:
+            hooks.complain(kind, error, trace.tb_next if trace else None)  # without the console's own frame
+
+    def raw_input(self, prompt: str = "") -> str:
+        line = super().raw_input(prompt)
+        remember()
+        return line
+
+
+# --- keys -------------------------------------------------------------------------------------------------------------
+def completions(line: str, text: str) -> list[str] | None:
+    """What can stand for `text`, the word at the end of `line`, inside a call of one of our functions; None elsewhere."""
+    match = CALL.search(line)
+    function = vars(functions).get(match[1]) if match else None
+    if match is None or not inspect.isfunction(function):
+        return None
+    names = getattr(sys.modules[function.__module__], "names", None)  # each file of functions says which names it takes
+    if names is None or not inspect.signature(function).parameters:
+        return None
+    quote, typed = match[2] or "", match[3] or ""
+    found = [name for name in names() if name.startswith(typed)]
+    if not quote:
+        return [f'"{name}"' for name in found] if not text else None
+    return [name[len(typed) - len(text) :] for name in found]  # readline's word may begin behind an @ or a -; it ends the quote
+
+
+def set_up_keys(names: dict[str, Any]) -> None:
+    """Tab completes, and the lines of earlier sessions are there."""
+    python = rlcompleter.Completer(names)
+    found: list[str] | None = None
+
+    def complete(text: str, state: int) -> str | None:
+        nonlocal found
+        if state == 0:
+            found = completions(readline.get_line_buffer()[: readline.get_endidx()], text)
+        if found is None:
+            return python.complete(text, state)
+        return found[state] if state < len(found) else None
+
+    readline.set_completer(complete)
+    readline.parse_and_bind("tab: complete")
+    readline.set_history_length(HISTORY)
+    with contextlib.suppress(OSError):
+        readline.read_history_file(history())
+        if readline.get_current_history_length() >= HISTORY:
+            readline.write_history_file(history())
+
+
+def history() -> str:
+    """Where typed lines are kept: on the data partition, for root alone."""
+    return f"{tables().values['KEEP']}/prompt_history"
+
+
+def remember() -> None:
+    """Write down the last line at once: a session that is cut off ends without a word."""
+    if readline is None or not sys.stdin.isatty():
+        return
+    path = history()
+    with contextlib.suppress(OSError):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        if not os.path.exists(path):
+            os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+        readline.append_history_file(1, path)
+
+
+# --- the three ways in ------------------------------------------------------------------------------------------------
+def interact() -> None:
+    """The prompt on a terminal; a program on stdin is run."""
+    names = namespace()
+    if not sys.stdin.isatty():
+        exec(compile(sys.stdin.read(), "<stdin>", "exec"), names)
+        return
+    if readline is not None:
+        set_up_keys(names)
+    listed = [name for name in names if name != "SVError" and not name.startswith("_")]
+    print(textwrap.fill("functions: " + ", ".join(listed), terminal_width() or 80))
+    leave = "exit() or Ctrl-D leaves"
+    if host := os.environ.get("SSH_CONNECTION") and os.uname().nodename:
+        leave += f"; for a shell: ssh -t {host} sh"
+    print(f"Tab completes, help(NAME) explains, {leave}")
+    Prompt(names).interact(banner="", exitmsg="")
+
+
+def run_line(line: str) -> None:
+    """`ssh board 'stats_process()'`: print the values of a line that is Python of ours; any other is for the shell."""
+    parsed = python_of_ours(line)
+    if parsed is None:
+        os.execv(SHELL, [SHELL, "-c", line])
+    exec(parsed, namespace())
+
+
+def python_of_ours(line: str) -> CodeType | None:
+    """The line's code, if it is Python that begins with a call of one of our functions, or with an import of sv."""
+    match = OURS.match(line)
+    if match is None or not (match[1] is None or inspect.isfunction(vars(functions).get(match[1]))):
+        return None
+    try:
+        return compile(ast.Interactive(ast.parse(line).body), "<line>", "single")  # which prints the value of each statement
+    except (SyntaxError, ValueError):
+        return None
+
+
+def main(arguments: list[str]) -> None:
+    """Without arguments interactive; `-c LINE` runs one line."""
+    hooks.install()
+    if arguments[:1] == ["-c"] and len(arguments) > 1:
+        run_line(arguments[1])
+    else:
+        interact()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

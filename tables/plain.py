@@ -1,0 +1,99 @@
+"""Tables as plain data: what a profile has made, without a single object of the profile's own.
+
+Text, numbers, None, tuples of these, and the rows of tables/rows.py come through. Whatever else a cell holds is represented
+by `Foreign`, which knows only what kind of thing it was: nothing that somebody's class does happens in PID 1, and nothing of
+it, which may be a passphrase, is quoted. The same data travels as JSON: from the process that evaluates a profile to PID 1,
+and from PID 1 to the board's services.
+"""
+
+from __future__ import annotations
+
+from base.stdlib import TYPE_CHECKING, NamedTuple
+from tables.rows import Device, Directory, Interface, Mount, Rule, Service, WifiNetwork
+
+if TYPE_CHECKING:
+    from typing import Any
+
+ROWS: dict[str, Any] = {row.__name__: row for row in (Mount, Directory, Device, Service, Interface, WifiNetwork, Rule)}
+KINDS = frozenset(ROWS.values())
+SIMPLE = frozenset((str, bool, float, type(None)))  # as they are
+DEEPEST = 8  # tuples in tuples
+LARGEST = 1 << 64  # of a number
+
+
+class Foreign(NamedTuple):
+    """In place of a value that no table can hold."""
+
+    kind: str  # "a dict", "a function"
+
+
+def plain(value: Any, depth: int = 0) -> Any:
+    """The same value, of Python's own types and rows alone; lists become tuples. It never raises."""
+    kind = type(value)
+    if kind in SIMPLE:
+        return value
+    try:
+        if kind is int:
+            return value if -LARGEST < value < LARGEST else Foreign("a number of more than 64 bits")
+        if depth > DEEPEST:
+            return Foreign("a table in a table in a table")
+        if kind in KINDS:
+            return tuple.__new__(kind, [one if type(one) in SIMPLE else plain(one, depth + 1) for one in tuple.__iter__(value)])
+        if kind is tuple or kind is list:
+            return tuple([one if type(one) in SIMPLE else plain(one, depth + 1) for one in value])
+        if kind is bytes or kind is Foreign:
+            return value
+        return _of_a_subclass(value, kind, depth)
+    except Exception:  # a class of somebody's own, with methods of its own
+        return Foreign("an object")
+
+
+def _of_a_subclass(value: Any, kind: type, depth: int) -> Any:
+    """What stands behind an enum's member or a text of somebody's own class."""
+    if str in kind.__mro__:
+        return str.__str__(value)
+    for base in (int, float, bytes):
+        if base in kind.__mro__:
+            arguments: Any = base.__getnewargs__(value)
+            return plain(arguments[0])
+    if tuple in kind.__mro__:
+        return tuple([plain(item, depth + 1) for item in tuple.__iter__(value)])
+    if list in kind.__mro__:
+        return tuple([plain(item, depth + 1) for item in list.__iter__(value)])
+    name = str.__str__(kind.__name__)[:40]
+    return Foreign(f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}")
+
+
+def pack(value: Any) -> Any:
+    """A plain value as JSON holds it: a row is {"Mount": {column: cell}} with the columns that are not the default."""
+    kind = type(value)
+    if kind is tuple:
+        return [one if type(one) is str else pack(one) for one in value]
+    if kind in KINDS:
+        cells = zip(value._fields, value, kind._defaults, strict=True)
+        return {kind.__name__: {name: pack(cell) for name, cell, usual in cells if not _same(cell, usual)}}
+    if kind is bytes:
+        return {"bytes": value.hex()}
+    if kind is float and (value != value or value in (float("inf"), float("-inf"))):
+        return {"float": str(value)}
+    return {"Foreign": value.kind} if kind is Foreign else value
+
+
+def _same(cell: Any, usual: Any) -> bool:
+    return cell is usual or (type(cell) is type(usual) and bool(cell == usual))
+
+
+def unpack(value: Any) -> Any:
+    """The value that `pack` has packed."""
+    if isinstance(value, list):
+        return tuple([unpack(item) for item in value])
+    if isinstance(value, dict):
+        ((kind, cells),) = value.items()
+        if kind == "bytes":
+            return bytes.fromhex(cells)
+        if kind == "float":
+            return float(cells)
+        if kind == "Foreign":
+            return Foreign(cells)
+        return ROWS[kind](**{name: unpack(cell) for name, cell in cells.items()})
+    return value
