@@ -35,6 +35,10 @@ ANSWER_TIMEOUT = 5.0  # seconds
 CLOCK_PERIOD = 1.0  # seconds between two looks at the clock's state
 RECONNECT_FIRST, RECONNECT_MAX = 0.1, 5.0  # seconds; doubled, jittered
 
+RIGHTS = "/run/bus-rights"  # services/bus_rights.py puts there what each service may, readable by its user alone
+RIGHTS_TIMEOUT = 10.0  # seconds: a service that came with a reload may be here before its rights are
+LARGEST = 262_000  # bytes of topic and message: larger ones would end the connection (data/mosquitto.conf, max_packet_size)
+
 Message = dict[str, Any]
 Handler = Callable[[str, Message], object]
 
@@ -59,12 +63,16 @@ class Bus:
         self._sequence = 0
         self._clock, self._clock_due = "", 0.0  # its state, and when to ask again
         self._told: dict[str, int] = {}
+        self._rights: Message = {}  # our name for the broker, our password, and what we may publish
+        self._refused: set[str] = set()  # topics of which it has been said
+        self._began = time.monotonic()
         self._ending = self._busy = False
         signal.signal(signal.SIGTERM, self._end)
         self.boot_id = _read("/proc/sys/kernel/random/boot_id")
 
     def _make_client(self) -> mqtt.Client:
-        client = mqtt.make_client(f"{self.name}-{os.getpid()}", unix=self.address.startswith("/"))
+        # Who knew our id could have the broker end our connection, by connecting with the same.
+        client = mqtt.make_client(f"{self.name}-{os.urandom(8).hex()}", unix=self.address.startswith("/"))
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
@@ -74,6 +82,8 @@ class Bus:
     def publish(self, topic: str, data: Any, *, retain: bool = False) -> None:
         """Send data, in the envelope, as JSON. While the broker is away the last messages wait for it."""
         payload = json.dumps(self.envelope(topic, data)).encode()
+        if not self._may_publish(topic, len(payload)):
+            return
         if retain:
             self._retained[topic] = payload
         if self._connected and self._client.publish(topic, payload, 0, retain).rc == mqtt.SENT:
@@ -191,13 +201,37 @@ class Bus:
         except Exception:
             self.log.exception("bus: the handler of %s failed", what)
 
+    def _may_publish(self, topic: str, size: int) -> bool:
+        """The broker drops without a word what it refuses: we say so, once."""
+        why = ""
+        if len(topic.encode()) + size > LARGEST:
+            why = f"{size} bytes are too many for one message"
+        elif self._rights and not any(mqtt.matches(one, topic) for one in self._rights["publishes"]):
+            why = f"the row of {self._rights['user']!r} in the settings does not name it in `publishes`"
+        if why and topic not in self._refused and len(self._refused) < BACKLOG:
+            self._refused.add(topic)
+            self.log.warning("bus: %s is not published: %s", topic, why)
+        return not why
+
+    def _log_in(self) -> None:
+        """With our name and password, where there are some; OSError where they are still to come."""
+        service = os.environ.get("STACK_SERVICE", "").partition("@")[0]
+        self._rights = _read_rights(service) or _read_rights("root")
+        if self._rights:
+            self._client.username_pw_set(self._rights["user"], self._rights["password"])
+        elif service and os.path.exists(RIGHTS) and time.monotonic() < self._began + RIGHTS_TIMEOUT:
+            raise OSError(f"no rights in {RIGHTS} yet")
+
     def _connect(self, now: float) -> None:
         try:
+            self._log_in()
             if self.address.startswith("/"):
                 self._client.connect(self.address, 1, keepalive=KEEPALIVE)
             else:
                 host, _, port = self.address.rpartition(":")
                 self._client.connect(host, int(port), keepalive=KEEPALIVE)
+        except PermissionError:
+            self._say_lost(f'{self.address}: Permission denied: the row needs groups=("broker",), as app(...) has it')
         except OSError as error:
             self._say_lost(f"{error.strerror or error}")
         self._patience = now + ANSWER_TIMEOUT
@@ -246,6 +280,16 @@ class Bus:
         if counts != self._told:
             self._told = dict(counts)
             self.publish(f"log/{self.name}", self._told, retain=True)
+
+
+def _read_rights(name: str) -> Message:
+    """What a service of this name may; empty where there is nothing for us to read."""
+    try:
+        with open(f"{RIGHTS}/{name}", encoding="utf-8") as file:
+            found = json.load(file)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _read(path: str) -> str:

@@ -64,6 +64,7 @@ libraries() { # for our services alone: Debian 12's paho-mqtt (1.6) and pyroute2
 profile() {
     if [ -e $OWN ]; then
         say "$OWN stays as it is"
+        chown 0:0 $OWN && chmod 600 $OWN # as below; before, the apps' user could read it
         return 0
     fi
     cat >$OWN <<'END'
@@ -76,7 +77,7 @@ from tables.rows import *
 # WIFI_COUNTRY = "DE"
 # SERVICES += (Service("clock", ("sh", "-c", "while date; do sleep 5; done")),)
 END
-    chgrp nogroup $OWN && chmod 640 $OWN # it may hold passphrases, and the apps read it as nobody
+    chmod 600 $OWN # it may hold passphrases: PID 1 reads it, and tells services what is for them
     say "wrote $OWN: networks, services, names are yours to say there"
 }
 

@@ -37,7 +37,8 @@ WIFI_INTERFACE = "wlan0"
 WIFI_COUNTRY = ""  # "DE": the regulatory domain (ISO 3166)
 WIFI_CONFIG = "/etc/wpa_supplicant.conf"  # networks of the board's owner, beside WIFI_NETWORKS; need not be there
 WIFI_CONTROL = "/run/wpa_supplicant"  # wpa_supplicant's control sockets
-WIFI_GROUP = "nogroup"  # may use them; APP_USER's own, which Buildroot calls nobody
+WIFI_GROUP = "scan_proxy"  # may use them, beside root: a service, or a group of /etc/group
+WIFI_SCAN = "/run/wifi_scan"  # where wifi_scan.py asks: for scans alone
 WIFI_RECORDING = ""  # recorded answers of wpa_supplicant, where there is no radio
 
 RESOLV_CONF = "/run/resolv.conf"  # the image links /etc/resolv.conf to it
@@ -76,17 +77,21 @@ MOUNTS = (
     Mount("cgroup2", "/sys/fs/cgroup", "cgroup2", "nosuid,nodev,noexec", required=False),
     Mount("dev", "/dev", "devtmpfs", "nosuid,mode=755"),
     Mount("devpts", "/dev/pts", "devpts", "nosuid,noexec,newinstance,ptmxmode=666,mode=620,gid=5", required=False),
-    Mount("shm", "/dev/shm", "tmpfs", "nosuid,nodev,mode=1777,size=10%", required=False),
+    Mount("shm", "/dev/shm", "tmpfs", "nosuid,nodev,noexec,mode=1777,size=10%", required=False),
     Mount("run", "/run", "tmpfs", "nosuid,nodev,mode=755,size=10%"),
-    Mount("tmp", "/tmp", "tmpfs", "nosuid,nodev,mode=1777,size=20%"),
+    Mount("log", "/run/log", "tmpfs", "nosuid,nodev,noexec,mode=755,size=8%"),  # what apps fill is not what root needs
+    Mount("bus", "/run/bus", "tmpfs", "nosuid,nodev,noexec,mode=755,size=64k,nr_inodes=64"),  # sockets
+    Mount("scan", "/run/wifi_scan", "tmpfs", "nosuid,nodev,noexec,mode=755,size=64k,nr_inodes=64"),
+    Mount("tmp", "/tmp", "tmpfs", "nosuid,nodev,noexec,mode=1777,size=20%"),
     Mount("", "/", "", "remount,ro", required=False),
     Mount("var", "/var", "tmpfs", "nosuid,nodev,noexec,mode=755,size=20%"),  # until the data partition comes over it
-    Mount("/run", "/var/run", "", "bind", required=False),
+    Mount("/run", "/var/run", "", "bind,rec", required=False),
     Mount("/tmp", "/var/tmp", "", "bind", required=False),
     Mount("pstore", "/sys/fs/pstore", "pstore", "nosuid,nodev,noexec", required=False),
 )
 DIRECTORIES = (  # those below /var are made on the data partition too
     Directory("/run/bus", 0o755, "broker"),  # nobody else can put another socket in its place
+    Directory("/run/wifi_scan", 0o710, "scan_proxy", "wifi_scan"),  # nobody else comes to the socket in it
     Directory("/var/lib/outbox", 0o700, "uplink"),
     Directory("/var/lib/dropbear", 0o700),  # the image links /etc/dropbear to it: host keys are made on the board
 )
@@ -122,13 +127,28 @@ BOOT_WAIT = 2.0  # for the device to appear, where storage.py has not waited for
 
 # --- kernel -------------------------------------------------------------------------------------------------------
 MODULES: tuple[str, ...] = ("brcmfmac", "bcm2835_wdt", "i2c_dev")  # loaded by the one-shot service "modules"
-SYSCTLS = (  # name and value, as sysctl(8) writes them
+SYSCTLS = (  # name and value, as sysctl(8) writes them; "-" before a name: where this kernel has it
     ("kernel.printk", "4 4 1 7"),
     ("kernel.printk_devkmsg", "on"),  # or the kernel drops most of what PID 1 says at boot
     ("kernel.panic", "10"),
     ("kernel.panic_on_oops", "1"),
     ("net.ipv4.conf.all.rp_filter", "1"),
     ("vm.panic_on_oom", "0"),
+    # An app sees nothing of the kernel's addresses and log, and of its neighbours; and finds fewer ways into the kernel.
+    ("-kernel.dmesg_restrict", "1"),
+    ("-kernel.kptr_restrict", "2"),
+    ("-kernel.yama.ptrace_scope", "2"),
+    ("-kernel.unprivileged_userns_clone", "0"),  # Debian's
+    ("-user.max_user_namespaces", "0"),
+    ("-kernel.unprivileged_bpf_disabled", "1"),
+    ("-kernel.perf_event_paranoid", "3"),
+    ("-vm.unprivileged_userfaultfd", "0"),
+    ("-dev.tty.ldisc_autoload", "0"),
+    ("-fs.protected_symlinks", "1"),
+    ("-fs.protected_hardlinks", "1"),
+    ("-fs.protected_fifos", "2"),
+    ("-fs.protected_regular", "2"),
+    ("-fs.suid_dumpable", "0"),
 )
 
 # --- devices ------------------------------------------------------------------------------------------------------
@@ -188,12 +208,14 @@ def program(name: str, path: str, *arguments: str, **columns: Any) -> Service:
 
 
 def app(
-    name: str, *arguments: str, path: str = "", capabilities: tuple[str, ...] = (), after: tuple[str, ...] = ("broker",)
+    name: str, *arguments: str, path: str = "", capabilities: tuple[str, ...] = (), after: tuple[str, ...] = ("broker",),
+    groups: tuple[str, ...] = (), publishes: tuple[str, ...] = (),
 ) -> Service:  # fmt: skip
-    """A row for one of our applications: a Python module in LIB, unprivileged."""
+    """A row for one of our applications: a Python module in LIB, unprivileged. It publishes below its name, and `publishes`;
+    mosquitto lets those use its socket who are in its group."""
     return program(
         name, path or name, *arguments, after=after, user="{APP_USER}", capabilities=capabilities, no_new_privs=True,
-        oom_score=200, memory_max="96M", pids_max=64,
+        oom_score=200, memory_max="96M", pids_max=64, groups=("broker", *groups), publishes=("{name}/#", *publishes),
     )  # fmt: skip
 
 
@@ -236,19 +258,37 @@ DROPBEAR = Service(
     "dropbear", ("dropbear", "-F", "-E", "-s", "-R"), after=("syslogd", "storage"), oom_score=-900, cpu_weight=400,
     kill="main", memory_max="50%",  # sessions have its oom_score: without a limit all others would die for one of them
 )  # fmt: skip
+# Who may publish and hear what: the access list of mosquitto, and a password for each service that only its user can read.
+RIGHTS = Service(
+    "bus_rights",
+    ("bus_rights", "broker", "{BUS_RIGHTS}"),
+    module="services.bus_rights",
+    ready="exit",
+    restart="on-failure",
+    memory_max="64M",
+)
 BROKER = Service(
-    "broker", ("mosquitto", "-c", "{LIB}/data/mosquitto.conf"), ready="{BUS}", user="{APP_USER}", capabilities=(),
+    "broker", ("mosquitto", "-c", "{LIB}/data/mosquitto.conf"), ("bus_rights",), "{BUS}", user="{APP_USER}", capabilities=(),
     no_new_privs=True, umask=0, memory_max="64M", pids_max=64,
 )  # fmt: skip
 APPS = (
-    app("fakegps", "{GPS_ROUTE}"),
-    app("gps", "/dev/{instance}", "{GPS_BAUD}", capabilities=("sys_time",))._replace(name="gps@", groups=("dialout",)),
-    app("wifi_scan", "{WIFI_INTERFACE}", "{WIFI_CONTROL}", "{WIFI_RECORDING}", capabilities=("net_admin",))._replace(
-        groups=("{WIFI_GROUP}",)  # wpa_supplicant's; and where none runs it scans by itself
+    app("fakegps", "{GPS_ROUTE}", publishes=("gps",)),
+    app(
+        "gps", "/dev/{instance}", "{GPS_BAUD}", capabilities=("sys_time",), groups=("dialout",), publishes=("gps", "receiver/+")
+    )._replace(name="gps@"),
+    app(
+        "wifi_scan",
+        "{WIFI_INTERFACE}",
+        "{WIFI_SCAN}",
+        "{WIFI_RECORDING}",
+        capabilities=("net_admin",),  # where no wpa_supplicant runs it scans by itself
+        publishes=("scan",),
     ),
-    app("wifi_analyzer"),
-    app("diagnostic"),
-    app("uplink", "{UPLINK}", path="uplink/service", after=("broker", "storage"))._replace(may="COMMANDS"),
+    app("wifi_analyzer", publishes=("wifi/#",)),
+    app("diagnostic", publishes=("diag", "boot")),
+    app("uplink", "{UPLINK}", path="uplink/service", after=("broker", "storage"), publishes=("ack",))._replace(
+        may="COMMANDS", ready="notify", watchdog=60.0
+    ),
 )
 
 SERVICES: tuple[Service, ...] = (
@@ -262,7 +302,14 @@ SERVICES: tuple[Service, ...] = (
     DROPBEAR,
     # Where chronyd takes its place: with `rtcsync`, without which it does not tell the kernel that the clock is synchronised.
     Service("ntpd", ("ntpd", "-n", "-p", "pool.ntp.org"), after=("network",), nice=-5, memory_max="16M"),
-    program("wpa_supplicant", "network/supplicant", "{WIFI_INTERFACE}", after=("modules", "bootfiles"), memory_max="64M"),
+    program(
+        "wpa_supplicant", "network/supplicant", "{WIFI_INTERFACE}", after=("modules", "bootfiles"), memory_max="64M",
+        umask=0o077,  # what it writes by SAVE_CONFIG has passphrases in it
+    ),
+    program(
+        "scan_proxy", "network/scan_proxy", "{WIFI_INTERFACE}", "{WIFI_CONTROL}", "{WIFI_SCAN}", user="{name}",
+        groups=("{WIFI_GROUP}",), capabilities=(), no_new_privs=True, memory_max="32M", pids_max=8, publishes=(), hears=(),
+    ),
     program("hotplug", "services/hotplug", oom_score=-900, nice=-5, memory_max="96M"),
     program(
         "network", "network/service", after=("modules", "storage", "bootfiles"), oom_score=-900, nice=-5,
@@ -271,6 +318,7 @@ SERVICES: tuple[Service, ...] = (
     program(
         "console", "prompt/console", "login", "{CONSOLE_LOGIN}", after=("dropbear",), tty="{CONSOLE}", memory_max="50%",
     ),
+    RIGHTS,
     BROKER,
     *APPS,
 )  # fmt: skip

@@ -15,7 +15,7 @@ import _log
 from base.stdlib import TYPE_CHECKING, signal, socket
 from base.syscalls import Reboot, interface_up, limit_descriptors, mount, mount_options, reboot
 from onboard import board_table, clock, events, to_pid1
-from onboard.mounts import make_device, make_directory, mount_row, write_file
+from onboard.mounts import make_device, make_directory, mount_row, write_sysctl
 from onboard.to_pid1 import SVError
 from pid1.control import Control
 from pid1.life import Life
@@ -174,7 +174,7 @@ class Init(Life):
 
     def write_sysctls(self) -> None:
         for name, value in self.tables.SYSCTLS:
-            self.best_effort(name, write_file, f"/proc/sys/{name.replace('.', '/')}", value)
+            self.best_effort(name, write_sysctl, name, value)
 
     def best_effort(self, what: str, step: Callable[..., object], *arguments: object) -> None:
         """A step whose refusal by the kernel is worth a warning, not a fault."""

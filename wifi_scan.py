@@ -138,6 +138,7 @@ class Supplicant:
 
     def _open(self) -> None:
         self.wire = connect(self.folder, self.interface, self.own)
+        os.chmod(self.own, 0o666)  # the proxy is another user; the kernel lets nobody but our peer send to us
         self.wire.settimeout(ANSWER_LIMIT)
         self._request("ATTACH")
         self.bus.watch(self.wire.fileno(), self._on_event)

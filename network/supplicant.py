@@ -89,6 +89,14 @@ def wait_for(interface: str) -> None:
                 pass
 
 
+def make_control(folder: str, group: int) -> None:
+    """Its folder, which it removes at its end. It would make it by our umask, which is there so that what it writes by
+    SAVE_CONFIG is root's alone, with the passphrases in it."""
+    os.makedirs(folder, exist_ok=True)
+    os.chown(folder, 0, group)
+    os.chmod(folder, 0o750)
+
+
 def main(arguments: list[str]) -> None:
     """`supplicant.py INTERFACE`: write the file, become wpa_supplicant."""
     interface = arguments[0]
@@ -99,7 +107,9 @@ def main(arguments: list[str]) -> None:
             print(f"<4>left out: {fault}", file=sys.stderr)
     path = f"{RUN}/{interface}.conf"
     owners = read_owners(chosen.WIFI_CONFIG)
-    text = configuration(chosen.WIFI_NETWORKS, chosen.WIFI_CONTROL, chosen.WIFI_GROUP, chosen.WIFI_COUNTRY, owners)
+    group = chosen.group_number(chosen.WIFI_GROUP)
+    text = configuration(chosen.WIFI_NETWORKS, chosen.WIFI_CONTROL, str(group), chosen.WIFI_COUNTRY, owners)
+    make_control(chosen.WIFI_CONTROL, group)
     write_atomically(path, text, 0o600)
     os.execvp("wpa_supplicant", ["wpa_supplicant", "-i", interface, "-D", "nl80211", "-c", path])
 

@@ -11,6 +11,7 @@ import os
 
 from base.stdlib import TYPE_CHECKING, json
 from onboard.to_pid1 import SOCKET, SVError
+from tables.accounts import Account
 from tables.check_settings import CHECKS
 from tables.plain import pack, unpack
 from tables.rows import Service
@@ -56,7 +57,8 @@ def documents(tables: Tables) -> dict[str, str]:
     settings = {name: json.dumps(pack(tables.values[name])) for name in CHECKS}
     public = [name for name in CHECKS if name not in HIDDEN and type(tables.values[name]) is not Service]
     rows = json.dumps([pack(row) for row in (*tables.services.values(), *tables.templates.values())])
-    facts = json.dumps({name: getattr(tables, name) for name in ("options", "profiles", "rejected", "order")})
+    told = {name: getattr(tables, name) for name in ("options", "profiles", "rejected", "order")}
+    facts = json.dumps({**told, "owners": {name: [one.uid, one.gid, one.mapped] for name, one in tables.owners.items()}})
     head = f'{{"facts": {facts}, "settings": {{'
     return {
         PUBLIC: head + _members(settings, public) + "}}\n",
@@ -95,6 +97,7 @@ def _read(document: dict[str, Any]) -> Tables:
     tables = Tables(facts["options"])
     tables.values = {name: unpack(value) for name, value in document["settings"].items()}
     tables.profiles, tables.rejected, tables.order = facts["profiles"], facts["rejected"], facts["order"]
+    tables.owners = {name: Account(uid, gid, mapped=mapped) for name, (uid, gid, mapped) in facts["owners"].items()}
     rows = [unpack(row) for row in document.get("services", ())]
     tables.services = {row.name: row for row in rows if not row.name.endswith("@")}
     tables.templates = {row.name: row for row in rows if row.name.endswith("@")}

@@ -107,6 +107,16 @@ def _hand_over(folder: int, before: int, uid: int, gid: int) -> None:
             os.close(fd)
 
 
+def write_sysctl(name: str, value: str) -> None:
+    """One row of SYSCTLS. A name that begins with "-" may be missing, and its value refused, as in sysctl.d(5)."""
+    path = f"/proc/sys/{name.removeprefix('-').replace('.', '/')}"
+    try:
+        write_file(path, value)
+    except OSError:
+        if not name.startswith("-"):
+            raise
+
+
 def write_file(path: str, text: str) -> None:
     """A line to a file of /proc: without its end, kernel.printk_devkmsg answers EINVAL.
 

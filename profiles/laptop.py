@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from settings import APPS, BROKER, LOGD, program
+from settings import APPS, BROKER, LOGD, RIGHTS, program
 from tables.rows import Directory, Mount
 
 HOSTNAME = "laptop"
@@ -19,11 +19,13 @@ WIFI_RECORDING = "{LIB}/data/wifi_recording.txt"
 
 MOUNTS = (  # the launcher has made /, /dev, /proc and /sys
     Mount("devpts", "/dev/pts", "devpts", "nosuid,noexec,newinstance,ptmxmode=666,mode=620"),
-    Mount("shm", "/dev/shm", "tmpfs", "nosuid,nodev,mode=1777,size=10%"),
+    Mount("shm", "/dev/shm", "tmpfs", "nosuid,nodev,noexec,mode=1777,size=10%"),
     Mount("run", "/run", "tmpfs", "nosuid,nodev,mode=755,size=10%"),
-    Mount("tmp", "/tmp", "tmpfs", "nosuid,nodev,mode=1777,size=10%"),
+    Mount("log", "/run/log", "tmpfs", "nosuid,nodev,noexec,mode=755,size=8%"),
+    Mount("bus", "/run/bus", "tmpfs", "nosuid,nodev,noexec,mode=755,size=64k,nr_inodes=64"),
+    Mount("tmp", "/tmp", "tmpfs", "nosuid,nodev,noexec,mode=1777,size=10%"),
     Mount("var", "/var", "tmpfs", "nosuid,nodev,noexec,mode=755,size=10%"),
-    Mount("/run", "/var/run", "", "bind"),
+    Mount("/run", "/var/run", "", "bind,rec"),
     Mount("/tmp", "/var/tmp", "", "bind"),
 )
 DIRECTORIES = (Directory("/run/bus", 0o755, "broker"), Directory("/var/lib/outbox", 0o700, "uplink"))
@@ -37,10 +39,11 @@ if not any(os.access(f"{folder}/mosquitto", os.X_OK) for folder in PATH.split(":
 
 SERVICES = (
     LOGD,
+    RIGHTS,
     BROKER,
     *APPS,
     program(
-        "observations", "bus", "wifi/#", after=("broker",), tty="{CONSOLE}", user="{APP_USER}",
+        "observations", "bus", "wifi/#", after=("broker",), tty="{CONSOLE}", user="{APP_USER}", groups=("broker",),
         capabilities=(), no_new_privs=True,
     ),
     program("prompt", "prompt/console", "prompt", tty="{CONSOLE}"),

@@ -38,7 +38,7 @@ PROFILE = os.path.basename(tables.OWNERS)
 LARGEST = 256 * 1024  # bytes of a file
 PROFILE_SECONDS = 12.0  # two files of settings, each with its own limit in tables.py, and what this takes a slow board
 PROFILE_MEMORY = 512 * 1024 * 1024  # bytes of address space, of which PID 1's copy has some 50 MiB
-SECRET = ("authorized_keys", "wpa_supplicant.conf")  # root's alone; the others are read by APP_USER too
+READER, ITS = "uplink", ("ca.pem", "board.pem", "board.key")  # a service, and what it reads; the rest is root's alone
 READERS = ("hotplug", "network", "uplink", "wpa_supplicant")  # read the tables by themselves, when they start
 BEFORE_US = ("storage", "bootfiles")  # rows that have done their work when a profile is read here
 AT_BOOT = ("MOUNTS", "CONSOLE", "WATCHDOG")  # what PID 1 takes from its tables once
@@ -72,6 +72,7 @@ class BootFiles:
         self.read()
         for names, check in self.groups:
             self.attempt(", ".join(names), self.settle, names, check)
+        self.attempt("who reads what", self.hand_out)
         self.attempt("reload", self.apply)
 
     def read(self) -> None:
@@ -148,16 +149,22 @@ class BootFiles:
 
     # --- taking -------------------------------------------------------------------------------------------------------
     def put(self, there: dict[str, bytes], how: str) -> None:
-        """Into force. The apps' user may read what it needs, and write nothing."""
-        user = self.before.accounts.get(self.before.APP_USER)
+        """Into force, for root alone; hand_out() says who else may read."""
         os.makedirs(FORCE, exist_ok=True)
         for name, data in there.items():
             if read_kept(f"{FORCE}/{name}") != data:
-                write_atomically(f"{FORCE}/{name}", data, 0o600 if name in SECRET else 0o640)
-                if user and user.mapped and name not in SECRET:
-                    os.chown(f"{FORCE}/{name}", 0, user.gid)
+                write_atomically(f"{FORCE}/{name}", data, 0o600)
                 self.changed.add(name)
             self.files[name] = how
+
+    def hand_out(self) -> None:
+        """The uplink reads its key, and no other app does. Who it is may be what the new settings say."""
+        there = [f"{FORCE}/{name}" for name in ITS if os.path.exists(f"{FORCE}/{name}")]
+        account = tables.load(self.options).owners.get(READER) if there else None
+        if account and account.mapped:
+            for path in there:
+                os.chown(path, 0, account.gid)
+                os.chmod(path, 0o640)
 
     def keep(self, name: str, data: bytes) -> None:
         """On the data partition, which is written to only where something has changed."""

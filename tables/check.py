@@ -20,7 +20,7 @@ from tables.check_rules import command_fault, rule_fault
 from tables.check_services import column_faults, service_faults
 from tables.check_settings import SECRET, TABLES, setting_fault
 from tables.plain import ROWS, plain
-from tables.rights import own_users
+from tables.rights import bus_rights, own_users
 from tables.rows import Interface, Service, WifiNetwork
 from tables.tables import LEAST, expand_row
 from tables.values import is_text, kind_of, shown
@@ -152,6 +152,7 @@ def check_services(tables: Tables) -> None:
     rows = [plain(row) for row in tables.values["SERVICES"]]
     known = service_names(rows)
     services, faults = tables.services, []
+    tables.values["BUS_RIGHTS"] = bus_rights(tables)
     for index, one in enumerate(rows):
         row, fault = _service(tables, one, known)
         if fault:

@@ -6,6 +6,7 @@ from base.files import read_file
 from base.near import did_you_mean
 from base.stdlib import TYPE_CHECKING
 from base.syscalls import CAPABILITIES
+from tables.rights import topic_faults
 from tables.values import (
     LONGEST_WORD,
     is_id,
@@ -137,9 +138,10 @@ def _rights_faults(tables: Tables, row: Service) -> Iterator[str]:
     """Faults in who a service is and what it may."""
     if fault := tables.user_faults.get(row.name) or user_fault(tables, row.user):
         yield fault
+    yield from topic_faults(row)
     for group in row.groups:
-        if group not in tables.group_ids and not is_id(group):
-            yield f"group {shown(group)} is not in /etc/group"
+        if group not in tables.group_ids and group not in tables.owners and not is_id(group):
+            yield f"group {shown(group)} is not in /etc/group, nor is it a service"
     for capability in row.capabilities or ():
         if capability not in CAPABILITIES:
             known = did_you_mean(capability, CAPABILITIES)

@@ -153,7 +153,7 @@ CHECKS: dict[str, Check] = {
     "ENVIRONMENT": _pairs, "LOG": _written, "KEEP": _written, "LOG_KEEP": _written, "LIB": path_fault, "PYTHON": path_fault,
     "PYTHONPATH": _text, "APP_USER": _text, "BUS": _bus, "GPS_BAUD": _whole(0, 4_000_000), "GPS_ROUTE": _text,
     "WIFI_INTERFACE": _interface, "WIFI_COUNTRY": _country, "WIFI_CONFIG": path_fault, "WIFI_CONTROL": _written,
-    "WIFI_GROUP": _text, "WIFI_RECORDING": _text, "RESOLV_CONF": _written, "NETWORK_STATE": _written,
+    "WIFI_GROUP": _text, "WIFI_SCAN": _written, "WIFI_RECORDING": _text, "RESOLV_CONF": _written, "NETWORK_STATE": _written,
     "NETLINK_BUFFER": _whole(4096, 1 << 30), "NETWORK_STAMP": _written, "UPLINK": _endpoints, "UPLINK_BOARD": _name,
     "UPLINK_TLS": _tls, "UPLINK_PROTOCOL": _choice("3.1.1", "5"), "UPLINK_TOPICS": _topics, "UPLINK_URGENT": _texts,
     "OUTBOX": _written, "OUTBOX_SIZE": _whole(4096, 1 << 50), "OUTBOX_SPARE": _whole(0, 1 << 50), "OUTBOX_GIVE_UP": _texts,

@@ -31,6 +31,7 @@ class Settings:
     WIFI_CONFIG: str
     WIFI_CONTROL: str
     WIFI_GROUP: str
+    WIFI_SCAN: str
     WIFI_RECORDING: str
     RESOLV_CONF: str
     NETWORK_STATE: str

@@ -1,13 +1,18 @@
-"""Who a service is: users of their own, without a line in /etc/passwd."""
+"""Who a service is: users of their own, without a line in /etc/passwd; and what each may publish and hear on the local bus."""
 
 from __future__ import annotations
 
-from base.stdlib import TYPE_CHECKING
+from base.stdlib import TYPE_CHECKING, json
 from tables.accounts import OWN, own_account, own_name
 from tables.rows import Service
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tables.tables import Tables
+
+WILD = {"#", "+"}
+LONGEST_TOPIC = 200  # characters
 
 
 def own_users(tables: Tables) -> None:
@@ -34,3 +39,43 @@ def own_users(tables: Tables) -> None:
             tables.group_ids.setdefault(name, tables.accounts[name].gid)
         if account := tables.accounts.get(name if user == OWN else user or "root"):
             tables.owners[name] = account
+
+
+def bus_rights(tables: Tables) -> str:
+    """BUS_RIGHTS: [[name, uid, [what it publishes], [what it hears]], ...] of all services that do not run as root, as JSON.
+
+    `services/bus_rights.py` gets it as an argument: whatever changes it in a reload makes the broker hear of it.
+    """
+    found: dict[str, list[object]] = {}
+    for row in tables.values["SERVICES"]:
+        texts = isinstance(row, Service) and isinstance(row.name, str) and isinstance(row.user, str)
+        if not texts or next(topic_faults(row), ""):
+            continue  # the check of the rows says so
+        name, user = own_name(row), tables.expand(row.user)
+        account = tables.accounts.get(name if user == OWN else user)
+        if (user.isdigit() and int(user)) or (account and account.uid):
+            uid = account.uid if account else int(user)
+            mapped = account.mapped if account else True
+            publishes, hears = ([topic.replace(OWN, name) for topic in topics] for topics in (row.publishes, row.hears))
+            found.setdefault(name, [name, uid if mapped else 0, publishes, hears])
+    return json.dumps(list(found.values()))
+
+
+def is_pattern(topic: object) -> bool:
+    """Whether it is a pattern of topics (MQTT 3.1.1, 4.7.1) that fits into a line of the access list."""
+    if not isinstance(topic, str) or not topic.isprintable() or topic != topic.strip() or not 0 < len(topic) <= LONGEST_TOPIC:
+        return False
+    *before, last = topic.split("/")
+    return all(level == "+" or not WILD & {*level} for level in before) and (last in WILD or not WILD & {*last})
+
+
+def topic_faults(row: Service) -> Iterator[str]:
+    """What is no pattern of topics, as sentences."""
+    for column, topics in (("publishes", row.publishes), ("hears", row.hears)):
+        values: object = topics
+        if not isinstance(values, tuple):
+            yield f'{column} {values!r} is not a tuple such as ("wifi/#",)'
+            return
+        for topic in topics:
+            if not is_pattern(topic):
+                yield f"{column} {topic!r} is not a pattern of topics, such as wifi/# or receiver/+ (MQTT 3.1.1, 4.7.1)"

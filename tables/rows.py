@@ -62,7 +62,7 @@ class Service(NamedTuple):
     # Name or number, whose HOME, USER, LOGNAME and SHELL it gets; empty is root, with those of ENVIRONMENT; "{name}" is a user
     # of this service alone, which needs no /etc/passwd.
     user: str = ""
-    groups: tuple[str, ...] = ()  # supplementary groups; the primary one is the user's
+    groups: tuple[str, ...] = ()  # supplementary ones, of /etc/group or of a service by its name; the primary one is the user's
     capabilities: tuple[str, ...] | None = None  # the only ones left (ambient): "net_admin"...; None: what the user has
     no_new_privs: bool = False
     rlimits: tuple[tuple[str, int], ...] = ()  # ("nofile", 1024)...: soft and hard, -1 is unlimited
@@ -77,13 +77,16 @@ class Service(NamedTuple):
     umask: int = 0o022
     cwd: str = "/"
     env: tuple[tuple[str, str], ...] = ()
-    tty: str = (
-        ""  # a terminal of its own ("/dev/console"), controlling, which belongs to `user` then; empty: /dev/null and the log
-    )
+    # A terminal of its own ("/dev/console"), controlling, which belongs to `user` then; empty: /dev/null and the log.
+    tty: str = ""
     log: str = "memory"  # "memory" (/run/log), "disk" (settings.LOG_KEEP as well: after=("storage",)), "none"
     watchdog: float = 0.0  # seconds; once it is ready, it is killed when it has not sent WATCHDOG=1 for so long
     critical: bool = False  # the board reboots when this one keeps failing
     logger: bool = False  # this is the one that reads the log pipes of all others
+    # Topics of the local bus that it may publish and hear, as patterns (MQTT 3.1.1, 4.7); {name} is its own, without what
+    # follows an "@". Each also publishes log/{name}. Who runs as root may publish and hear everything.
+    publishes: tuple[str, ...] = ("{name}/#",)
+    hears: tuple[str, ...] = ("#",)
     may: str = ""  # the setting that lists what it may ask of PID 1 without being root: "COMMANDS"
     # A module of LIB whose main(argv[1:]) runs in a copy of PID 1, as root: no exec, and memory is shared until written.
     module: str = ""

@@ -83,7 +83,7 @@ class Tables(Settings):
     def account(self, row: Service) -> Account:
         """The numbers of a row's user and groups."""
         base = self.accounts.get(row.user) or (Account(int(row.user), int(row.user)) if is_id(row.user) else ROOT)
-        groups = tuple(self.group_ids[group] if group in self.group_ids else int(group) for group in row.groups)
+        groups = tuple(int(group) if is_id(group) else self.group_number(group) for group in row.groups)
         return base._replace(groups=groups)
 
     def owner(self, name: str) -> Account:

@@ -256,6 +256,7 @@ class Broker:
         self.path = str(folder / "mqtt.sock")
         self.config = folder / "mosquitto.conf"
         text = (ROOT / "data" / "mosquitto.conf").read_text().replace("/run/bus/mqtt.sock", self.path)
+        text = "".join(line for line in text.splitlines(True) if not line.startswith(("password_file", "acl_file")))
         self.config.write_text(text.replace("user root", "") if os.getuid() else text)
         self.process: subprocess.Popen[bytes] | None = None
 

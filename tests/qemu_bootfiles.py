@@ -130,9 +130,9 @@ def test_good_ones_bad_ones_none_and_garbage(
     assert record["files"] == dict.fromkeys(ALL, "taken")
     assert (found["hostname"], found["rejected"], found["faults"]) == ("mast", [], []), found
     assert board.python("import sv; result = sv.stats_process('mine')[0]['alive']")
-    names = shell(board, "stat -c '%n %a %U:%G' /run/stack/boot/*").replace("/run/stack/boot/", "").splitlines()
-    assert {"authorized_keys 600 root:root", "board.key 640 root:nogroup", "settings_prod.py 640 root:nogroup",
-            "wpa_supplicant.conf 600 root:root"} <= set(names)  # fmt: skip
+    names = shell(board, "stat -c '%n %a %u:%g' /run/stack/boot/*").replace("/run/stack/boot/", "").splitlines()
+    assert {"authorized_keys 600 0:0", "board.key 640 0:48327", "settings_prod.py 600 0:0",
+            "wpa_supplicant.conf 600 0:0"} <= set(names)  # fmt: skip
     assert shell(board, "cat /etc/wpa_supplicant.conf") == WIFI.strip()
     chosen = board.python("""
 import sys; sys.path.insert(0, "/usr/lib/stack")

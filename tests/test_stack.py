@@ -91,7 +91,7 @@ class Recorder:
         for ends in (stack, teardown):
             monkeypatch.setattr(ends, "reboot", self.reboot)
         monkeypatch.setattr(teardown, "mounted", lambda: self.mounts[::-1])
-        monkeypatch.setattr(stack, "write_file", self.note("write"))
+        monkeypatch.setattr(mounts, "write_file", self.note("write"))
         monkeypatch.setattr(stdlib.socket, "sethostname", self.note("sethostname"))
         for name in ("symlink", "sync"):
             monkeypatch.setattr(os, name, self.note(name))

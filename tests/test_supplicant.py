@@ -107,7 +107,7 @@ def test_the_service_becomes_wpa_supplicant_with_the_newest_rows(tmp_path: Path)
     done = subprocess.run([PYTHON, "-c", code, str(tmp_path)], env=environment, capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
     assert lines[0] == f"-i lo -D nl80211 -c {tmp_path}/lo.conf"
-    assert lines[1] == "ctrl_interface=DIR=/run/wpa_supplicant GROUP=nogroup"
+    assert lines[1] == "ctrl_interface=DIR=/run/wpa_supplicant GROUP=50819", "scan_proxy's"
     assert lines[-1] == "600"
 
 

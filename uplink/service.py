@@ -18,6 +18,7 @@ from base.syscalls import IN_CLOSE_WRITE, IN_MOVED_TO, PR_SET_DUMPABLE, inotify_
 from bus import Bus, Message
 from onboard import boot_ends, clock, events, to_pid1
 from onboard.board_table import board_table
+from onboard.to_pid1 import notify
 from uplink import certificates, wire
 from uplink.commands import Commands
 from uplink.outbox import Outbox
@@ -322,8 +323,14 @@ def run(chosen: Any, addresses: tuple[str, ...]) -> None:
     remote = Remote(board, addresses, patterns, will=will, tls=tls, protocol=chosen.UPLINK_PROTOCOL)
     uplink = Uplink(bus, outbox, remote, board, chosen)
     remote.start()
+    notify("READY=1")
+    period = int(os.environ.get("WATCHDOG_USEC", "60000000")) / 3e6  # seconds between two signs of life (`man 3 sd_notify`)
+    fed = 0.0
     try:
-        for now in bus.when(uplink.due):
+        for now in bus.when(uplink.due, period):
+            if now >= fed + period:
+                notify("WATCHDOG=1")
+                fed = now
             uplink.turn(now)
     finally:
         uplink.end(time.monotonic())

@@ -7,7 +7,6 @@ from tables.rows import Directory, Service
 
 _LEFT_OUT = "".split()  # names of services; stack.mk writes here what the menu left out
 CONSOLE_LOGIN = "off"  # nobody has a password here; "prompt": whoever holds the cable is root
-WIFI_GROUP = "nobody"  # Buildroot's name of the group that Debian calls nogroup
 
 # No battery keeps the clock: the first measurements may step it, and rtcsync tells the kernel that it is synchronised.
 _NTP = ("pool pool.ntp.org iburst", "makestep 1 3", "rtcsync", "driftfile /var/lib/chrony/drift")

@@ -17,7 +17,7 @@ STACK_OVERRIDE_SRCDIR_RSYNC_EXCLUSIONS = \
 
 # Rows of settings.py without what the menu left out.
 STACK_LEFT_OUT = \
-	$(if $(BR2_PACKAGE_STACK_WIFI),,wpa_supplicant wifi_scan wifi_analyzer) \
+	$(if $(BR2_PACKAGE_STACK_WIFI),,wpa_supplicant scan_proxy wifi_scan wifi_analyzer) \
 	$(if $(BR2_PACKAGE_STACK_GPS),,gps@ fakegps) \
 	$(if $(BR2_PACKAGE_STACK_UPLINK),,uplink)
 
