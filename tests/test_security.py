@@ -16,6 +16,7 @@ from conftest import MOSQUITTO, Broker, eventually
 from paho.mqtt.enums import CallbackAPIVersion
 
 import bus
+from onboard import board_table
 from onboard.mounts import make_directory, write_sysctl
 from tables import load as tables_module
 from tables.accounts import COUNT, FIRST, own_number
@@ -529,3 +530,13 @@ def test_what_save_config_writes_is_roots_alone(boot: Boot) -> None:
     ).up()  # fmt: skip
     eventually(lambda: "update_config=1" in (board.root / "run/network/lo.conf").read_text(), 20)
     assert (board.root / "run/network/lo.conf").stat().st_mode & 0o777 == 0o600
+
+
+def test_services_that_read_the_boards_table_know_the_owners(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """storage.py makes the outbox on the disk anew: it is the uplink's there too, also on a board without one."""
+    for text in ("", "SERVICES = tuple(row for row in SERVICES if row.name != 'uplink')"):
+        board_table.write(load(tmp_path, text), str(tmp_path))
+        monkeypatch.setenv("STACK_CONTROL", str(tmp_path / "control"))
+        chosen = board_table.board_table()
+        assert chosen.owner("uplink").uid == own_number("uplink")
+        assert chosen.group_number(chosen.WIFI_GROUP) == own_number("scan_proxy")
