@@ -67,7 +67,7 @@ remote.REMOTE_FIRST, remote.REMOTE_MAX = 0.2, 1.0
 events.FILE = f"{sys.argv[2]}/events/none"
 if sys.argv[4] == "trust":  # what must not be done: take for stored what was given to a connection
     pump = sender.Sender.pump
-    sender.Sender.pump = lambda self, now: (pump(self, now), self.outbox.acknowledged(self.sent))
+    sender.Sender.pump = lambda self, now: (pump(self, now), self.outbox.acknowledged(self.stream.identity, self.sent))
 own = {"UPLINK_BOARD": "chaos", "OUTBOX": f"{sys.argv[2]}/disk/outbox", "OUTBOX_SPARE": 0}
 uplink.run(type("Chosen", (), {**vars(settings), **own}), (sys.argv[3],))
 """

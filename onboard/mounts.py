@@ -128,3 +128,11 @@ def write_file(path: str, text: str) -> None:
     except OSError:
         if read_file(path).split() != text.split():
             raise
+
+
+def mounted_at(device: str) -> str:
+    """Where somebody has mounted this device already; empty where nobody has."""
+    with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as file:
+        rows = [line.split() for line in file]
+    wanted = os.path.realpath(device)
+    return next((row[1] for row in rows if row[0].startswith("/dev/") and os.path.realpath(row[0]) == wanted), "")

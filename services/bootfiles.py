@@ -21,6 +21,7 @@ from base.stdlib import TYPE_CHECKING, json
 from base.syscalls import MNT_DETACH, mount, mount_options, umount
 from onboard import boot_ends
 from onboard.board_table import board_table
+from onboard.mounts import mounted_at
 from onboard.to_pid1 import SOCKET, SVError, ask
 from services import file_checks, storage
 from tables import load as tables
@@ -341,14 +342,6 @@ def read_kept(path: str) -> bytes | None:
         return read_limited(path)
     except OSError:
         return None
-
-
-def mounted_at(device: str) -> str:
-    """Where somebody has mounted this device already; empty where nobody has."""
-    with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as file:
-        rows = [line.split() for line in file]
-    wanted = os.path.realpath(device)
-    return next((row[1] for row in rows if row[0].startswith("/dev/") and os.path.realpath(row[0]) == wanted), "")
 
 
 def main(arguments: list[str]) -> None:

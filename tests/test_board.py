@@ -375,7 +375,7 @@ def test_make_install_has_what_an_image_needs(tmp_path: Path) -> None:
     assert {"stack.py", "sv.py", "settings.py", "services", "fakegps.py", "data"} <= set(os.listdir(library))
     assert "launcher.py" not in os.listdir(library)
     flags = {path.name.split(".")[0]: path.read_bytes()[4] for path in (library / "__pycache__").glob("*.pyc")}
-    assert flags["stack"] == 1, "unchecked hash"
+    assert flags["stack"] == 3, "checked against the source: an edit on the board runs"
     assert flags["settings"] == 3, "checked: the owner may edit it on the board"
     assert str(tmp_path) not in (library / "__pycache__").joinpath(
         next(os.walk(library / "__pycache__"))[2][0]

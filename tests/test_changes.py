@@ -26,7 +26,7 @@ def running(row: Service, *, transient: bool = False) -> Process:
 
 
 def tables(*rows: Service, bad: tuple[str, ...] = ()) -> Tables:
-    one = Tables()
+    one = load({})
     one.services = {row.name: row for row in rows if not row.name.endswith("@")}
     one.templates = {row.name: row for row in rows if row.name.endswith("@")}
     one.order = list(one.services)

@@ -127,7 +127,7 @@ def test_good_networks(text: str) -> None:
 
 
 @pytest.mark.parametrize(("text", "fault"), [
-    ("network = {\nssid=616263\n}\n", "line 3: there is no block to be closed"),
+    ("network = {\nssid=616263\n}\n", "line 1: write network={ without blanks: wpa_supplicant takes nothing else"),
     (NETWORK[:-2], "line 3: the block is not closed"),
     (NETWORK + "}\n", "line 8: there is no block to be closed"),
     ("network={\nnetwork={\n}\n", "line 2: the block of line 1 is not closed"),

@@ -495,9 +495,9 @@ def test_one_modprobe_for_all_and_one_that_hangs_is_ended(boot: Callable[..., Bo
 
 @needs_ip
 def test_a_rule_publishes(boot: Callable[..., Board]) -> None:
-    listen = "Service('ear', ('{PYTHON}', '{LIB}/bus.py', 'device/#'), after=('broker',)),"
+    listen = "Service('ear', ('{PYTHON}', '{LIB}/bus.py', 'device/#'), after=('broker',), groups=('broker',)),"
     rules = 'RULES = (Rule("net", "*", (("INTERFACE", "dev*"),), publish="device/{interface}"),)'
-    board = boot("BROKER," + listen + HOTPLUG, settings="from profiles.laptop import BROKER\n" + rules).up()
+    board = boot("RIGHTS, BROKER," + listen + HOTPLUG, settings="from profiles.laptop import BROKER, RIGHTS\n" + rules).up()
     eventually(lambda: started(board), 20)
     eventually(lambda: board.stats("ear")["state"] == "running")
 

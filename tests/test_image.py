@@ -31,7 +31,7 @@ def options() -> Iterator[tuple[str, str]]:
     """(program, option) of each row that the image runs by busybox."""
     for row in settings.SERVICES:
         program, *words = row.argv
-        assert program in OF_BUSYBOX | ELSEWHERE, f"{program}: who brings it into the image?"
+        assert program in OF_BUSYBOX | ELSEWHERE or row.module, f"{program}: who brings it into the image?"
         if program in OF_BUSYBOX:
             yield program, ""
             yield from ((program, word[:2]) for word in words if word.startswith("-"))

@@ -92,7 +92,6 @@ def test_a_module_in_a_copy_of_pid_1_has_the_lower_limit_too(boot: Boot) -> None
         "Service('copy', ('x',), module='copied', restart='never'),",
         files={"left.py": LEFT_OVERS, "copied.py": code},
         init="/test/left.py",
-        settings="import sys\nsys.path.insert(1, '/test')\n",
     ).up()
     eventually(lambda: "limits (256, 1024) ['0', '1', '2', '3']" in board.log("copy"))
 

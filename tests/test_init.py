@@ -502,7 +502,7 @@ def test_sighup_starts_what_is_new_stops_what_vanished_restarts_what_changed(boo
     row = board.stats("changed")
     assert row["cmd"] == ["sleep", "2001"]
     assert board.stats("same")["pid"] == before["same"]
-    assert board.ask("board")["rejected"] == ["SERVICES[4] 5: is not a Service(...) row"]
+    assert board.ask("board")["rejected"] == ["SERVICES[4] is a number, not a Service(...) row"]
     assert not [words for words in board.processes().values() if "1002" in words]
     changes = board.ask("reload")
     assert (changes["started"], changes["stopped"], changes["restarted"]) == ([], [], [])
@@ -979,8 +979,8 @@ def main(arguments):
         "Service('bad', ('x', 'raise'), module='copied', restart='never'),"
         "Service('gone', ('x',), module='no_such_module', restart='never'),"
     )
-    path = "import sys\nsys.path.insert(1, '/test')\n"
-    board = prepared(rows, {"copied.py": code}, settings=path).up()
+    init = "import sys\nsys.path[:0] = ['/stack/lib/stack', '/test']\nimport stack\nsys.exit(stack.main(sys.argv[1:]))\n"
+    board = prepared(rows, {"copied.py": code, "init.py": init}, init="/test/init.py").up()
     for name, end in (("copy", "exit 125"), ("bad", "exit 1"), ("gone", "exit 1")):
         assert board.wait_state(name, "stopped")["exit"] == end
     eventually(lambda: "handlers []" in board.log("copy"))

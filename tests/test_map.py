@@ -425,6 +425,7 @@ def test_an_access_point_can_be_linked_to_and_searched_for(drawn: str, tmp_path:
 @needs_chromium
 @pytest.mark.timeout(150)
 def test_a_map_of_nothing_says_so(tmp_path: Path) -> None:
+    Store(str(tmp_path / "m.db"))
     subprocess.run([PYTHON, str(ROOT / "mothership"), "map", "m.db"], cwd=tmp_path, check=True, capture_output=True)
     seen = browse(tmp_path, f"file://{tmp_path}/map.html")
     assert seen.attributes["html"]["data-drawn"] == "0"

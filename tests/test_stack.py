@@ -20,6 +20,7 @@ from base import stdlib, syscalls
 from base.syscalls import Reboot
 from onboard import clock, mounts
 from pid1 import rescue, teardown
+from tables.load import load
 from tables.rows import Mount
 from tables.tables import Tables
 
@@ -353,7 +354,7 @@ def test_a_sysctl_is_a_whole_line(tmp_path: Path) -> None:
 
 def test_the_budget_of_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """20 s for services, twice 2 s for what is left, 10 s to sync, 2 s for each umount and each remount, 2 s for the rest."""
-    tables = Tables()
+    tables = load({})
     assert (tables.SHUTDOWN_TIMEOUT, tables.KILL_TIMEOUT, tables.SYNC_TIMEOUT) == (20.0, 2.0, 10.0)
     for count, seconds in ((0, 36.0), (1, 40.0), (3, 48.0)):
         monkeypatch.setattr(teardown, "file_systems", lambda count=count: ["/"] * count)
