@@ -123,7 +123,7 @@ def hardware_board(boot: Boot, tmp_path: Path) -> Callable[..., Board]:
     def start(services: str = "") -> Board:
         device = fuse_device(tmp_path)
         rows = "Service('fakesys', ('{PYTHON}', '/test/fakesys.py', '/sys'), ready='notify', env=(('PYTHONPATH', '{PYTHONPATH}'),)),"
-        rows += "app('diagnostic', after=('broker', 'fakesys')), Service('listen', ('{PYTHON}', '{LIB}/bus.py', 'diag'), after=('broker',), groups=('broker',)),"
+        rows += "app('diagnostic', after=('broker', 'fakesys'), publishes=('diag', 'boot')), Service('listen', ('{PYTHON}', '{LIB}/bus.py', 'diag'), after=('broker',), groups=('broker',)),"
         board = boot(rows + services, base="(LOGD, RIGHTS, BROKER)", devices=(device,), settings="from settings import app",
                      files={"fakesys.py": (ROOT / "lab/fakesys.py").read_text()}).up()  # fmt: skip
         board.wait_state("fakesys", "running")

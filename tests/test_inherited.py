@@ -88,9 +88,10 @@ def test_a_module_in_a_copy_of_pid_1_has_the_lower_limit_too(boot: Boot) -> None
     code = (
         "import os, resource\ndef main(_):\n    print('limits', resource.getrlimit(7), sorted(os.listdir('/proc/self/fd')))\n"
     )
+    init = "import sys\nsys.path[:0] = ['/stack/lib/stack', '/test']\nimport stack\nsys.exit(stack.main(sys.argv[1:]))\n"
     board = boot(
         "Service('copy', ('x',), module='copied', restart='never'),",
-        files={"left.py": LEFT_OVERS, "copied.py": code},
+        files={"left.py": LEFT_OVERS.replace("/stack/sbin/stack.py", "/test/init.py"), "copied.py": code, "init.py": init},
         init="/test/left.py",
     ).up()
     eventually(lambda: "limits (256, 1024) ['0', '1', '2', '3']" in board.log("copy"))

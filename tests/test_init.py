@@ -580,7 +580,7 @@ def test_a_bad_profile_and_bad_rows_do_not_stop_the_boot(boot: Boot) -> None:
     rejected = board.ask("board")["rejected"]
     assert len(rejected) == 2
     assert "argv is text; a comma makes a tuple of it" in rejected[0]
-    eventually(lambda: "SERVICES[3] 17: is not a Service(...) row" in board.log())
+    eventually(lambda: "SERVICES[3] is a number, not a Service(...) row" in board.log())
 
 
 # --- the prompt -----------------------------------------------------------------------------------------------------

@@ -262,7 +262,7 @@ def test_the_keeper(boot: Boot) -> None:
 
 
 def test_diagnostic_publishes_it(boot: Boot) -> None:
-    rows = "RIGHTS, BROKER, app('diagnostic'), KEEPER._replace(after=()),"
+    rows = "RIGHTS, BROKER, app('diagnostic', publishes=('boot',)), KEEPER._replace(after=()),"
     rows += "Service('listen', ('{PYTHON}', '{LIB}/bus.py', 'boot'), after=('broker',), groups=('broker',)),"
     board = boot(rows).up()
     eventually(lambda: '"last_end": null' in board.log("listen"))

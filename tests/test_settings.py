@@ -488,7 +488,10 @@ def test_a_profile_that_reload_refuses_changes_nothing_for_who_restarts_later(bo
 @pytest.mark.timeout(120)
 def test_the_prompt_follows_a_profile_and_a_full_run_refuses_a_reload(boot: Callable[..., Board]) -> None:
     ask = "import sys; sys.path.insert(0, '/stack/lib/stack')\\nfrom sv import *\\ntry: network()\\nexcept SVError as e: print('table', e)"
-    board = boot(f"""Service("ask", ("{{PYTHON}}", "-c", "{ask}"), restart="never"),""", settings=PROFILE).up()
+    board = boot(
+        f"""Service("ask", ("{{PYTHON}}", "-c", "{ask}"), restart="never"), Service("network", ("sleep", "1000")),""",
+        settings=PROFILE,
+    ).up()
     eventually(lambda: "/run/elsewhere.json" in said(board, "ask"))
     board.ask("run", argv=["mkdir", "/run/stack/table.json.new"])
     eventually((board.root / "run/stack/table.json.new").is_dir)
@@ -515,12 +518,8 @@ def test_a_board_boots_with_a_profile_that_hangs_and_with_one_that_kills(boot: C
 def test_a_command_takes_no_name_of_pid_1_and_is_what_execve_takes(boot: Callable[..., Board]) -> None:
     board = boot("", files={"stack": "#!/bin/sh\necho I am a command\n", "rescue": "#!/bin/sh\n"}).up()
     for name in ("stack", "rescue"):
-        board.ask("run", argv=["cp", f"/test/{name}", "/run/bus/"])
-        eventually((board.root / "run/bus" / name).exists)
-        board.ask("run", argv=["chmod", "755", f"/run/bus/{name}"])
-    eventually(lambda: os.access(board.root / "run/bus/rescue", os.X_OK))
-    eventually(lambda: os.access(board.root / "run/bus/stack", os.X_OK))
-    names = [board.ask("run", argv=[f"/run/bus/{name}"])["name"] for name in ("stack", "rescue")]
+        (board.folder / "files" / name).chmod(0o755)
+    names = [board.ask("run", argv=[f"/test/{name}"])["name"] for name in ("stack", "rescue")]
     assert names == ["stack-2", "rescue-2"]
     for word, fault in (("a\0b", "a NUL"), ("\ud800", "half a character")):
         with pytest.raises(SVError, match=f"this cannot be run: .*{fault}"):
