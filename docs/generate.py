@@ -50,7 +50,12 @@ MISTAKES = (
     ('WIFI_NETWORKS = (WifiNetwork("harbour", "the passphrase"))', '(WifiNetwork("harbour", "the passphrase"),)'),
     ('RULES += (Rule("tty"),)', 'Rule("tty", start="gps@{devname}")'),
     ('COMMANDS += ("poweroff",)', 'COMMANDS += (("poweroff", ""),)'),
+    ('SERVICES += (app("hello", publishes=("wifi#",)),)', 'app("hello", publishes=("wifi/#",))'),
+    ('SERVICES += (app("daemon"),)', "another name"),
+    ('ENVIRONMENT += (("TZ=UTC", ""),)', '("TZ", "UTC")'),
+    ('HOSTNAME = "mast of the second boat"', 'HOSTNAME = "mast-2"'),
     ('HOSTNAME =', 'HOSTNAME = "mast"'),
+    ('while True: pass', "what comes to an end"),
 )  # fmt: skip
 NO_SETTINGS = ("TYPE_CHECKING", "APPS", "SERVICES", "RESCUE")  # the last three are rows: their own table shows them
 
@@ -110,7 +115,7 @@ def columns() -> Iterator[str]:
     source = rows_file().read_text(encoding="utf-8")
     comments = Comments(source)
     for node in ast.parse(source).body:
-        if not isinstance(node, ast.ClassDef):
+        if not isinstance(node, ast.ClassDef) or node.name.endswith("Delays"):  # those are settings: their own table shows them
             continue
         yield f"### {node.name}\n"
         yield "\n\n".join(escape(" ".join(part.split())) for part in (ast.get_docstring(node) or "").split("\n\n")) + "\n"

@@ -163,6 +163,10 @@ def test_every_command_that_can_run_does(tmp_path: Path) -> None:
         "certs": f"{tmp_path}/certs",
         "python3": PYTHON,
     }
+    database = (
+        "import sys; sys.path[:0] = ['.', 'mothership']; from store import Store; Store(sys.argv[1])"  # as `receive` makes it
+    )
+    subprocess.run([PYTHON, "-c", database, examples["DATABASE"]], cwd=ROOT, check=True)
     ran = []
     for path, block in COMMANDS:
         for line in block.splitlines():
