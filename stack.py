@@ -22,7 +22,7 @@ from pid1.life import Life
 from pid1.loop import trace
 from pid1.requests import Requests
 from pid1.rescue import Rescue
-from pid1.teardown import tear_down
+from pid1.teardown import at_least, tear_down
 from pid1.watchdog import Watchdog
 from sv import SV
 from tables import load as tables_module
@@ -335,8 +335,10 @@ def main(arguments: list[str], began: float = 0.0) -> int:
         else:
             tear_down(command, Tables())
     except BaseException as error:
-        _log.error(f"tear-down failed: {trace(error)}")
-        reboot(command)
+        try:
+            _log.error(f"tear-down failed: {trace(error)}")
+        finally:  # memory may be out
+            at_least(command)
     return 1
 
 
