@@ -17,6 +17,7 @@ from base.syscalls import Reboot, interface_up, limit_descriptors, mount, mount_
 from onboard import board_table, clock, events, to_pid1
 from onboard.mounts import make_device, make_directory, mount_row, write_sysctl
 from onboard.to_pid1 import SVError
+from pid1 import anew
 from pid1.control import Control
 from pid1.life import Life
 from pid1.loop import trace
@@ -331,7 +332,11 @@ def main(arguments: list[str], began: float = 0.0) -> int:
             init.loop.guard("end", lambda now: init.shut_down(Reboot.RESTART, reason, now, "critical"), time.monotonic())
     try:
         if init:
-            tear_down(command, init.tables, init.watchdog.wait, init.watchdog.disarm)
+            last = init
+            tear_down(
+                command, init.tables, init.watchdog.wait, init.watchdog.disarm,
+                lambda: anew.execute(command, last.tables, last.watchdog),
+            )  # fmt: skip
         else:
             tear_down(command, Tables())
     except BaseException as error:
