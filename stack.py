@@ -17,12 +17,13 @@ from base.syscalls import Reboot, interface_up, limit_descriptors, mount, mount_
 from onboard import board_table, clock, events, to_pid1
 from onboard.mounts import make_device, make_directory, mount_row, write_sysctl
 from onboard.to_pid1 import SVError
+from pid1 import anew
 from pid1.control import Control
 from pid1.life import Life
 from pid1.loop import trace
 from pid1.requests import Requests
 from pid1.rescue import Rescue
-from pid1.teardown import tear_down
+from pid1.teardown import at_least, tear_down
 from pid1.watchdog import Watchdog
 from sv import SV
 from tables import load as tables_module
@@ -331,12 +332,18 @@ def main(arguments: list[str], began: float = 0.0) -> int:
             init.loop.guard("end", lambda now: init.shut_down(Reboot.RESTART, reason, now, "critical"), time.monotonic())
     try:
         if init:
-            tear_down(command, init.tables, init.watchdog.wait, init.watchdog.disarm)
+            last = init
+            tear_down(
+                command, init.tables, init.watchdog.wait, init.watchdog.disarm,
+                lambda: anew.execute(command, last.tables, last.watchdog),
+            )  # fmt: skip
         else:
             tear_down(command, Tables())
     except BaseException as error:
-        _log.error(f"tear-down failed: {trace(error)}")
-        reboot(command)
+        try:
+            _log.error(f"tear-down failed: {trace(error)}")
+        finally:  # memory may be out
+            at_least(command)
     return 1
 
 

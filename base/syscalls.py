@@ -38,6 +38,7 @@ PR_CAP_AMBIENT_RAISE = 2
 IN_MODIFY, IN_CREATE, IN_MOVED_TO, IN_CLOSE_WRITE, IN_ONLYDIR = 0x2, 0x100, 0x80, 0x8, 0x01000000
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
 TIOCSCTTY = 0x540E
+LOOP_CLR_FD = 0x4C01  # linux/loop.h
 WDIOC_SETTIMEOUT, WDIOC_GETTIMEOUT = 0xC0045706, 0x80045707  # linux/watchdog.h
 SO_PASSRIGHTS = 83
 RLIMIT_NOFILE = 7  # on all machines but MIPS, Alpha and SPARC
@@ -59,6 +60,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 _text, _int, _ulong = ctypes.c_char_p, ctypes.c_int, ctypes.c_ulong
 libc.mount.argtypes = (_text, _text, _text, _ulong, _text)
 libc.umount2.argtypes = (_text, _int)
+libc.swapoff.argtypes = (_text,)
 libc.reboot.argtypes = (_int,)
 libc.prctl.argtypes = (_int, _ulong, _ulong, _ulong, _ulong)
 libc.inotify_init1.argtypes = (_int,)
@@ -98,6 +100,20 @@ def mount(source: str, target: str, fstype: str, flags: int = 0, data: str = "")
 def umount(target: str, flags: int = 0) -> None:
     """man 2 umount2."""
     check(libc.umount2(os.fsencode(target), flags), target)
+
+
+def swapoff(path: str) -> None:
+    """man 2 swapoff."""
+    check(libc.swapoff(os.fsencode(path)), path)
+
+
+def loop_detach(path: str) -> None:
+    """man 4 loop: let go of the file; of one that is in use as soon as it is not."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        ioctl(fd, LOOP_CLR_FD)
+    finally:
+        os.close(fd)
 
 
 def reboot(command: int) -> None:

@@ -1,13 +1,18 @@
-"""The end of a board: everything that still runs, then the file systems, then reboot(2). Nothing in here can wait for ever."""
+"""The end of a board: everything that still runs, then the file systems, then reboot(2). Nothing in here can wait for ever.
+
+A system call that may hang on a dead disk is risked by a child. Where there can be no child (no memory, no process number),
+PID 1 makes the call itself, and the hardware's watchdog bounds it: sync, read-only and reboot never depend on a new process.
+"""
 
 from __future__ import annotations
 
 import os
 import time
+from errno import EBUSY, EIO, ENOMEM, ETIMEDOUT
 
 import _log
 from base.stdlib import TYPE_CHECKING, signal
-from base.syscalls import MOUNT_FLAGS, Reboot, mount, reboot, umount
+from base.syscalls import MNT_DETACH, MOUNT_FLAGS, Reboot, loop_detach, mount, reboot, swapoff, umount
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,13 +20,16 @@ if TYPE_CHECKING:
     from tables.tables import Tables
 
 PATIENCE = 2.0  # seconds for one umount(2)
+TRIAL = 10.0  # seconds for the trial of a new Python (pid1/anew.py)
+HANGS = ETIMEDOUT  # what `bounded` answers where a call has not come back
 INITIAL_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO, linux/proc_ns.h
+READ_ONLY = MOUNT_FLAGS["remount"] | MOUNT_FLAGS["ro"]
 
 
 def budget(tables: Tables) -> float:
     """Seconds that the longest way from here to reboot(2) may take, the services' stop included."""
-    umounts = PATIENCE * 2 * len(file_systems())  # each, and a remount after it
-    return float(tables.SHUTDOWN_TIMEOUT + 2 * tables.KILL_TIMEOUT + tables.SYNC_TIMEOUT + umounts + PATIENCE)
+    umounts = PATIENCE * 3 * len(file_systems())  # each, a remount after it, and a lazy umount
+    return float(tables.SHUTDOWN_TIMEOUT + 2 * tables.KILL_TIMEOUT + tables.SYNC_TIMEOUT + umounts + PATIENCE + TRIAL)
 
 
 def nothing() -> None:
@@ -29,12 +37,13 @@ def nothing() -> None:
 
 
 def tear_down(
-    command: int, tables: Tables, meanwhile: Callable[[], object] = nothing, disarm: Callable[[], object] = nothing
-) -> None:
+    command: int, tables: Tables, meanwhile: Callable[[], object] = nothing, disarm: Callable[[], object] = nothing,
+    anew: Callable[[], object] = nothing,
+) -> None:  # fmt: skip
     """End everything that still runs, close the file systems, call reboot(2). Nothing in here can wait for ever.
 
     `meanwhile` is called again and again while it waits: it feeds the hardware watchdog. `disarm` stops that watchdog where the
-    machine is to stay halted.
+    machine is to stay halted. `anew` may execute a new PID 1 for the rest of it.
     """
     for number in (signal.SIGTERM, signal.SIGKILL):
         if wait_for_children(0.0):
@@ -46,61 +55,146 @@ def tear_down(
                 break
         if not wait_for_children(tables.KILL_TIMEOUT, meanwhile=meanwhile) and number == signal.SIGKILL:
             _log.error("some processes cannot be killed; going on without them")
-    close_disks(tables, meanwhile)
+    anew()
+    finish(command, tables.SYNC_TIMEOUT, meanwhile, disarm)
+
+
+def finish(command: int, seconds: float, meanwhile: Callable[[], object], disarm: Callable[[], object]) -> None:
+    """No process is left: close the disks and call reboot(2)."""
+    close_disks(seconds, meanwhile)
     _log.info(f"reboot({Reboot.NAMES[command]})")
     if command != Reboot.RESTART:
         disarm()
     reboot(command)
 
 
-def wait_for_children(seconds: float, only: int = -1, *, meanwhile: Callable[[], object] = nothing) -> bool:
-    """Reap until none is left (or the one has gone), at most so long."""
+def at_least(command: int) -> None:
+    """What is left to do where the way to the end has failed, by a mistake of ours or without memory: no process, no table."""
+    if owns_kernel():
+        attempt(os.sync)
+        attempt(mount, "", "/", "", READ_ONLY)
+    reboot(command)
+
+
+# --- waiting ----------------------------------------------------------------------------------------------------------
+def wait_for_children(seconds: float, *, meanwhile: Callable[[], object] = nothing) -> bool:
+    """Reap until none is left, at most so long."""
+    return wait_for(-1, seconds, meanwhile) is not None
+
+
+def wait_for(pid: int, seconds: float, meanwhile: Callable[[], object] = nothing) -> int | None:
+    """Reap until this child has gone, or all of them (-1); its wait status, or None where it is still there at the end."""
     deadline = time.monotonic() + seconds
     while True:
         try:
-            while (pid := os.waitpid(-1, os.WNOHANG)[0]) != 0:
-                if pid == only:
-                    return True
+            while (one := os.waitpid(-1, os.WNOHANG))[0] != 0:
+                if one[0] == pid:
+                    return one[1]
         except ChildProcessError:
-            return True
+            return 0
         if time.monotonic() >= deadline:
-            return False
+            return None
         meanwhile()
         time.sleep(0.002)  # the loop is over: no one is left to be kept waiting
 
 
-def close_disks(tables: Tables, meanwhile: Callable[[], object] = nothing) -> None:
-    """Sync, unmount in reverse, root read-only. In a namespace the disks are somebody else's: only our mounts go."""
-    deadline = time.monotonic() + tables.SYNC_TIMEOUT
-    ours = owns_kernel()
-    if ours or not os.path.exists("/proc/self"):
-        bounded(deadline, "sync", os.sync, meanwhile=meanwhile)
-    for target in file_systems():
-        if target != "/":
-            bounded(deadline, f"umount {target}", umount, target, meanwhile=meanwhile)
-    if ours:
-        known = {"/", *(row.target for row in tables.MOUNTS)}
-        for target in filter(known.__contains__, file_systems()):
-            flags = MOUNT_FLAGS["remount"] | MOUNT_FLAGS["ro"]
-            bounded(deadline, f"remount {target} read-only", mount, "", target, "", flags, meanwhile=meanwhile)
-        bounded(deadline, "sync", os.sync, meanwhile=meanwhile)
+def attempt(step: Callable[..., object], *arguments: object) -> int:
+    """Call it in this process: its errno, 0 where it went well."""
+    try:
+        step(*arguments)
+    except OSError as error:
+        return error.errno or EIO
+    except MemoryError:
+        return ENOMEM
+    return 0
 
 
 def bounded(
     deadline: float, what: str, step: Callable[..., object], *arguments: object, meanwhile: Callable[[], object] = nothing
-) -> None:
-    """A system call that may hang on a dead disk: a child takes the risk, and we go on at the deadline."""
-    pid = os.fork()
+) -> int:
+    """A system call that may hang on a dead disk: a child takes the risk, and we go on at the deadline. Its errno, or HANGS."""
+    try:
+        pid = os.fork()
+    except (OSError, MemoryError) as error:
+        _log.warning(f"{what}: by PID 1 itself, for there is no new process: {getattr(error, 'strerror', '') or 'no memory'}")
+        return said(what, attempt(step, *arguments))
     if pid == 0:
+        number = EIO
         try:
-            step(*arguments)
-        except OSError as error:
-            _log.debug(f"{what}: {error.strerror}")
+            number = attempt(step, *arguments)
         finally:
-            os._exit(0)
-    patience = max(0.5, deadline - time.monotonic()) if what == "sync" else PATIENCE
-    if not wait_for_children(patience, only=pid, meanwhile=meanwhile):
+            os._exit(number)
+    long = what == "sync" or step is swapoff
+    patience = max(0.5, deadline - time.monotonic()) if long else PATIENCE
+    status = wait_for(pid, patience, meanwhile)
+    if status is None:
         _log.error(f"{what} hangs; going on without")
+        return HANGS
+    if os.WIFSIGNALED(status):  # by the kernel, which is out of memory: PID 1 is the one that it spares
+        return said(what, attempt(step, *arguments))
+    return said(what, os.WEXITSTATUS(status))
+
+
+def said(what: str, number: int) -> int:
+    """An errno, after it has been logged where it is one."""
+    if number:
+        _log.debug(f"{what}: {os.strerror(number)}")
+    return number
+
+
+# --- the disks --------------------------------------------------------------------------------------------------------
+def close_disks(seconds: float, meanwhile: Callable[[], object] = nothing) -> None:
+    """Sync, swap off, unmount in reverse, root read-only. In a namespace the disks are somebody else's: only our mounts go."""
+    deadline = time.monotonic() + seconds
+
+    def do(what: str, step: Callable[..., object], *arguments: object) -> int:
+        return bounded(deadline, what, step, *arguments, meanwhile=meanwhile)
+
+    ours = owns_kernel()
+    if ours or not os.path.exists("/proc/self"):
+        do("sync", os.sync)
+    for path in swaps() if ours else ():
+        if number := do(f"swapoff {path}", swapoff, path):
+            _log.warning(f"swapoff {path}: {os.strerror(number)}; its file system stays busy")
+    unmount_all(do, ours)
+    if ours:
+        write_protect(do)
+        do("sync", os.sync)
+
+
+def unmount_all(do: Callable[..., int], ours: bool) -> None:
+    """Unmount, the newest first; what was busy again, as long as something else has gone: a mount on it, a loop device."""
+    targets = [target for target in file_systems() if target != "/"]
+    while targets:
+        results = {target: do(f"umount {target}", umount, target) for target in targets}
+        freed = len(targets) - sum(map(bool, results.values()))
+        freed += sum(do(f"detach /dev/{name}", loop_detach, f"/dev/{name}") == 0 for name in loops()) if ours else 0
+        targets = [target for target in targets if results[target] == EBUSY] if freed else []
+
+
+def write_protect(do: Callable[..., int]) -> None:
+    """Make read-only what is still mounted, the root last. What stays writable is said, and unmounted as soon as it is free."""
+    for target in file_systems():
+        if number := do(f"remount {target} read-only", mount, "", target, "", READ_ONLY):
+            _log.warning(
+                f"{target} stays writable, and may need a repair at the next boot: remount read-only: {os.strerror(number)}"
+            )
+            if target != "/":
+                do(f"detach {target}", umount, target, MNT_DETACH)
+
+
+def swaps() -> list[str]:
+    """What the kernel swaps to (`man 5 proc`, /proc/swaps), the newest first."""
+    return [unescape(line.split()[0]) for line in lines_of("/proc/swaps")[1:]][::-1]
+
+
+def loops() -> list[str]:
+    """Loop devices that hold a file open (`man 4 loop`), the newest first."""
+    try:
+        names = [name for name in os.listdir("/sys/block") if name.startswith("loop")]
+    except OSError:
+        return []
+    return [name for name in sorted(names)[::-1] if os.path.exists(f"/sys/block/{name}/loop/backing_file")]
 
 
 def owns_kernel() -> bool:
@@ -117,14 +211,24 @@ def file_systems() -> list[str]:
 
 
 def mounted() -> list[str]:
-    """Mount points, the newest first (`man 5 fstab`: white space in them is escaped in octal)."""
+    """Mount points, the newest first."""
+    lines = lines_of("/proc/self/mounts")
+    return [unescape(line.split()[1]) for line in lines][::-1] if lines else ["/"]
+
+
+def lines_of(path: str) -> list[str]:
+    """A file of /proc, whose absence is logged."""
     try:
-        with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as file:
-            targets = [line.split()[1] for line in file]
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return file.readlines()
     except OSError as error:
-        _log.error(f"what is mounted is unknown: {error}")
-        return ["/"]
-    plain = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))
-    for escaped, char in plain:
-        targets = [target.replace(escaped, char) for target in targets]
-    return targets[::-1]
+        if path != "/proc/swaps":  # a kernel without CONFIG_SWAP
+            _log.error(f"what is mounted is unknown: {error}")
+        return []
+
+
+def unescape(text: str) -> str:
+    """White space in names is escaped in octal (`man 5 fstab`)."""
+    for escaped, char in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        text = text.replace(escaped, char)
+    return text

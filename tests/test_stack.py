@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -15,12 +14,12 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
+import _log
 import stack
 from base import stdlib, syscalls
 from base.syscalls import Reboot
 from onboard import clock, mounts
 from pid1 import rescue, teardown
-from tables.load import load
 from tables.rows import Mount
 from tables.tables import Tables
 
@@ -84,9 +83,15 @@ class Recorder:
         self.lines: list[str] = []
         self.fail: dict[str, OSError] = {}
         self.mounts = ["/", "/proc", "/run", "/var", "/var/run"]
+        self.swaps: list[str] = []
+        self.loops: list[str] = []
         monkeypatch.setattr(stack, "interface_up", self.note("up"))
         monkeypatch.setattr(clock, "boot", lambda: "")
         monkeypatch.setattr(teardown, "umount", self.umount)
+        monkeypatch.setattr(teardown, "swapoff", self.note("swapoff"))
+        monkeypatch.setattr(teardown, "loop_detach", self.loop_detach)
+        monkeypatch.setattr(teardown, "swaps", lambda: self.swaps)
+        monkeypatch.setattr(teardown, "loops", lambda: self.loops)
         for module in (stack, mounts, teardown):
             monkeypatch.setattr(module, "mount", self.mount)
         for ends in (stack, teardown):
@@ -113,18 +118,23 @@ class Recorder:
             raise self.fail[target]
 
     def umount(self, target: str, flags: int = 0) -> None:
-        self.lines.append(f"umount {target}")
-        if target in self.fail:
+        self.lines.append(f"umount {target}{' lazily' if flags == syscalls.MNT_DETACH else ''}")
+        if target in self.fail and not flags:
             raise self.fail[target]
         self.mounts.remove(target)
+
+    def loop_detach(self, path: str) -> None:
+        """A file on /var."""
+        self.lines.append(f"detach {path}")
+        self.loops.clear()
+        self.fail.pop("/var", None)
 
     def reboot(self, command: int) -> None:
         self.lines.append(f"reboot {Reboot.NAMES.get(command, 'CAD_OFF')}")
 
-    def bounded(self, deadline: float, what: str, step: Callable[..., object], *arguments: object, **_: object) -> None:
+    def bounded(self, deadline: float, what: str, step: Callable[..., object], *arguments: object, **_: object) -> int:
         """Without the child that takes the risk."""
-        with contextlib.suppress(OSError):
-            step(*arguments)
+        return teardown.attempt(step, *arguments)
 
     @property
     def text(self) -> str:
@@ -171,7 +181,7 @@ def test_teardown(init: stack.Init, recorder: Recorder, monkeypatch: pytest.Monk
     init.boot()
     recorder.lines.clear()
     monkeypatch.setattr(os, "kill", lambda pid, number: recorder.lines.append(f"kill {pid} {signal.Signals(number).name}"))
-    monkeypatch.setattr(teardown, "wait_for_children", lambda seconds, only=-1, meanwhile=None: only != -1)
+    monkeypatch.setattr(teardown, "wait_for_children", lambda seconds, meanwhile=None: False)
     monkeypatch.setattr(os, "readlink", lambda path: teardown.INITIAL_PID_NAMESPACE)
     teardown.tear_down(Reboot.POWER_OFF, init.tables)
     assert recorder.text == TEARDOWN
@@ -183,7 +193,7 @@ def test_in_a_namespace_the_super_blocks_are_left_alone(
     init.boot()
     recorder.lines.clear()
     monkeypatch.setattr(os, "readlink", lambda path: "pid:[1]")
-    teardown.close_disks(init.tables)
+    teardown.close_disks(10.0)
     assert recorder.text == "umount /var/run\numount /var\numount /run\n"
 
 
@@ -195,9 +205,109 @@ def test_a_file_system_that_stays_busy_ends_read_only(
     monkeypatch.setattr(os, "readlink", lambda path: teardown.INITIAL_PID_NAMESPACE)
     recorder.fail = {"/var": OSError(16, "busy")}
     monkeypatch.setattr(teardown, "mount", lambda *a: recorder.note("mount")(a[1], a[3]))
-    teardown.close_disks(init.tables)
+    teardown.close_disks(10.0)
     flags = syscalls.MOUNT_FLAGS["remount"] | syscalls.MOUNT_FLAGS["ro"]
     assert recorder.lines[-3:] == [f"mount /var {flags}", f"mount / {flags}", "sync"]
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Warnings of PID 1."""
+    lines: list[str] = []
+    monkeypatch.setattr(_log, "warning", lines.append)
+    return lines
+
+
+def test_what_stays_writable_is_said_and_unmounted_lazily(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    """A stick that somebody has mounted by hand too: it is in no table."""
+    monkeypatch.setattr(os, "readlink", lambda path: teardown.INITIAL_PID_NAMESPACE)
+    recorder.mounts = ["/", "/stick"]
+    recorder.fail = {"/stick": OSError(16, "busy")}
+    teardown.close_disks(10.0)
+    assert recorder.text == (
+        "sync\numount /stick\nmount - /stick - ro,remount\numount /stick lazily\nmount - / - ro,remount\nsync\n"
+    )
+    assert [line.partition(" ")[0] for line in said] == ["/stick"]
+    assert said[0].endswith("remount read-only: Device or resource busy")
+
+
+def test_swap_and_loop_devices_are_let_go_and_what_they_held_is_unmounted(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    """/var holds the file of a loop device, on which /mnt is; the first umount of /var is busy, the second one is not."""
+    monkeypatch.setattr(os, "readlink", lambda path: teardown.INITIAL_PID_NAMESPACE)
+    recorder.mounts, recorder.swaps, recorder.loops = ["/", "/var", "/mnt"], ["/var/swap"], ["loop0"]
+    recorder.fail = {"/var": OSError(16, "busy")}
+    teardown.close_disks(10.0)
+    assert recorder.text == (
+        "sync\nswapoff /var/swap\numount /mnt\numount /var\ndetach /dev/loop0\numount /var\nmount - / - ro,remount\nsync\n"
+    )
+    assert said == []
+
+
+def test_what_the_kernel_swaps_to(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "swaps").write_text(
+        "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
+        "/dev/zram0                              partition\t1024\t\t0\t\t100\n"
+        "/var/swap\\040file                      file\t\t65532\t\t0\t\t-2\n"
+    )
+    real = open
+    monkeypatch.setattr("builtins.open", lambda path, *a, **k: real(tmp_path / "swaps", *a, **k))
+    assert teardown.swaps() == ["/var/swap file", "/dev/zram0"]
+
+
+def no_fork() -> int:
+    raise BlockingIOError(11, "Resource temporarily unavailable")
+
+
+def no_memory() -> int:
+    raise MemoryError
+
+
+@pytest.mark.parametrize("fork", [no_fork, no_memory])
+def test_the_disks_are_closed_without_a_new_process(
+    monkeypatch: pytest.MonkeyPatch, said: list[str], fork: Callable[[], int]
+) -> None:
+    bounded = teardown.bounded
+    recorder = Recorder(monkeypatch)
+    monkeypatch.setattr(teardown, "bounded", bounded)
+    monkeypatch.setattr(os, "fork", fork)
+    monkeypatch.setattr(os, "readlink", lambda path: teardown.INITIAL_PID_NAMESPACE)
+    recorder.mounts = ["/", "/var"]
+    teardown.close_disks(10.0)
+    assert recorder.text == "sync\numount /var\nmount - / - ro,remount\nsync\n"
+    assert said[0].startswith("sync: by PID 1 itself, for there is no new process: ")
+
+
+def test_a_child_that_the_kernel_kills_has_not_done_it() -> None:
+    """Out of memory: PID 1, which the kernel spares, does it then."""
+    parent, done = os.getpid(), []
+
+    def step() -> None:
+        if os.getpid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+        done.append(1)
+
+    assert teardown.bounded(time.monotonic() + 5, "remount", step) == 0
+    assert done == [1]
+
+
+def test_a_child_says_what_the_kernel_refused() -> None:
+    assert teardown.bounded(time.monotonic() + 5, "rmdir", os.rmdir, "/proc") == 16
+
+
+def test_the_least_that_is_done_at_an_end(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """tear_down itself has failed. In a namespace the disks are somebody else's."""
+    monkeypatch.setattr(os, "readlink", lambda path: teardown.INITIAL_PID_NAMESPACE)
+    recorder.fail = {"/": OSError(16, "busy")}
+    teardown.at_least(Reboot.HALT)
+    assert recorder.text == "sync\nmount - / - ro,remount\nreboot halt\n"
+    recorder.lines.clear()
+    monkeypatch.setattr(os, "readlink", lambda path: "pid:[1]")
+    teardown.at_least(Reboot.RESTART)
+    assert recorder.text == "reboot reboot\n"
 
 
 @pytest.mark.parametrize(
@@ -285,7 +395,7 @@ def test_tables_of_the_fallback_are_enough_for_a_rescue_prompt() -> None:
 def test_a_system_call_that_hangs_at_the_end_does_not_stop_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(teardown, "PATIENCE", 0.2)
     started = time.monotonic()
-    teardown.bounded(started + 0.1, "umount /mnt/dead", time.sleep, 3)
+    assert teardown.bounded(started + 0.1, "umount /mnt/dead", time.sleep, 3) == teardown.HANGS
     assert 0.2 <= time.monotonic() - started < 2
     started = time.monotonic()
     teardown.bounded(started + 10, "quick", time.sleep, 0)
@@ -353,9 +463,9 @@ def test_a_sysctl_is_a_whole_line(tmp_path: Path) -> None:
 
 
 def test_the_budget_of_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """20 s for services, twice 2 s for what is left, 10 s to sync, 2 s for each umount and each remount, 2 s for the rest."""
-    tables = load({})
-    assert (tables.SHUTDOWN_TIMEOUT, tables.KILL_TIMEOUT, tables.SYNC_TIMEOUT) == (20.0, 2.0, 10.0)
-    for count, seconds in ((0, 36.0), (1, 40.0), (3, 48.0)):
+    """20 s for services, twice 2 s for what is left, 10 s to sync, three times 2 s for each mount, 12 s for the rest."""
+    tables = Tables()
+    tables.values |= {"SHUTDOWN_TIMEOUT": 20.0, "KILL_TIMEOUT": 2.0, "SYNC_TIMEOUT": 10.0}
+    for count, seconds in ((0, 46.0), (1, 52.0), (3, 64.0)):
         monkeypatch.setattr(teardown, "file_systems", lambda count=count: ["/"] * count)
         assert teardown.budget(tables) == seconds
