@@ -13,10 +13,12 @@ import json
 import re
 import time
 from collections.abc import Iterable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from boards import boards
+from columns import choices, differences, numbers
 from export import write
 from locate import Located, distance
 from observations import Observation, observations, stamp
@@ -25,6 +27,8 @@ from store import Store
 TEMPLATE = Path(__file__).with_name("map.html")
 STEP = 3.0  # m: a way's points are not nearer to each other...
 MOST = 20000  # ...and not more than so many: above it every other one goes, and the step is doubled
+UNIT = 1_000_000  # a place is a whole number of millionths of a degree: 11 cm
+FARTHEST = 65535  # m: a radius that is greater says nothing more
 BREAK = 600.0  # s without a position, and a way is drawn as two
 
 
@@ -32,7 +36,7 @@ class Way:
     """Where a board was, thinned."""
 
     def __init__(self) -> None:
-        self.parts: list[list[tuple[float, float]]] = []  # each point is longitude, latitude
+        self.parts: list[list[tuple[int, int]]] = []  # each point is longitude, latitude, in millionths of a degree
         self.step = STEP
         self.count = 0
         self.last: tuple[float, float, float] | None = None  # longitude, latitude, when
@@ -43,9 +47,9 @@ class Way:
         before, self.last = self.last, (item.longitude, item.latitude, item.at)
         if before is None or abs(item.at - before[2]) > BREAK:
             self.parts.append([])
-        elif distance(self.parts[-1][-1][1], self.parts[-1][-1][0], item.latitude, item.longitude) < self.step:
+        elif distance(self.parts[-1][-1][1] / UNIT, self.parts[-1][-1][0] / UNIT, item.latitude, item.longitude) < self.step:
             return
-        self.parts[-1].append((round(item.longitude, 6), round(item.latitude, 6)))
+        self.parts[-1].append((round(item.longitude * UNIT), round(item.latitude * UNIT)))
         self.count += 1
         if self.count > MOST:
             self.parts = [part[::2] for part in self.parts]
@@ -71,12 +75,14 @@ class Point:
         self.ssid = item.ssid or self.ssid  # a hidden network whose name was heard once has a name
         self.boards.add(item.board)
 
-    def as_json(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
+        """What the page shows of it: times in whole seconds, a place in millionths of a degree."""
         latitude, longitude, radius = self.located.result()
         return {
-            "bssid": self.latest.bssid, "ssid": self.ssid, "at": [round(longitude, 6), round(latitude, 6)],
-            "radius": round(radius), "frequency": self.latest.frequency, "security": self.latest.security, "signal": self.best,
-            "first": stamp(self.first), "last": stamp(self.last), "count": self.count, "boards": sorted(self.boards),
+            "bssid": self.latest.bssid, "ssid": self.ssid, "east": round(longitude * UNIT), "north": round(latitude * UNIT),
+            "radius": min(round(radius), FARTHEST), "frequency": self.latest.frequency, "security": self.latest.security,
+            "signal": round(self.best), "first": int(self.first), "last": int(self.last), "count": self.count,
+            "boards": tuple(sorted(self.boards)),
         }  # fmt: skip
 
 
@@ -85,9 +91,26 @@ def collect(found: Iterable[Observation]) -> tuple[dict[str, Way], dict[str, Poi
     ways: dict[str, Way] = {}
     points: dict[str, Point] = {}
     for item in found:
-        ways.setdefault(item.board, Way()).add(item)
-        points.setdefault(item.bssid, Point(item)).add(item)
+        if item.board not in ways:
+            ways[item.board] = Way()
+        if item.bssid not in points:
+            points[item.bssid] = Point(item)
+        ways[item.board].add(item)
+        points[item.bssid].add(item)
     return ways, points
+
+
+def packed(points: Iterable[Point]) -> dict[str, Any]:
+    """All points, as columns. What was heard most comes last: it is drawn last, above the others."""
+    facts = sorted((point.facts() for point in points), key=itemgetter("count"))
+    columns: dict[str, Any] = {"length": len(facts)}
+    for name in ("east", "north", "radius", "signal", "first", "count"):
+        columns[name] = numbers([one[name] for one in facts])
+    for name in ("ssid", "frequency", "security", "boards"):
+        columns[name] = choices([one[name] for one in facts])
+    columns["until"] = numbers([one["last"] - one["first"] for one in facts])  # seconds from the first to the last
+    columns["bssid"] = base64.b64encode(bytes.fromhex("".join(one["bssid"].replace(":", "") for one in facts))).decode()
+    return columns
 
 
 def data(store: Store, now: float, *, fake: bool = False) -> dict[str, Any]:
@@ -98,8 +121,9 @@ def data(store: Store, now: float, *, fake: bool = False) -> dict[str, Any]:
         way = ways.get(board["name"], Way())
         times = {name: board[name] and stamp(board[name]) for name in ("since", "seen")}
         here = way.last and [round(way.last[0], 6), round(way.last[1], 6)]
-        rows.append({**board, **times, "way": way.parts, "here": here, "sources": sorted(way.sources)})
-    return {"made": stamp(now), "boards": rows, "points": [point.as_json() for point in points.values()]}
+        parts = [differences(part) for part in way.parts]
+        rows.append({**board, **times, "way": parts, "here": here, "sources": sorted(way.sources)})
+    return {"made": stamp(now), "boards": rows, "points": packed(points.values())}
 
 
 def html(found: dict[str, Any]) -> str:
@@ -125,4 +149,4 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     found = data(Store(options.database, make=False), time.time(), fake=options.fake)
     write([html(found)], options.output)
-    print(f"{options.output}: {len(found['points'])} access points, {len(found['boards'])} boards")
+    print(f"{options.output}: {found['points']['length']} access points, {len(found['boards'])} boards")
