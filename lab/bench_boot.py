@@ -71,7 +71,7 @@ esac
 # --- the same board for three inits -----------------------------------------------------------------------------------
 def for_stack(daemons: tuple[Daemon, ...], probe: str) -> dict[str, str]:
     """A profile on top of settings_qemu.py: its mounts, devices and directories, other services."""
-    text = "import settings\nfrom rows import Service\n\nCONSOLE_LOGIN = 'off'\n"
+    text = "import settings\nfrom tables.rows import Service\n\nCONSOLE_LOGIN = 'off'\n"
     text += f"MODULES = {MODULES!r}\nSYSCTLS = {(*SYSCTLS.items(),)!r}\n"
     text += "SERVICES = (\n    *settings.SERVICES[:2],  # modules, logd\n"
     for one in daemons:

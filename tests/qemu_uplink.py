@@ -20,11 +20,11 @@ from tables.accounts import own_number
 
 sys.path.insert(0, str(ROOT / "lab"))
 
-# The whole way of a record: PID 1, uplink.py as nobody, the data partition, QEMU's network, broker and receiver of this machine.
+# The whole way of a record: PID 1, the uplink as its own user, the data partition, QEMU's network, broker and receiver of this machine.
 PROFILE = """
 UPLINK = ("10.0.2.2:{port}",)
 UPLINK_BOARD = "mast"
-SERVICES += tuple(row for row in settings.SERVICES if row.name in ("broker", "uplink"))
+SERVICES += tuple(row for row in settings.SERVICES if row.name in ("bus_rights", "broker", "uplink"))
 """
 
 
@@ -73,7 +73,7 @@ def test_a_commanded_reboot_happens_once(machine: Callable[..., Any], mothership
     board = machine("x86_64", profile, data=disk, reboots=True).up()
     first = eventually(lambda: mothership.records("boot"), 60)
     assert first[0]["data"]["number"] == 1
-    assert mothership.send("poweroff") == (1, "mast: only root may poweroff the board; you are uid 65534\n")
+    assert mothership.send("poweroff") == (1, f"mast: only root may poweroff the board; you are uid {own_number('uplink')}\n")
     assert mothership.send("restart", "broker")[0] == 0
     status, said = mothership.send("reboot", "--id", "once")
     assert (status, said.strip()) == (0, "reboot has begun")
