@@ -50,6 +50,7 @@ class Bus:
         self.name = name
         self.log = get_logger(name)
         self.address = address or os.environ.get("BUS") or board_table().BUS
+        self.dropped = mqtt.Dropped(self.log)
         self._client = self._make_client()
         self._handlers: dict[str, Handler] = {}
         self._watched: dict[int, Callable[[], object]] = {}  # other descriptors, served in the same wait
@@ -72,7 +73,7 @@ class Bus:
 
     def _make_client(self) -> mqtt.Client:
         # Who knew our id could have the broker end our connection, by connecting with the same.
-        client = mqtt.make_client(f"{self.name}-{os.urandom(8).hex()}", unix=self.address.startswith("/"))
+        client = mqtt.make_client(f"{self.name}-{os.urandom(8).hex()}", self.dropped, unix=self.address.startswith("/"))
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message

@@ -255,7 +255,8 @@ KEEPER = Service(
     memory_max="32M",
 )
 DROPBEAR = Service(
-    "dropbear", ("dropbear", "-F", "-E", "-s", "-R"), after=("syslogd", "storage"), oom_score=-900, cpu_weight=400,
+    "dropbear", ("ssh_door", "22", "dropbear", "-i", "-s", "-R"), after=("syslogd", "storage"), oom_score=-900,
+    cpu_weight=400, module="services.ssh_door",
     kill="main", memory_max="50%",  # sessions have its oom_score: without a limit all others would die for one of them
 )  # fmt: skip
 # Who may publish and hear what: the access list of mosquitto, and a password for each service that only its user can read.

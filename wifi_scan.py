@@ -17,9 +17,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from base.printable import printable
 from bus import Bus
-from onboard.wpa_control import BSS_FIELDS, BSS_ID, connect, fields, security, unescape
+from onboard.wpa_control import BSS_FIELDS, BSS_ID, connect, name_of, parse_bss
 
 PERIOD = 5.0  # s: from the end of a scan to the next one
 RETRY = 1.0  # s: the radio was busy
@@ -30,7 +29,10 @@ FALLBACK_AFTER = 15.0  # s without wpa_supplicant: then nl80211
 SIGNAL_CHANGE = 6  # dB: less is the weather
 LOST_AFTER = 3  # whole scans without it
 LONGEST = 1024 * 1024  # bytes that a scan by nl80211 prints
-MOST = 2000  # access points of one scan: more than any air has, and a bound for our memory
+MOST = 1000  # access points of one scan: more than any air has, and a bound for our memory
+COUNTED = 10 * MOST  # ...those beyond are counted, up to here
+PART = 300  # access points of one message: each may take 600 bytes of the 262,000 that the bus takes at once
+LONGEST_ANSWER = 64 * 1024  # bytes that we read of one: wpa_supplicant's have 4,096
 Point = dict[str, Any]
 
 
@@ -69,23 +71,6 @@ def _who(point: Point) -> tuple[Any, ...]:
     return point["ssid_hex"], point["frequency"], point["security"]
 
 
-def parse_bss(answer: str) -> Point:
-    """One answer to a BSS command; empty for an empty one. Frequency in MHz, signal in dBm, age in s."""
-    told = fields(answer)
-    if not {"bssid", "id", "freq", "level"} <= told.keys():
-        return {}
-    return {
-        "id": int(told["id"]), "bssid": told["bssid"], **name_of(unescape(told.get("ssid", ""))),
-        "frequency": int(told["freq"]), "signal": int(told["level"]),
-        "security": security(told.get("flags", "")), "age": int(told.get("age", 0)),
-    }  # fmt: skip
-
-
-def name_of(ssid: bytes) -> Point:
-    """An SSID for people, None for a hidden one (empty or all NUL); and in full, as it was on the air."""
-    return {"ssid": printable(ssid.decode("utf-8", "replace")) if ssid.strip(b"\0") else None, "ssid_hex": ssid.hex()}
-
-
 def unique(points: list[Point]) -> list[Point]:
     """One for each BSSID: wpa_supplicant knows a hidden network twice, once it has learned its name."""
     best: dict[str, Point] = {}
@@ -93,6 +78,19 @@ def unique(points: list[Point]) -> list[Point]:
         if point["bssid"] not in best or best[point["bssid"]]["ssid"] is None:
             best[point["bssid"]] = point
     return list(best.values())
+
+
+def parts(points: list[Point]) -> Iterator[list[Point]]:
+    """As many as fit into a message of the bus; one message where there are none."""
+    for first in range(0, max(1, len(points)), PART):
+        yield points[first : first + PART]
+
+
+def say_too_many(bus: Bus, count: int, *, said: bool) -> bool:
+    """Warn once for as long as there are more access points than we take; whether it has been said."""
+    if count > MOST and not said:
+        bus.log.warning("scan: %d access points or more: we take %d", count, MOST)
+    return count > MOST
 
 
 # --- where it comes from ----------------------------------------------------------------------------------------------
@@ -110,6 +108,7 @@ class Supplicant:
         self.pause = RECONNECT_FIRST
         self.results = False  # an event said that they are there
         self.unread = 0  # access points of the last scan that it knew and did not tell
+        self.too_many = False  # it has been said
 
     def turn(self, now: float) -> None:
         """Scan, if it is time. OSError where nobody answers: it is tried again later."""
@@ -157,7 +156,7 @@ class Supplicant:
         if self.wire is None:
             return
         try:
-            self._note(self.wire.recv(65536).decode("ascii", "replace"))
+            self._note(self.wire.recv(LONGEST_ANSWER).decode("ascii", "replace"))
         except OSError:
             self.close()
             return
@@ -195,14 +194,15 @@ class Supplicant:
         self.unread = unread
 
     def _numbers(self) -> list[int]:
-        """Those that wpa_supplicant has given them, some hundreds an answer."""
+        """Those that wpa_supplicant has given them, some hundreds an answer. The lowest are those that it has known longest."""
         found: list[int] = []
-        while len(found) < MOST:
+        while len(found) < COUNTED:
             answer = self._request(f"BSS RANGE={found[-1] + 1 if found else 0}- MASK={BSS_ID:#x}")
             more = [int(line[3:]) for line in answer.split() if line.startswith("id=") and line[3:].isdigit()]
             if not more or (found and more[0] <= found[-1]):
-                return found
+                break
             found += more
+        self.too_many = say_too_many(self.bus, len(found), said=self.too_many)
         return found[:MOST]
 
     def _request(self, command: str) -> str:
@@ -210,7 +210,7 @@ class Supplicant:
         if wire is None:
             raise OSError(f"not connected to wpa_supplicant: {command} was not asked")
         wire.send(command.encode())
-        while (answer := wire.recv(65536).decode("ascii", "replace")).startswith("<"):
+        while (answer := wire.recv(LONGEST_ANSWER).decode("ascii", "replace")).startswith("<"):
             self._note(answer)  # an event that came between; one of them closes the wire
         return answer
 
@@ -236,6 +236,7 @@ class Nl80211:
         self.printed = b""
         self.deadline = self.due = 0.0
         self.pause = PERIOD
+        self.too_many = False  # it has been said
 
     def turn(self, now: float) -> None:
         """Start a scan, or end one that takes too long."""
@@ -262,13 +263,16 @@ class Nl80211:
         self.printed += data
         if data and len(self.printed) <= LONGEST:
             return
+        if data:
+            self.bus.log.warning("scan by nl80211: more than %d bytes, not read", LONGEST)
         now, child = time.monotonic(), self.child
         good = not data and child is not None and child.wait(ANSWER_LIMIT) == 0
         self.pause = PERIOD if good else min(2 * self.pause, RECONNECT_MAX)  # there may be no radio at all
-        points = json.loads(self.printed)[:MOST] if good else []
+        points = json.loads(self.printed) if good else []
+        self.too_many = say_too_many(self.bus, len(points), said=self.too_many)
         self.end(now)
         if good:
-            self.tell(self.source, [{**p, **name_of(bytes.fromhex(p["ssid_hex"]))} for p in points], whole=True)
+            self.tell(self.source, [{**p, **name_of(bytes.fromhex(p["ssid_hex"]))} for p in points[:MOST]], whole=True)
 
     def end(self, now: float) -> None:
         """Forget the scan that runs."""
@@ -340,7 +344,8 @@ def main(arguments: list[str]) -> None:
     bus, sightings = Bus("wifi_scan"), Sightings()
 
     def tell(source: str, points: list[Point], *, whole: bool) -> None:
-        bus.publish("scan", {"source": source, "points": sightings.update(points, whole=whole)})
+        for part in parts(sightings.update(points, whole=whole)):
+            bus.publish("scan", {"source": source, "points": part})
 
     radio: Radio | Recording = Recording(recording, tell) if recording else Radio(interface, folder, bus, tell)
     for now in bus.when(radio.next_turn):

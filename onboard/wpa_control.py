@@ -6,6 +6,9 @@ import os
 import re
 import socket
 from collections.abc import Iterator
+from typing import Any
+
+from base.printable import printable
 
 ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"e": b"\x1b", b'"': b'"', b"\\": b"\\"}
 # Lines of the owner's file that ours replace: the board's apps need to know where to ask, and the root is read-only.
@@ -70,3 +73,20 @@ def security(flags: str) -> str:
         return "WPA2"
     kinds = {kind for kind, _ in offers}
     return "OWE" if modern else next((kind for kind in ("WPA", "OSEN", "WEP") if kind in kinds), "open")
+
+
+def parse_bss(answer: str) -> dict[str, Any]:
+    """One answer to a BSS command; empty for an empty one. Frequency in MHz, signal in dBm, age in s."""
+    told = fields(answer)
+    if not {"bssid", "id", "freq", "level"} <= told.keys():
+        return {}
+    return {
+        "id": int(told["id"]), "bssid": told["bssid"], **name_of(unescape(told.get("ssid", ""))),
+        "frequency": int(told["freq"]), "signal": int(told["level"]),
+        "security": security(told.get("flags", "")), "age": int(told.get("age", 0)),
+    }  # fmt: skip
+
+
+def name_of(ssid: bytes) -> dict[str, Any]:
+    """An SSID for people, None for a hidden one (empty or all NUL); and in full, as it was on the air."""
+    return {"ssid": printable(ssid.decode("utf-8", "replace")) if ssid.strip(b"\0") else None, "ssid_hex": ssid.hex()}

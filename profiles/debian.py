@@ -43,7 +43,14 @@ MOUNTS = tuple(_OTHERWISE.get(row.target, row) for row in settings.MOUNTS if row
 DIRECTORIES: tuple[Directory, ...] = (*settings.DIRECTORIES, Directory("/run/sshd"))
 
 _FSTAB = Service("fstab", ("mount", "-a", "-O", "no_netdev"), ready="exit", restart="never", memory_max="75%")
-_SSHD = settings.DROPBEAR._replace(name="sshd", argv=("/usr/sbin/sshd", "-D", "-e"), after=("fstab",))
+# So that strangers' silent connections do not keep the owner out: few for an address, many in all, and none for long.
+_LIMITS = ("PerSourceMaxStartups=4", "PerSourceNetBlockSize=32:64", "MaxStartups=60:30:120", "LoginGraceTime=30")
+_SSHD = settings.DROPBEAR._replace(
+    name="sshd",
+    argv=("/usr/sbin/sshd", "-D", "-e", *(word for limit in _LIMITS for word in ("-o", limit))),
+    after=("fstab",),
+    module="",
+)
 _CLOCK: tuple[Service, ...] = ()
 if _installed("/usr/sbin/chronyd"):
     _CLOCK = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import logging
 import math
 import os
 import select
@@ -29,6 +30,7 @@ import fakegps
 import wifi_analyzer
 import wifi_scan
 from _log import counts, get_logger
+from bus import LARGEST
 from onboard import wpa_control
 
 
@@ -203,7 +205,7 @@ def test_recorded_answers() -> None:
     assert {point["ssid"] for point in points.values()} >= {None, "Café am See", "⚓ marina", 'old "WEP" box'}
     assert len({len(scan) for scan in scans}) > 1, "access points come and go"
     assert scans[8] == scans[0]
-    assert wifi_scan.parse_bss("") == {}
+    assert wpa_control.parse_bss("") == {}
 
 
 AP = {"bssid": "02:00:00:00:00:01", "ssid": "a", "ssid_hex": "61", "frequency": 2412, "signal": -50, "security": "WPA2"}
@@ -360,6 +362,33 @@ def test_a_scan_through_wpa_supplicant(tmp_path: Path, monkeypatch: pytest.Monke
     radio.turn(now + 3000)
     assert mock.asked == ["ATTACH", "SCAN"]
     radio.close()
+
+
+def test_an_air_without_end_is_cut_counted_and_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A neighbour sends beacons of 2,500 access points: those that were there before are kept, and every message fits."""
+    told: list[list[dict[str, Any]]] = []
+    bus: Any = Loop()
+    bus.log = logging.getLogger("test_many")
+    mock = FakeSupplicant(tmp_path / "ctrl")
+    noise = "\\xf4" * 32  # 32 bytes of no UTF-8: the longest there is in JSON
+    mock.bss = [f"id={n}\nbssid=02:00:00:00:{n >> 8:02x}:{n & 255:02x}\nfreq=2412\nlevel=-40\nage=0\nflags=[ESS]\nssid={noise}\n"
+                for n in range(1, 2501)]  # fmt: skip
+    mock.large = mock.unreadable = set()
+    radio = wifi_scan.Supplicant("wlan0", str(tmp_path / "ctrl"), bus, lambda _source, points, **_: told.append(points))
+    with caplog.at_level(logging.WARNING, "test_many"):
+        for _ in range(2):
+            radio.due = 0.0
+            radio.turn(time.monotonic())
+            mock.event("CTRL-EVENT-SCAN-RESULTS")
+            eventually(lambda: bus.serve() and radio.asked is None and not radio.results)
+    assert [len(points) for points in told] == [wifi_scan.MOST, wifi_scan.MOST]
+    assert told[0][0]["bssid"] == "02:00:00:00:00:01"
+    assert caplog.messages == ["scan: 2500 access points or more: we take 1000"]
+    sightings = wifi_scan.Sightings()
+    sent = list(wifi_scan.parts(sightings.update(told[0])))
+    assert sum(map(len, sent)) == wifi_scan.MOST
+    assert all(len(json.dumps({"source": "wpa_supplicant", "points": part})) + 1000 < LARGEST for part in sent)
+    assert list(wifi_scan.parts([])) == [[]], "an empty air is told too"
 
 
 def test_where_no_supplicant_runs_the_kernel_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,8 @@ sys.path.insert(0, str(ROOT / "mothership"))
 
 import observations
 
-import wifi_scan
 from base.printable import printable, printable_line
+from onboard import wpa_control
 from prompt import shapes
 
 HOSTILE = {
@@ -82,8 +82,8 @@ def test_lines_of_logs() -> None:
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
 def test_everything_goes_through_it(text: str) -> None:
     raw = text.encode("utf-8", "surrogatepass")[:32]
-    assert is_safe(str(wifi_scan.name_of(raw)["ssid"] or ""))
-    assert wifi_scan.name_of(raw)["ssid_hex"] == raw.hex(), "as it was on the air"
+    assert is_safe(str(wpa_control.name_of(raw)["ssid"] or ""))
+    assert wpa_control.name_of(raw)["ssid_hex"] == raw.hex(), "as it was on the air"
     assert is_safe(shapes.cell("status", text))
     assert is_safe(shapes.cell("addresses", [text, "x"]))
     assert is_safe(observations.visible(text))

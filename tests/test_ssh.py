@@ -15,6 +15,8 @@ import pytest
 from conftest import EMULATED, PYTHON, ROOT, Board, eventually
 from test_board import Terminal, plain
 
+from services import ssh_door
+
 Boot = Callable[..., Board]
 Done = subprocess.CompletedProcess[str]
 
@@ -96,7 +98,8 @@ SSHD = """
 Service("keys", ("sh", "-c", "for name in passwd shells shadow; do mount --bind /test/$name /etc/$name || exit; done; "
         "mkdir -m 700 -p /root/.ssh && cp /test/keys /root/.ssh/authorized_keys && "
         "dropbearkey -t ed25519 -f /run/hostkey"), ready="exit", restart="never"),
-Service("dropbear", ("dropbear", "-F", "-E", "-s", "-p", "127.0.0.1:22", "-r", "/run/hostkey"), after=("keys",), kill="main"),
+Service("dropbear", ("ssh_door", "22", "dropbear", "-i", "-s", "-r", "/run/hostkey"), after=("keys",), kill="main",
+        module="services.ssh_door"),
 """
 
 
@@ -288,3 +291,83 @@ def test_the_board_of_make_boot_has_that_key_and_the_profile_that_was_asked_for(
     assert "-R" not in argv
     with pytest.raises(SystemExit):
         boot.parse(["--profile", "/nowhere", "x86_64"])
+
+
+# Silent connections from eight addresses, half of them with the first line of ssh's protocol, and new ones for those that end.
+NEIGHBOUR = """
+import os, select, socket, sys
+sys.path.insert(0, sys.argv[1])
+from base.syscalls import check, libc
+for name, flag in (("user", 0x10000000), ("net", 0x40000000)):
+    check(libc.setns(os.open(f"/proc/{sys.argv[2]}/ns/{name}", os.O_RDONLY), flag))
+def connect(number):
+    link = socket.create_connection(("127.0.0.1", 22), timeout=5, source_address=(f"127.0.0.{2 + number % 8}", 0))
+    if number % 2:
+        link.sendall(b"SSH-2.0-neighbour\\r\\n")
+    links[link] = number
+links = {}
+for number in range(80):
+    connect(number)
+print("all are there", flush=True)
+while True:
+    for link in select.select(list(links), [], [])[0]:
+        try:
+            if link.recv(65536):
+                continue
+        except OSError:
+            pass
+        link.close()
+        number = links.pop(link)
+        try:
+            connect(number)
+        except OSError:
+            pass
+"""
+
+
+def test_silent_connections_of_a_neighbour_do_not_keep_the_owner_out(clients: Clients, tmp_path: Path) -> None:
+    """Eighty from eight addresses, again and again: plain dropbear takes 30 in all and waits 300 s for each."""
+    session = subprocess.Popen(
+        ["ssh", *map(str, clients.options), "root@board", "echo in; cat"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert session.stdout
+    assert session.stdin
+    assert session.stdout.readline() == "in\n"
+    program = tmp_path / "neighbour.py"
+    program.write_text(NEIGHBOUR)
+    words = [sys.executable, str(program), str(ROOT), str(clients.board.pid)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as neighbour:
+        assert neighbour.stdout
+        try:
+            assert neighbour.stdout.readline() == "all are there\n"
+            for _ in range(3):
+                assert clients.ssh("echo me").stdout == "me\n"
+            assert session.communicate("still here\n", timeout=20)[0] == "still here\n", "who is in stays in"
+            rows = json.loads(clients.ssh("/stack/bin/sv", "stats", "dropbear", "--json").stdout)
+            assert (rows[0]["state"], rows[0]["restart"]) == ("running", 0)
+        finally:
+            neighbour.kill()
+            session.kill()
+            session.wait()
+
+
+@pytest.mark.parametrize(
+    ("addresses", "goes"),
+    [
+        (["10.0.0.1"] * 3 + ["10.0.0.2"], 0),
+        (["10.0.0.9", *["10.0.0.1"] * 3], 1),
+        (["192.168.1.2", "10.0.0.1", "10.0.0.2", "10.0.0.3"], 1),
+        (["2001:db8::1", "2001:db8:1::1", "2001:db8:1::2", "fe80::1%eth0"], 1),
+        (["10.0.0.1", "10.0.1.1"], 0),
+    ],
+)
+def test_who_has_the_most_connections_loses_the_oldest_of_them(addresses: list[str], goes: int) -> None:
+    strangers = []
+    for since, address in enumerate(addresses):
+        one = ssh_door.Connection.__new__(ssh_door.Connection)
+        one.address, one.network, one.since = address, ssh_door.network(address), float(since)
+        strangers.append(one)
+    assert strangers.index(ssh_door.unwelcome(strangers)) == goes

@@ -62,6 +62,7 @@ class Remote(threading.Thread):
         self._in, self._out = 0, 0  # bytes that were put there by our thread, and taken by the other one
         self.fd, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.log = get_logger(name)
+        self.dropped = mqtt.Dropped(self.log)
         self.connected = False
         self._client: mqtt.Client | None = None
         self._ending = threading.Event()
@@ -118,7 +119,7 @@ class Remote(threading.Thread):
         self.join(2.0)
 
     def _make_client(self) -> mqtt.Client:
-        client = mqtt.make_client(self.id, protocol=self.protocol)
+        client = mqtt.make_client(self.id, self.dropped, protocol=self.protocol)
         if self.tls:
             client.tls_set(self.tls.ca, self.tls.certificate, self.tls.key)
         if self.will:
