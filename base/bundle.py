@@ -63,7 +63,7 @@ def write(lib: str, destdir: str = "") -> None:
     rows: dict[str, Row] = {}
     for name, module in sorted(sys.modules.items()):
         path = getattr(module, "__file__", None) or ""
-        if path.startswith(f"{folder}/"):
+        if path.startswith(f"{folder}/") and name != "__main__":
             status = os.stat(path)
             source = path[len(destdir) :]
             rows[name] = (source, hasattr(module, "__path__"), int(status.st_mtime), status.st_size, _code(path, source))
