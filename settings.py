@@ -66,7 +66,7 @@ COMMANDS = (
 )  # fmt: skip
 
 # --- watchdog -----------------------------------------------------------------------------------------------------
-WATCHDOG = "/dev/watchdog"  # fed by PID 1's loop; empty: none
+WATCHDOG = "/dev/watchdog"  # PID 1's loop resets its timer; empty: none
 WATCHDOG_TIMEOUT = 30.0  # the board is reset when PID 1 hangs for so long; an SD card may take ten
 WATCHDOG_SNOOZE_MAX = 60.0  # minutes: the longest snooze() in the prompt
 
@@ -114,7 +114,7 @@ DATA: tuple[str, ...] = ("LABEL=data", "PARTITION=3")
 # believed.
 DATA_ANYWHERE = False
 DATA_OPTIONS = "noexec,noatime,errors=remount-ro"  # beside nosuid and nodev (`man 5 ext4`)
-DATA_REMAKE = True  # what cannot be repaired is made anew, empty; False: it stays as it is, and /var a tmpfs
+DATA_REMAKE = True  # a file system that cannot be repaired is formatted; False: it stays as it is, and /var is a tmpfs
 DATA_GROW = True  # to the end of its card
 DATA_WAIT = 10.0  # for the device to appear
 DATA_TIMEOUT = 600.0  # for check and repair; services go on after 50 s of it, and find /var on the disk as soon as it is done
@@ -182,12 +182,12 @@ CRITICAL_WINDOW = 600.0  # ...in so many seconds reboots the board...
 CRITICAL_INTERVAL = 3600.0  # ...at most once in so long, remembered over boots on the data partition
 LOOP_TURN_MAX = 5.0  # a turn of PID 1's loop that takes longer is logged; three in a minute reboot the board likewise
 NETWORK_RETRY = 5.0  # the kernel, or a DHCP client that died, is asked again
-DHCP_TIMEOUT = 120.0  # a DHCP client without a lease is started anew
+DHCP_TIMEOUT = 120.0  # a DHCP client without a lease is started again
 ONLINE_TIMEOUT = 300.0  # an interface is online for so long after an acknowledgement of the mothership
-LADDER_REASSOCIATE = 60.0  # Wi-Fi without an address for so long: associate anew...
+LADDER_REASSOCIATE = 60.0  # Wi-Fi without an address for so long: associate again...
 LADDER_SUPPLICANT = 180.0  # ...restart wpa_supplicant...
 LADDER_MODULE = 600.0  # ...reload the driver's module...
-LADDER_REBOOT = 1800.0  # ...reboot, and then from the beginning
+LADDER_REBOOT = 1800.0  # ...reboot, and begin again
 LADDER_STEADY = 60.0  # an address for so long, and the ladder is left
 REBOOT_INTERVAL = 3600.0  # the ladder reboots a board only that has been up for so long: at most once an hour
 

@@ -1,7 +1,7 @@
 #!/usr/bin/python3 -ESB
 """PID 1: mount, start, wait, reap, tear down, reboot. `stack.py --plan` prints what a boot would do.
 
-Read from the end: main() is the life of a board. Standard library only (-S makes anything else an ImportError).
+Read from the end: main() is a board's boot, run and end. Standard library only (-S makes anything else an ImportError).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ON_SIGNAL: dict[int, int] = {
     signal.SIGUSR1: Reboot.HALT,
     signal.SIGUSR2: Reboot.POWER_OFF,
 }
-# Whoever presses ctrl-alt-del so many times in so many seconds does not want to wait for services, as systemd has it.
+# Ctrl-alt-del so many times in so many seconds ends the wait for services, as systemd does it.
 IMPATIENT_TIMES, IMPATIENT = 7, 2.0
 
 
@@ -142,17 +142,17 @@ class Init(Life):
                     _log.warning(text)
 
     def release_events(self) -> None:
-        """What went wrong until here was told before there was a /run."""
+        """Events of the boot so far were kept in memory, because there was no /run: write them now."""
         self.best_effort(events.FILE, self.events.release)
 
     def open_kmsg(self) -> None:
-        """/dev is there now. What was logged before went to stderr."""
+        """Log to /dev/kmsg: there is a /dev now. What was logged before went to stderr."""
         _log.setup(console=self.tables.CONSOLE)
         for text in self.tables.rejected:
             _log.error(text)
 
     def set_clock(self) -> None:
-        """A board without a battery starts in 1970."""
+        """Set the clock forward: a board without a battery starts in 1970."""
         if text := clock.boot():
             _log.info(text)
 
@@ -193,15 +193,15 @@ class Init(Life):
         self.best_effort("lo", interface_up, "lo")
 
     def set_environment(self) -> None:
-        """The kernel gives init no PATH, and what else it gives is not for our children."""
+        """Replace the environment that the kernel gave us: it has no PATH, and the rest of it is not for our children."""
         self.sv.world.spawner.environment = self.tables.environment
 
     def write_table(self) -> None:
-        """For the services, which start after this and read it."""
+        """Write the table to /run/stack: services start after this and read it."""
         board_table.write(self.tables)
 
     def feed_watchdog(self) -> None:
-        """While something of ours takes its time; it has a limit of its own."""
+        """Reset the watchdog's timer while a profile is evaluated, which has a time limit of its own."""
         self.watchdog.feed(time.monotonic())
 
     def open_control(self) -> None:
@@ -217,7 +217,7 @@ class Init(Life):
         self.sv.settle(now)
 
     def check_boot(self) -> None:
-        """The loop sleeps until something happens; where nothing was started, nothing will."""
+        """Open the rescue prompt if nothing was started: the loop would sleep for ever."""
         now = time.monotonic()
         if self.rescue.process is None and (self.incomplete or self.sv.hopeless(now)):
             self.rescue.open("the boot was not complete", now)
@@ -239,11 +239,11 @@ class Init(Life):
                     _log.error(f"reload: {error}")
 
     def next_reap(self) -> float | None:
-        """Nothing to wait for but SIGCHLD; without its pipe we have to look ourselves."""
+        """None: SIGCHLD wakes the loop. If its pipe could not be made, look for dead children once a second."""
         return time.monotonic() + 1.0 if self.wakeup < 0 else None
 
     def reap(self, now: float) -> None:
-        """SIGCHLD does not count: as many deaths as there are, every turn. SV looks at them in the same turn."""
+        """Take all children that have ended, each turn: one SIGCHLD may stand for many. SV looks at them in the same turn."""
         self.sv.deaths.update(reap())
 
     def reload(self, now: float) -> dict[str, list[str]]:
@@ -274,9 +274,9 @@ class Init(Life):
         _log.info("reload: " + "; ".join(f"{what} {', '.join(names)}" for what, names in changes.items() if names))
         return changes
 
-    # --- life and end -----------------------------------------------------------------------------------------------
+    # --- run and end ------------------------------------------------------------------------------------------------
     def run(self) -> int:
-        """Boot, and live until the services are down; the command for reboot(2)."""
+        """Boot, and run until the services are down; the command for reboot(2)."""
         self.boot()
         gc.freeze()  # what boot has made stays: the collector, off until here to save time, need not look at it
         gc.enable()
@@ -303,7 +303,7 @@ def parse_options(words: list[str]) -> dict[str, str]:
 
 
 def reap() -> Any:
-    """Pid and wait status of every child that has died: the only waitpid(2) of the board."""
+    """Pid and wait status of every child that has died: the only waitpid(2) for services."""
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -316,7 +316,7 @@ def reap() -> Any:
 
 # --- the beginning --------------------------------------------------------------------------------------------------
 def main(arguments: list[str], began: float = 0.0) -> int:
-    """The life of a board."""
+    """Boot, run, tear down, reboot."""
     if os.getpid() != 1:
         from tables.plan import command_line
 

@@ -53,7 +53,7 @@ class SV(Supervisor):
         self.life = life
         self.loop = life.loop
         self.world = world or World(life)
-        self.deaths: dict[int, int] = {}  # wait statuses by pid, of children reaped that no service has been told of
+        self.deaths: dict[int, int] = {}  # wait statuses by pid, of reaped children that no service has taken yet
         self.dependents: dict[str, list[str]] = {}
         self.loggers: list[Process] = []
         self.escalate: Callable[[str, float], None] = lambda reason, now: None  # what bad health asks for
@@ -71,7 +71,7 @@ class SV(Supervisor):
         return min(deadlines, default=None)
 
     def tick(self, now: float) -> None:
-        """The dead, the deadlines that have come, and all that follows from both."""
+        """Handle children that have died and deadlines that have come, and all that follows from both."""
         if self.deaths:
             self.bury(now)
         for process in list(self.processes.values()):
@@ -100,7 +100,7 @@ class SV(Supervisor):
         return self._try(process, exited, now)
 
     def _try(self, process: Process, event: Callable[[Process, float], object], now: float) -> bool:
-        """Let a process meet an event. Where our own code fails on it, its deadline comes again in a second."""
+        """Pass an event to a process. If our own code raises, its deadline comes again in a second."""
         done = self.loop.guard(process.row.name, lambda now: event(process, now), now)
         if not done:
             process.deadline = now + RETRY
@@ -142,7 +142,7 @@ class SV(Supervisor):
                     self.dependents[other].append(name)
 
     def _start_next(self, process: Process, now: float) -> None:
-        """This one, if it waits and need not any more; or those that waited for it."""
+        """Start this one if what it waits for is ready; otherwise those that waited for it."""
         if process.state == State.WAITING and self._may_start(process):
             self._try(process, Process.go, now)
         elif process.settled:
@@ -157,7 +157,7 @@ class SV(Supervisor):
         return all(self.processes[name].settled for name in process.row.after if name in self.processes)
 
     def _forget_ended(self, process: Process) -> None:
-        """What left the table goes; of ended commands of the prompt, the last few can still be looked at."""
+        """Forget stopped services that left the table, and ended commands of the prompt but for the last few."""
         if process.transient and not process.removed:
             ended = [other for other in self.processes.values() if other.transient and other.state == State.STOPPED]
             ended.sort(key=lambda other: other.since)
@@ -206,7 +206,7 @@ class SV(Supervisor):
             self._stop_if_free(process, now)
 
     def hurry(self, now: float) -> None:
-        """Somebody does not want to wait: the global deadline is now. What still runs is killed at the end of the board."""
+        """End the wait for services: the global deadline is now. The teardown kills what still runs."""
         if self.stopping is not None and self.stopping > now:
             left = ", ".join(name for name, process in self.processes.items() if process.state != State.STOPPED)
             _log.warning(f"asked again and again to end: does not wait for {left or 'anybody'}")
@@ -227,7 +227,7 @@ class SV(Supervisor):
             self._stop_if_free(logger, now)
 
     def _stop_if_free(self, process: Process, now: float) -> None:
-        """Stop it if nobody that stands on it is left; the logger hears everybody else's last words."""
+        """Stop it if no service that needs it still runs. The logger is stopped last: it reads what all others print."""
         if process.state in (State.STOPPED, State.STOPPING):
             return
         others: Iterable[Process] = (self.processes[name] for name in self.dependents[process.row.name])
@@ -238,7 +238,7 @@ class SV(Supervisor):
 
     # --- reload -----------------------------------------------------------------------------------------------------
     def reload(self, now: float, *, everything: bool = False) -> dict[str, list[str]]:
-        """At boot everything is new. See pid1/changes.py for what happens to whom."""
+        """Take new tables; at boot everything is new. pid1/changes.py plans what happens to each service."""
         tables = self.life.tables
         self.loop.limit = tables.LOOP_TURN_MAX
         for process in self.processes.values():
@@ -252,7 +252,7 @@ class SV(Supervisor):
         return done
 
     def _carry_out(self, change: Change, now: float) -> str:
-        """Do what the plan says to one service; what was done in the end."""
+        """Do what the plan says to one service, and return what was done."""
         name, what, row = change
         if what == "started" and row:
             process = self._add(row)

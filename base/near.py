@@ -1,4 +1,4 @@
-"""The names that are near a misspelt one. `difflib` would cost PID 1 `re`; this is asked for when something is wrong alone."""
+"""The names that are near a misspelt one. `difflib` would cost PID 1 `re`; this is loaded only when a name is wrong."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ breaks the line or has no width, halves of surrogate pairs, and what Unicode has
 
 from __future__ import annotations
 
-INSTEAD = "?"  # in ASCII: a console of 1980 prints it too
+INSTEAD = "?"  # ASCII: every console can print it
 BLANKS = "\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000"  # Unicode's Zs
 _ASCII = bytes(byte if byte == 9 or 32 <= byte < 127 else ord(INSTEAD) for byte in range(256))
 

@@ -1,4 +1,4 @@
-"""The board's table as PID 1 has checked it, for its services and the prompt: one truth, written by PID 1, read by all others.
+"""The board's table as PID 1 has checked it, for its services and the prompt: PID 1 writes it, all others read it.
 
 PID 1 writes it at boot, before the first service starts, and at each reload that it takes. A service that starts later finds
 what PID 1 has, whatever a profile on the disk says by then; and it finds it while PID 1 does not answer. Two files in

@@ -1,4 +1,4 @@
-"""What PID 1 and the keeper tell each other about ends: how the last boot ended, how this one does, where PID 1 is stuck.
+"""Files between PID 1 and the keeper: how the last boot ended, how this one ends, where PID 1 hangs.
 
 All of it is in /run, which is memory: PID 1 never waits for a disk. What survives is services/boots.py's.
 """
@@ -37,7 +37,7 @@ def tell(path: str, facts: dict[str, Any]) -> None:
 
 
 def open_stuck() -> int:
-    """PID 1's end of the FIFO. Opened for both ways it keeps what is written until a keeper comes, and never blocks."""
+    """PID 1's end of the FIFO. It is opened for reading too, so that it keeps what is written until a keeper comes."""
     os.makedirs(os.path.dirname(STUCK), exist_ok=True)
     if os.path.lexists(STUCK):
         os.unlink(STUCK)

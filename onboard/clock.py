@@ -41,7 +41,7 @@ def synchronised() -> bool:
 
 
 def sane(seconds: float) -> bool:
-    """Whether a date can be: not before these files were made, not absurdly long after."""
+    """Whether a date can be right: not before these files were made, and not more than HORIZON after."""
     return build_date() <= seconds < build_date() + HORIZON
 
 
@@ -56,7 +56,7 @@ def started() -> float:
 
 
 def offer(seconds: float, source: str) -> bool:
-    """A date from somewhere outside: taken if it can be and is later than ours, and nothing better has set the clock."""
+    """Set the clock to a date from outside, if it can be right, is later than ours, and nothing better has set the clock."""
     now = time.time()
     if synchronised() or not sane(seconds) or seconds <= now + SLACK:
         return False
@@ -70,7 +70,7 @@ def offer(seconds: float, source: str) -> bool:
 
 # --- setting it -----------------------------------------------------------------------------------------------------
 def step(seconds: float) -> None:
-    """Set the clock; OSError for whoever may not."""
+    """Set the clock; OSError if we may not."""
     try:
         time.clock_settime(time.CLOCK_REALTIME, seconds)
     except OverflowError as error:  # a time_t of 32 bits ends in 2038
@@ -96,7 +96,7 @@ def boot() -> str:
 
 
 def restore(folder: str, *, believed: bool = True) -> None:
-    """The stamp, where it is later than the clock; one that is not `believed` sets nothing."""
+    """Set the clock to the stamp if that is later; a stamp that is not `believed` sets nothing."""
     stamp, known = _read_stamp(folder)
     now = time.time()
     if not believed or synchronised() or not sane(stamp) or stamp <= now:
@@ -108,7 +108,7 @@ def restore(folder: str, *, believed: bool = True) -> None:
 
 
 def save(folder: str) -> None:
-    """A stamp that survives a power cut; none of a clock that cannot be right, or that is known to be behind."""
+    """Save a stamp that survives a power cut; nothing if the clock cannot be right, or is known to be behind."""
     from base.files import write_atomically  # not at the top: PID 1 loads this file and never waits for a disk
 
     now, how = time.time(), state()

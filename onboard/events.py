@@ -1,4 +1,4 @@
-"""What has happened to the board, in a file of memory, for whoever sends it on: PID 1 appends, and never asks who reads.
+"""What has happened to the board, in a file in memory: PID 1 appends to it, the uplink reads it and sends it on.
 
 A line is an envelope as the bus has it, from "stack", in JSON. Kinds: up (the boot is over), crash (a service ended unasked),
 fault, stop (it goes down). `seq` counts from 1 in each boot; a gap says that the file was full before anybody read it.
@@ -47,7 +47,7 @@ class Events:
             self.write(line)
 
     def hold(self) -> None:
-        """Nothing is mounted yet: keep what comes."""
+        """Keep events in memory until `release`: nothing is mounted yet."""
         self.early = []
 
     def release(self) -> None:

@@ -12,7 +12,7 @@ from paho.mqtt.client import Client, MQTTMessage, MQTTv5, MQTTv311
 from paho.mqtt.client import topic_matches_sub as matches
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 
-KEEPALIVE = 60  # seconds: silent for 1.5 times as long, the broker takes us for dead (MQTT 3.1.1, 3.1.2.10)
+KEEPALIVE = 60  # seconds: a client that is silent for 1.5 times as long is disconnected by the broker (MQTT 3.1.1, 3.1.2.10)
 BACKLOG = 1000  # messages that wait for whoever is to take them
 # Bytes of a packet that comes in: paho would make room for whatever its header says, up to 268 MB. The board's broker takes
 # 256 KiB from an app (data/mosquitto.conf), and a batch to the mothership has 512 KiB at most (uplink/wire.py).

@@ -175,19 +175,19 @@ def degrees(text: str, side: str, most: int) -> float | None:
 class Epochs:
     """Joins the sentences of one instant: receivers differ in which comes first, and in which there are.
 
-    A fix is told when RMC and GGA are both there; at once, where the instant before had no more to say; or after a pause.
-    What comes still later for the same instant is told with it once more.
+    A fix is returned when RMC and GGA have both come; at once, if no more came for the instant before; or after a pause.
+    If more comes later for the same instant, the fix is returned once more.
     """
 
     def __init__(self) -> None:
         self._fix = Fix()
-        self._told: frozenset[str] = frozenset()  # the kinds of this instant that have been told
+        self._told: frozenset[str] = frozenset()  # the kinds of this instant that were in a fix returned
         self._before: frozenset[str] = frozenset()  # those of the instant before
         self._said = 0.0  # when this instant's last sentence came
         self._better = float("-inf")  # when RMC or GGA last came: where they are, GLL says nothing new
 
     def take(self, sentence: Sentence, now: float) -> list[Fix]:
-        """The fixes that can be told with this sentence."""
+        """The fixes that are complete with this sentence."""
         at, kind = instant(sentence), sentence.kind
         if at is None or (kind == "GLL" and now - self._better < ALONE):
             return []
@@ -208,16 +208,16 @@ class Epochs:
         return found
 
     def hear(self, now: float) -> None:
-        """Something came, whatever it was: the burst goes on."""
+        """Note that something came, whatever it was: the burst goes on."""
         self._said = now
 
     @property
     def due(self) -> float | None:
-        """When the pause after what has not been told yet is over."""
+        """When the pause is over after which an incomplete fix is returned; None if there is none."""
         return None if self._told == self._fix.kinds else self._said + PAUSE
 
     def flush(self, now: float) -> list[Fix]:
-        """What there is, where nothing has come for a while."""
+        """The incomplete fix, if nothing has come for PAUSE seconds."""
         return self._tell() if self.due is not None and now >= self.due else []
 
     def _tell(self) -> list[Fix]:

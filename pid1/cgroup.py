@@ -1,4 +1,4 @@
-"""A control group for each service (`man 7 cgroups`, version 2): limits for all of its processes together, and no escape.
+"""A control group for each service (`man 7 cgroups`, version 2): limits for all of its processes, from which none escapes.
 
 A group is a folder under the place where the table mounts cgroup2. Where there is none (a namespace, an old kernel)
 limits have no effect, and relatives.py knows a service's processes by other signs.
@@ -128,7 +128,7 @@ class Cgroups:
         return [pid for pid in map(int, words) if pid > 1]
 
     def _unite(self, name: str) -> None:
-        """A service may divide its group among containers or sessions. Its next life cannot join a group that is divided: only
+        """A service may divide its group among containers or sessions. Its next process cannot join a divided group: only
         the leaves of the tree have processes (`man 7 cgroups`, "no internal processes")."""
         folder = f"{self.root}/{name}"
         try:
@@ -136,7 +136,7 @@ class Cgroups:
                 os.rmdir(group)
             if divided := read_file(f"{folder}/cgroup.subtree_control").split():
                 _write(f"{folder}/cgroup.subtree_control", " ".join(f"-{controller}" for controller in divided))
-        except OSError as error:  # somebody lives there: what a row's kill="main" leaves alone
+        except OSError as error:  # processes are left in it, such as those that a row's kill="main" leaves alone
             _log.warning(f"{name}: its control group stays divided, {error}")
 
     def populated(self, name: str) -> bool:
@@ -156,7 +156,7 @@ class Cgroups:
                         pass
 
     def cause(self, row: Service) -> str:
-        """Why it was killed, for its exit text; empty where it has met none of its limits in this life."""
+        """Why it was killed, for its exit text; empty where it has reached none of its limits since its start."""
         if row.name not in self._met:
             return ""
         before, now = self._met[row.name], met(self.folder(row.name))
@@ -166,7 +166,7 @@ class Cgroups:
         return f", out of memory{limit}" if now.memory > before.memory else ""
 
     def forget(self, name: str) -> None:
-        """A service that has gone."""
+        """Remove the group of a service that has left the table."""
         self._met.pop(name, None)
         if self._limits.pop(name, None) is None:
             return
@@ -180,7 +180,7 @@ class Cgroups:
             _log.debug(f"{name}: its control group stays, {error.strerror}")
 
     def _fork_refused(self, now: float) -> None:
-        """Who is at pids_max seldom recovers, and keeps even ssh from forking: it is killed as a whole and starts anew."""
+        """Kill a service that has reached its pids_max, as a whole, and start it again: it seldom recovers by itself."""
         events = os.read(self._events, 65536)  # struct inotify_event, without names: 16 bytes
         numbers = {int.from_bytes(events[at : at + 4], sys.byteorder) for at in range(0, len(events), 16)}
         for name in [self._watches[number] for number in numbers if number in self._watches]:

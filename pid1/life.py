@@ -1,4 +1,4 @@
-"""The life of the board as all of PID 1's parts see it: what is known, what went wrong, and how it ends."""
+"""What all of PID 1's parts share about the board: its tables, what went wrong, and how the board is to end."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Supervisor:
         raise NotImplementedError
 
     def settle(self, now: float) -> None:
-        """Let everything happen that follows from what changed. The loop does it each turn; a request, before its answer."""
+        """Carry out all that follows from changes of state. The loop calls this each turn, a request before its answer."""
         raise NotImplementedError
 
     def reload(self, now: float, *, everything: bool = False) -> dict[str, list[str]]:
@@ -45,7 +45,7 @@ class Supervisor:
         raise NotImplementedError
 
     def hopeless(self, now: float) -> bool:
-        """Whether nothing of the table lives: it is empty, or everything that we want keeps dying young."""
+        """Whether no service stays alive: the table is empty, or everything that we want keeps failing soon after its start."""
         raise NotImplementedError
 
     def unhealthy(self, now: float) -> str:
@@ -88,7 +88,7 @@ class Life:
         self.tell("fault", {"text": text}, time.monotonic())
 
     def tell(self, kind: str, data: dict[str, Any], now: float) -> None:
-        """Note an event that uplink will bring to the mothership. A failure to write it is logged and nothing more."""
+        """Note an event that uplink will send to the mothership. A failure to write it is logged and nothing more."""
 
         def write(now: float) -> None:
             try:
@@ -103,7 +103,7 @@ class Life:
         raise NotImplementedError
 
     def shut_down(self, command: int, reason: str, now: float, cause: str = "") -> None:
-        """Begin the end. Asked again, the newest wish says how it ends."""
+        """Begin the shutdown. If asked again, the newest request says whether it is a reboot, a halt or a poweroff."""
         _log.info(f"{Reboot.NAMES[command]}: {reason}")
         self.command = command
         facts = {"cause": cause or Reboot.NAMES[command], "reason": reason}

@@ -83,11 +83,11 @@ class Loop:
             _log.warning(f"a turn of PID 1's loop took {took:.1f} s")
 
     def overloaded(self, now: float) -> bool:
-        """Whether it turns, but again and again too slowly."""
+        """Whether SLOW_TURNS turns in SLOW_WINDOW seconds took too long."""
         return len(self.slow) == SLOW_TURNS and now - self.slow[0] <= SLOW_WINDOW
 
     def guard(self, what: str, callback: Callback, now: float) -> bool:
-        """Call back; log and count what it raises. PID 1 lives."""
+        """Call back; log and count what it raises. PID 1 goes on."""
         try:
             callback(now)
         except Exception as error:

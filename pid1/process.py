@@ -38,13 +38,13 @@ class State:
 
 
 class Actions:
-    """What a process does to the world; the tests give it lists instead."""
+    """What a process asks of the kernel and of the supervisor; tests record it in lists instead."""
 
     def __init__(self) -> None:
         self.changed: list[Process] = []  # whose state is another one: SV looks at what follows from that
 
     def entered(self, process: Process) -> None:
-        """It is in another state now."""
+        """Note that it is in another state now."""
         self.changed.append(process)
 
     def spawn(self, process: Process) -> int:
@@ -73,7 +73,7 @@ def jitter() -> float:
 
 
 class Process:
-    """A service row and its life."""
+    """A service row, and the state of its process."""
 
     def __init__(self, row: Service, actions: Actions, delays: Delays, *, jitter: Callable[[], float] = jitter) -> None:
         self.row = row
@@ -106,7 +106,7 @@ class Process:
 
     # --- events ---------------------------------------------------------------------------------------------------
     def start(self, now: float) -> None:
-        """We want it to run. It starts when SV says `go`: once its `after` are ready."""
+        """It is to run. SV calls `go` when the services in its `after` are ready."""
         self.wanted = True
         if self.state in (State.STOPPED, State.BACKOFF):
             self.failed.clear()
@@ -118,7 +118,7 @@ class Process:
             self._launch(now)
 
     def stop(self, now: float) -> None:
-        """We do not want it any more: its stop signal and CONT (a stopped process cannot obey), and KILL at the deadline."""
+        """It is to run no more: send its stop signal and CONT (a stopped process cannot obey), and KILL at the deadline."""
         self.wanted = False
         self.asked = True
         self.failed.clear()
@@ -186,14 +186,14 @@ class Process:
             self.status = self.status or "stopping by itself"
 
     def _extend(self, microseconds: str, now: float) -> None:
-        """It asks for more time to get ready, or to stop; once killed, it gets none."""
+        """Give it the time that it asks for to get ready, or to stop; none once it was killed."""
         if not microseconds.isascii() or not microseconds.isdigit() or len(microseconds) > 12:
             return
         if self.deadline is not None and (self.state == State.STARTING or (self.state == State.STOPPING and not self.killed)):
             self.deadline = max(self.deadline, now + int(microseconds) / 1e6)
 
     def became_ready(self, now: float) -> None:
-        """It said so, or its path appeared. From now on its watchdog counts: a slow start is not killed."""
+        """It sent READY=1, or its path appeared. Its watchdog counts from now on: a slow start is not killed."""
         if self.state == State.STARTING:
             self._is_ready(now)
             self._enter(State.RUNNING, now, self.row.watchdog or None)
@@ -203,7 +203,7 @@ class Process:
             self._is_ready(now)
 
     def tick(self, now: float) -> None:
-        """Its deadline has come."""
+        """Do what is due at the deadline of its state."""
         if self.deadline is None or now < self.deadline:
             return
         name = self.row.name
@@ -220,7 +220,7 @@ class Process:
         elif self.state == State.BACKOFF:
             self._enter(State.WAITING, now, self.delays.AFTER_TIMEOUT)
         elif self.state == State.STOPPING and self.pid is None and not self.actions.lingers(self):
-            self._gone(now)  # the last of it died without our hearing of it
+            self._gone(now)  # its last process died, and nothing told us
         elif self.state == State.STOPPING:
             self._kill(now)
         elif self.wanted:  # SV's start of it failed
@@ -307,7 +307,7 @@ class Process:
         self._enter(State.STOPPING, now, self.delays.KILL_RETRY)
 
     def _gone(self, now: float) -> None:
-        """Nothing of it is left: what next?"""
+        """No process of it is left: start it again, wait, or stay stopped."""
         if not self.wanted:
             self._enter(State.STOPPED, now)
             self.ready = self.done

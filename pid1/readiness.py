@@ -35,7 +35,7 @@ class NotifySockets:
 
     With one socket for all, a message would have to be traced from its sender's pid to a service, which fails for a sender
     that has died since. Every user can write to a socket here, for a daemon may have given up root before it is ready; but only
-    its own service has been told the name, which nobody can guess or list, and the kernel says who sent each message.
+    its own service knows the name, which nobody can guess or list, and the kernel says who sent each message.
     """
 
     def __init__(self, loop: Loop, closer: Closer, folder: str = FOLDER) -> None:
@@ -45,7 +45,7 @@ class NotifySockets:
         self._sockets: dict[str, tuple[socket.socket, str]] = {}
 
     def prepare(self, process: Process, deliver: Callable[[Process, Notification, float], None]) -> str:
-        """Make (or empty, for a new life of the service) its socket, and return its path for $NOTIFY_SOCKET."""
+        """Make (or empty, for a new start of the service) its socket, and return its path for $NOTIFY_SOCKET."""
         name = process.row.name
         if name in self._sockets:
             listener, path = self._sockets[name]

@@ -42,7 +42,7 @@ class Rescue:
         self.process = sv.add(tables.rescue._replace(ready_timeout=timeout, restart=restart), now)
 
     def deadline(self) -> float | None:
-        """When an unused rescue prompt is over; never, while somebody is there."""
+        """When a rescue prompt that nobody uses ends; None while somebody uses it."""
         used = self.life.command is not None or (self.process is not None and self.process.ready)
         return None if used else self.until
 

@@ -261,7 +261,7 @@ def _become(row: Service, account: Account) -> None:
     """Drop to the row's user, groups and capabilities; each step must come before the right to do it is gone."""
     wanted = None if row.capabilities is None else [CAPABILITIES.index(name) for name in row.capabilities]
     if not account.mapped and wanted is None:
-        wanted = []  # this user cannot be had here, but the powers of root can still be given up
+        wanted = []  # this namespace does not have this user, but root's capabilities can still be dropped
     other = account.mapped and (account.uid != 0 or bool(account.groups))
     if other:
         os.setgroups(account.groups)

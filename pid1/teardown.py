@@ -95,7 +95,7 @@ def wait_for(pid: int, seconds: float, meanwhile: Callable[[], object] = nothing
         if time.monotonic() >= deadline:
             return None
         meanwhile()
-        time.sleep(0.002)  # the loop is over: no one is left to be kept waiting
+        time.sleep(0.002)  # the loop has ended: nobody waits for us any more
 
 
 def attempt(step: Callable[..., object], *arguments: object) -> int:

@@ -1,8 +1,8 @@
-"""The board's health: the hardware's watchdog is fed by PID 1's own loop, and a board beyond repair is rebooted.
+"""The board's health: PID 1's own loop resets the hardware watchdog's timer, and an unhealthy board is rebooted.
 
-A loop that turns feeds the dog, and asks `SV.unhealthy` each time: a board that is not healthy reboots in an orderly way,
-at most once in CRITICAL_INTERVAL over all boots. A loop that hangs feeds nothing and is reset
-(Documentation/watchdog/watchdog-api.rst); before that its stack goes to the keeper, who has it on the disk in time.
+Each time the loop resets the timer ("feeds" it), it asks `SV.unhealthy`: a board that is not healthy reboots in an orderly
+way, at most once in CRITICAL_INTERVAL over all boots. If the loop hangs for the whole timeout, the hardware resets the board
+(Documentation/watchdog/watchdog-api.rst). If it hangs for two thirds of it, its Python stack is saved to disk before that.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
     from pid1.life import Life
 
-FEEDS = 3  # meals in one timeout
-DUMP_AT = 2 / 3  # of the timeout without a meal: PID 1's stack is written, and there is time left to save it
+FEEDS = 3  # times that the timer is reset in one timeout
+DUMP_AT = 2 / 3  # of the timeout: a loop that hangs for so long has its stack written, and there is time left to save it
 RETRY_FIRST, RETRY_MAX = 0.5, 60.0  # seconds between two looks for a device that is not there yet
 
 
 class Device:
-    """An open watchdog. It runs from now on, whoever ends: only the magic close stops it."""
+    """An open watchdog. It runs from now on, even if PID 1 ends: only the magic close stops it."""
 
     def __init__(self, path: str) -> None:
         self.fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # NONBLOCK: the table may name anything
@@ -56,7 +56,7 @@ class Device:
 
 
 class Watchdog:
-    """When the dog is fed, when the board reboots instead, and what is said about it."""
+    """When the timer is reset, when the board reboots instead, and what board() shows of it."""
 
     def __init__(self, life: Life, *, open_device: Callable[[str], Device] = Device) -> None:
         self.life = life
@@ -66,7 +66,7 @@ class Watchdog:
         self.asked = 0.0  # the timeout that the table wants...
         self.timeout = 0.0  # ...and the one that the driver gave
         self.fed = 0.0
-        self.due: float | None = None  # when to feed it next, or to look for it again
+        self.due: float | None = None  # when to reset the timer next, or to look for the device again
         self.pause = RETRY_FIRST
         self.snoozed: float | None = None  # until when nobody asks for its health
         self.ending: float | None = None  # by when the shutdown must be over
@@ -111,14 +111,14 @@ class Watchdog:
             self.pause = min(2 * self.pause, RETRY_MAX)
             return
         self.error = ""
-        self.due = now + self.pause  # where the first meal fails, another one is tried
+        self.due = now + self.pause  # if the first write fails, another one is tried
         self.look_after(now)
         if self.life.command is None:
             self.due = now + self.timeout / FEEDS
         _log.info(f"watchdog: {path} resets the board when PID 1 hangs for {self.timeout:g} s")
 
     def look_after(self, now: float) -> None:
-        """Feed it, unless a shutdown has to come to its end. Where we fail at this, it is not fed: that is its purpose."""
+        """Reset the timer, unless the time for a shutdown is over. If this raises, it is not reset: that is its purpose."""
         if self.ending is not None:  # the driver did not take the whole budget at once
             if now < self.ending:
                 self.feed(now)
@@ -126,7 +126,7 @@ class Watchdog:
                 self.due = None
             return
         self.check(now)
-        if self.life.command is not None:  # that was the end of it, and it is fed for that
+        if self.life.command is not None:  # check() has begun a shutdown, and shut_down() has set the timer for that
             return
         late = now - self.fed if self.fed else 0.0
         stuck = late and late >= DUMP_AT * self.timeout
@@ -143,7 +143,7 @@ class Watchdog:
             self.timeout = self.device.set_timeout(seconds)
 
     def feed(self, now: float) -> None:
-        """One meal; and the next one is due before PID 1's stack is written."""
+        """Reset the timer, and put off the writing of PID 1's stack."""
         if self.device:
             self.device.feed()
             self.fed = now
@@ -158,10 +158,10 @@ class Watchdog:
             self.escalate(reason, now)
 
     def escalate(self, reason: str, now: float) -> None:
-        """Reboot for this reason; but a board that reboots all the time helps nobody either.
+        """Reboot for this reason, at most once in CRITICAL_INTERVAL.
 
-        It may, if it has been up for CRITICAL_INTERVAL, or if the record of boots says that there was no such reboot since
-        one was. No clock is needed for that, and without a record it has to be up for so long.
+        It is allowed if this boot has lasted that long, or if the record of boots says that a boot has lasted that long since
+        the last such reboot. This needs no clock. Without a record only the first counts.
         """
         life = self.life
         if life.command is not None or self.snoozed is not None:
@@ -174,7 +174,7 @@ class Watchdog:
             life.fault(f"{reason}; no reboot for that before the board is up for {interval:g} s")
 
     def snooze(self, minutes: float, now: float) -> dict[str, Any]:
-        """Feed the dog and do not reboot, whatever the board's health is, for so long but not for ever; 0 ends it."""
+        """Do not reboot for bad health for so many minutes, WATCHDOG_SNOOZE_MAX at most; 0 ends it."""
         minutes = min(minutes, self.life.tables.WATCHDOG_SNOOZE_MAX)
         was, self.snoozed = self.snoozed, now + 60 * minutes if minutes > 0 else None
         if self.snoozed is not None:
@@ -186,7 +186,7 @@ class Watchdog:
 
     # --- the end ----------------------------------------------------------------------------------------------------
     def shut_down(self, now: float) -> None:
-        """Give it all the time that a shutdown may take, and feed it once: one that hangs ends in a reset."""
+        """Set the timer to all the time that a shutdown may take, once: a shutdown that hangs ends in a reset."""
         if self.ending is not None:
             return
         seconds = budget(self.life.tables)
@@ -200,11 +200,11 @@ class Watchdog:
                 self.due = now + self.timeout / FEEDS
 
     def wait(self) -> None:
-        """The loop is over, its end is not."""
+        """The loop has ended, and the teardown waits for something: go on resetting the timer."""
         self.tick(time.monotonic())
 
     def disarm(self) -> None:
-        """What is halted must stay so."""
+        """Stop it: a board that was halted must stay halted."""
         faulthandler.cancel_dump_traceback_later()
         if self.device:
             self.device.disarm()

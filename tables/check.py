@@ -67,7 +67,7 @@ def check_tables(tables: Tables) -> None:
 
 
 def _check_health(tables: Tables) -> None:
-    """What would keep the board from being rebooted without a word."""
+    """Settings that would silently keep an unhealthy board from rebooting."""
     values = tables.values
     # A service that fails at once waits for its back-off each time: fewer failures than these would fit.
     least = (values["CRITICAL_FAILURES"] - 1) * (values["BACKOFF_MAX"] + values["SV_COOLDOWN"])
@@ -195,7 +195,7 @@ def row_texts(row: Service) -> tuple[str, ...]:
 
 
 def _check_rescue(tables: Tables) -> None:
-    """The last resort has to start: of a row that cannot, nothing is taken."""
+    """The rescue prompt has to start: a row that cannot is left out as a whole."""
     row, fault = _service(tables, tables.values["RESCUE"]._replace(name="rescue_"), set())
     if fault or not row.argv:
         tables.rejected.append(f"RESCUE {fault or 'has no program'}; the built-in row is used")
@@ -203,7 +203,7 @@ def _check_rescue(tables: Tables) -> None:
 
 
 def service_names(rows: Any) -> set[str]:
-    """Names of services among these rows; templates are started by nobody, so nobody waits for them."""
+    """Names of services among these rows, without templates: those are not started, so no service can wait for them."""
     return {row.name for row in rows if type(row) is Service and is_text(row.name) and not row.name.endswith("@")}
 
 

@@ -25,7 +25,7 @@ else:
 
 LARGEST = 1024 * 1024  # bytes of all that a profile makes, as JSON
 MEMORY = 512 * 1024 * 1024  # bytes of address space, of which a copy of PID 1 has some 50 MiB
-GRACE = 0.1  # seconds for one that has sent nothing to end by itself: how it ended is worth knowing
+GRACE = 0.1  # seconds to wait for a child that has sent nothing, so that the message can say how it ended
 PAUSE = 0.2  # seconds between two calls of `meanwhile`
 REAP = 0.5  # seconds for a killed process to end; one that the kernel holds is left to PID 1's reaper
 CLONE_NEWPID = 0x20000000  # linux/sched.h
@@ -116,7 +116,7 @@ def _settings(answer: bytes, status: int | None) -> dict[str, Any]:
 
 # --- in the child -----------------------------------------------------------------------------------------------------
 def _child(path: str, names: dict[str, Any], writer: int) -> None:
-    """Never returns into the code of whoever has forked."""
+    """Run the profile and send what it made. Never returns into the code of the process that forked."""
     try:
         os.setsid()
         signal.set_wakeup_fd(-1)

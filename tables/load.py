@@ -25,7 +25,7 @@ OWNERS = "/run/stack/boot/settings_prod.py"  # of the board's owner, from the bo
 
 
 def load(options: dict[str, str] | None = None, owners: str = OWNERS, meanwhile: Callable[[], object] = lambda: None) -> Tables:
-    """Settings and profiles, read anew, as the kernel command line's `stack.` options choose them; the owner's comes last.
+    """Settings and profiles, read again, as the kernel command line's `stack.` options choose them; the owner's comes last.
 
     It takes at most PROFILE_SECONDS for each profile, and calls `meanwhile` a few times a second.
     """
@@ -88,6 +88,6 @@ def _overlay(tables: Tables, name: str, meanwhile: Callable[[], object]) -> None
 
 
 def _leave_out(tables: Tables, what: str, why: str) -> None:
-    """A whole file."""
+    """Leave out a whole file, and say why."""
     tables.rejected.append(f"{what} {'' if why.startswith('line ') else ': '}{why}; left out".replace(" : ", ": "))
     tables.broken = True

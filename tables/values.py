@@ -72,7 +72,7 @@ def is_ours(path: str) -> bool:
 
 
 def kind_of(value: object) -> str:
-    """What kind of thing it is, without a word of what it says."""
+    """What kind of value it is, without quoting it."""
     if isinstance(value, Foreign):
         return value.kind
     if value is None or type(value) is bool:
