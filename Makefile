@@ -18,11 +18,12 @@ MACHINE ?= x86_64
 MACHINES = x86_64 virt-arm64 raspi3b
 
 .PHONY: help run prompt boot test test-qemu test-arm test-pythons chaos fleet lint bench bench-boot image install install-board uninstall-board
-.PHONY: setup clean install-files docs demo
+.PHONY: setup clean install-files docs demo mothership
 
 help:
 	@echo "make run [SECONDS=n] [PROFILE=FILE] [MOTHERSHIP=HOST:PORT] [OPTIONS='stack.debug ...']   boot the board in namespaces"
 	@echo "make demo [SECONDS=n]                 three such boards, their mothership and its map, on this machine"
+	@echo "make mothership                       what a mothership needs, in an environment of its own: build/mothership"
 	@echo "make prompt                           the prompt of a board that runs in another terminal"
 	@echo "make boot [MACHINE=x86_64|virt-arm64|raspi3b] [PROFILE=FILE] [OPTIONS=...]   a real kernel, in QEMU"
 	@echo "make test-qemu                        the tests on real kernels"
@@ -42,6 +43,13 @@ run: setup
 
 demo: setup
 	@$(PYTHON) lab/demo.py $(if $(SECONDS),--seconds $(SECONDS))
+
+mothership:
+	@VENV=build/mothership PROGRAMS= ./setup.sh requirements-mothership.txt
+	@echo "mothership: it is set up. Beside any MQTT broker:"
+	@echo "    build/mothership/bin/python mothership receive HOST:PORT DATABASE"
+	@echo "    build/mothership/bin/python mothership boards DATABASE"
+	@echo "    build/mothership/bin/python mothership --help"
 
 prompt:
 	@$(PYTHON) laptop/enter.py

@@ -145,3 +145,23 @@ def test_a_name_without_a_mothership_is_refused() -> None:
         [PYTHON, str(ROOT / "laptop/launcher.py"), "--name", "b1"], capture_output=True, text=True, check=False
     )
     assert (done.returncode, "say --mothership too" in done.stderr) == (2, True)
+
+
+def test_the_mothership_has_an_environment_of_its_own(tmp_path: Path) -> None:
+    """`make mothership` on a fresh clone, where another pip is not allowed: into its own venv, and nothing else is made."""
+    for name in ("Makefile", "setup.sh", "mothership", "requirements.txt", "requirements-mothership.txt"):
+        source = ROOT / name
+        shutil.copytree(source, tmp_path / name) if source.is_dir() else shutil.copy(source, tmp_path / name)
+    (tmp_path / "requirements.txt").write_text("")  # nothing that would be downloaded
+    (tmp_path / "requirements-mothership.txt").write_text("-r requirements.txt\n")
+    first = subprocess.run(["make", "-C", str(tmp_path), "mothership"], capture_output=True, text=True, check=False)
+    assert first.returncode == 0, first.stderr
+    assert "build/mothership/bin/python mothership receive HOST:PORT DATABASE" in first.stdout
+    assert "installing requirements-mothership.txt" in first.stdout
+    assert not (tmp_path / ".venv").exists()
+    began = time.monotonic()
+    second = subprocess.run(["make", "-C", str(tmp_path), "mothership"], capture_output=True, text=True, check=True)
+    assert "installing" not in second.stdout, f"once is enough ({time.monotonic() - began:.1f} s)"
+    python = tmp_path / "build/mothership/bin/python"
+    where = subprocess.run([python, "-c", "import sys; print(sys.prefix)"], capture_output=True, text=True, check=True).stdout
+    assert where.strip() == str(tmp_path / "build/mothership")
