@@ -13,14 +13,17 @@ PACKAGES = base tables onboard pid1 services network uplink prompt profiles
 NAMES = bus sv settings _log # what every Python of the board can import; see base/on_path.py
 SECONDS ?=
 PROFILE ?=
+MOTHERSHIP ?=
 MACHINE ?= x86_64
 MACHINES = x86_64 virt-arm64 raspi3b
 
 .PHONY: help run prompt boot test test-qemu test-arm test-pythons chaos fleet lint bench bench-boot image install install-board uninstall-board
-.PHONY: setup clean install-files docs
+.PHONY: setup clean install-files docs demo mothership
 
 help:
-	@echo "make run [SECONDS=n] [PROFILE=FILE] [OPTIONS='stack.debug ...']   boot the board in namespaces"
+	@echo "make run [SECONDS=n] [PROFILE=FILE] [MOTHERSHIP=HOST:PORT] [OPTIONS='stack.debug ...']   boot the board in namespaces"
+	@echo "make demo [SECONDS=n]                 three such boards, their mothership and its map, on this machine"
+	@echo "make mothership                       what a mothership needs, in an environment of its own: build/mothership"
 	@echo "make prompt                           the prompt of a board that runs in another terminal"
 	@echo "make boot [MACHINE=x86_64|virt-arm64|raspi3b] [PROFILE=FILE] [OPTIONS=...]   a real kernel, in QEMU"
 	@echo "make test-qemu                        the tests on real kernels"
@@ -36,7 +39,17 @@ help:
 	@echo "make docs                             the documentation as a site, in build/site"
 
 run: setup
-	@$(PYTHON) laptop/launcher.py --live $(if $(SECONDS),--seconds $(SECONDS)) $(if $(PROFILE),--profile "$(PROFILE)") -- $(OPTIONS)
+	@$(PYTHON) laptop/launcher.py --live $(if $(SECONDS),--seconds $(SECONDS)) $(if $(PROFILE),--profile "$(PROFILE)") $(if $(MOTHERSHIP),--mothership "$(MOTHERSHIP)") -- $(OPTIONS)
+
+demo: setup
+	@$(PYTHON) lab/demo.py $(if $(SECONDS),--seconds $(SECONDS))
+
+mothership:
+	@VENV=build/mothership PROGRAMS= ./setup.sh requirements-mothership.txt
+	@echo "mothership: it is set up. Beside any MQTT broker:"
+	@echo "    build/mothership/bin/python mothership receive HOST:PORT DATABASE"
+	@echo "    build/mothership/bin/python mothership boards DATABASE"
+	@echo "    build/mothership/bin/python mothership --help"
 
 prompt:
 	@$(PYTHON) laptop/enter.py
@@ -47,11 +60,11 @@ setup:
 	@$(MAKE) -s install TOLERANT=yes DESTDIR="$(CURDIR)/build/root" PREFIX=/stack SBINDIR=/stack/sbin SITEDIR= TARGET_PYTHON=$(PYTHON) INIT_PYTHON=/python/bin/python
 
 CHAOS = tc:iproute2 faketime:faketime
-MOTHERSHIP = pg_ctlcluster:postgresql chromium:chromium openssl:openssl shellcheck:shellcheck
+SERVER = pg_ctlcluster:postgresql chromium:chromium openssl:openssl shellcheck:shellcheck
 SSH = dropbear:dropbear-bin ssh:openssh-client rsync:rsync /usr/lib/openssh/sftp-server:openssh-sftp-server
 CARD = genimage:genimage mcopy:mtools mkfs.vfat:dosfstools mke2fs:e2fsprogs mksquashfs:squashfs-tools sfdisk:fdisk
 test: NEEDS = requirements-dev.txt requirements-fleet.txt requirements-docs.txt
-test: export PROGRAMS = $(CHAOS) $(MOTHERSHIP) $(CARD) $(SSH) busybox:busybox ip:iproute2 fusermount3:fuse3 wpa_supplicant:wpasupplicant
+test: export PROGRAMS = $(CHAOS) $(SERVER) $(CARD) $(SSH) busybox:busybox ip:iproute2 fusermount3:fuse3 wpa_supplicant:wpasupplicant
 test: setup
 	@./test.sh $(TESTS)
 

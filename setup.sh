@@ -1,10 +1,14 @@
 #!/bin/sh
 # Everything that `make run` and `make test` need: a virtual environment with pinned requirements, and mosquitto.
-# Does nothing where all of it is there. BASE_PYTHON chooses the interpreter (3.11 or newer), PROGRAMS asks for more.
+# Does nothing where all of it is there. BASE_PYTHON chooses the interpreter (3.11 or newer), PROGRAMS asks for more. VENV is
+# another virtual environment, of something that runs no board and needs no mosquitto (`make mothership`).
 set -eu
 umask 022
 cd "$(dirname "$0")"
 needs=${*:-requirements.txt}
+venv=${VENV:-.venv}
+stamps=build
+[ "$venv" = .venv ] || stamps=$venv
 
 have_mosquitto() { PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin command -v mosquitto >/dev/null; }
 
@@ -23,9 +27,9 @@ install_packages() { # without starting their daemons on this machine
 make_venv() { # with the distribution's Python first: other users can run it too
     for python in ${BASE_PYTHON:-/usr/bin/python3 python3 python3.14 python3.13 python3.12 python3.11}; do
         "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue
-        rm -rf .venv build/*.stamp
-        if "$python" -m venv .venv >build/venv.log 2>&1; then
-            echo "setup: .venv from $python"
+        rm -rf "$venv" "$stamps"/*.stamp
+        if "$python" -m venv "$venv" >build/venv.log 2>&1; then
+            echo "setup: $venv from $python"
             return
         fi
     done
@@ -34,7 +38,7 @@ make_venv() { # with the distribution's Python first: other users can run it too
 }
 
 mkdir -p build
-if ! have_mosquitto; then
+if [ "$venv" = .venv ] && ! have_mosquitto; then
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
         install_packages mosquitto
     else
@@ -52,16 +56,16 @@ if [ -n "$missing" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; the
 elif [ -n "$missing" ]; then
     echo "setup: not here, and only root can install them: apt-get install$missing" >&2
 fi
-if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! .venv/bin/python -c '' 2>/dev/null; then
+if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! "$venv/bin/python" -c '' 2>/dev/null; then
     /usr/bin/python3 -c 'import ensurepip' 2>/dev/null || install_packages python3-venv
 fi
-.venv/bin/python -c '' 2>/dev/null || make_venv
+"$venv/bin/python" -c '' 2>/dev/null || make_venv
 for file in $needs; do # once for each content of each file
-    stamp=build/$file.stamp
-    wanted=$(cat requirements*.txt "$file"; .venv/bin/python -V)
+    stamp=$stamps/$file.stamp
+    wanted=$(cat requirements*.txt "$file"; "$venv/bin/python" -V)
     if [ "$wanted" != "$(cat "$stamp" 2>/dev/null)" ]; then
         echo "setup: installing $file"
-        .venv/bin/python -m pip install -qq --disable-pip-version-check -r "$file"
+        "$venv/bin/python" -m pip install -qq --disable-pip-version-check -r "$file"
         printf '%s\n' "$wanted" >"$stamp"
     fi
 done

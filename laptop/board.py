@@ -7,12 +7,14 @@ import os
 import pty
 import select
 import signal
+import socket
 import sys
 import termios
 import time
 from fcntl import ioctl
 
 from base.syscalls import PR_SET_PDEATHSIG, prctl
+from laptop import forward
 from laptop.live import Live
 from laptop.namespaces import FOREIGN_ROOT, enter_namespaces
 from laptop.root import make_root
@@ -29,6 +31,8 @@ def become_init(options: argparse.Namespace, console: str, words: list[str]) -> 
     if options.profile:
         with open(options.profile, "rb") as file:
             files["profile.py"] = file.read()
+    if options.mothership:
+        files["mothership.py"] = forward.profile(options.name).encode()
     devices = {os.path.basename(path): path for path in options.device} | {"console": console}
     make_root(folders, options.python, files, devices, options.root)
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # becoming another user has cleared it
@@ -58,11 +62,15 @@ class Board:
             attributes[3] &= ~termios.ECHO
             termios.tcsetattr(slave, termios.TCSANOW, attributes)
         reader, writer = os.pipe()
+        ours, theirs = socket.socketpair()
+        self.forwarder = 0
         self.keeper = os.fork()
         if self.keeper == 0:
             os.close(reader)
-            self._keep(options, console, words, writer)
+            ours.close()
+            self._keep(options, console, words, writer, theirs)
         os.close(writer)
+        theirs.close()
         os.close(slave)
         self.status: int | None = None
         self.asked: float | None = None  # when somebody wanted the board to shut down
@@ -72,8 +80,11 @@ class Board:
             os.waitpid(self.keeper, 0)
             raise SystemExit(f"the board does not start: {first or 'no reason given'}")
         self.pid = int(first.split()[1])
+        if options.mothership:
+            self.forwarder = forward.start(ours, options.mothership)
+        ours.close()
 
-    def _keep(self, options: argparse.Namespace, console: str, words: list[str], writer: int) -> None:
+    def _keep(self, options: argparse.Namespace, console: str, words: list[str], writer: int, channel: socket.socket) -> None:
         """The parent of PID 1: tells its pid, waits for it, tells its wait status."""
         try:
             os.setsid()  # ^C on the terminal is for the board's prompt, not for us
@@ -81,6 +92,9 @@ class Board:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)
             enter_namespaces()
+            if options.mothership:
+                forward.listen(channel)
+            channel.close()
             pid = os.fork()
             if pid == 0:
                 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -103,6 +117,9 @@ class Board:
         last = os.read(self._reader, 64).decode()
         self.status = int(last.split()[1]) if last.startswith("status ") else 256
         os.waitpid(self.keeper, 0)
+        if self.forwarder:
+            os.kill(self.forwarder, signal.SIGKILL)
+            os.waitpid(self.forwarder, 0)
 
     def signal(self, number: int) -> None:
         """Send PID 1 a signal, as the parent of its namespace."""

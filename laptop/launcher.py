@@ -33,6 +33,14 @@ def explain(status: int) -> str:
         "a real board would have panicked"  # fmt: skip
 
 
+def address(text: str) -> tuple[str, int]:
+    """HOST:PORT."""
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT, such as localhost:1883")
+    return host.strip("[]"), int(port)
+
+
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Boot stack.py as PID 1 of new namespaces.")
     parser.add_argument("--seconds", type=float, help="shut down after so long")
@@ -45,6 +53,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--init", nargs="+", default=["/stack/sbin/stack.py"], help="what to run as PID 1, for tests")
     parser.add_argument("--files", help="a folder that the board sees as /test")
     parser.add_argument("--live", action="store_true", help="what is saved in the project's folder reaches the board")
+    parser.add_argument(
+        "--mothership", type=address, metavar="HOST:PORT", help="the mothership's broker, as this machine reaches it"
+    )
+    parser.add_argument("--name", default="", help="the board's name there; the laptop's where nothing is said")
     parser.add_argument("--pid-file", help="where to write PID 1's pid")
     parser.add_argument("--flags", default="-ESB", help="Python's flags for PID 1")
     parser.add_argument("option", nargs="*", help="words of the kernel command line: stack.debug, stack.skip=NAME")
@@ -54,6 +66,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         parser.error("--seconds takes a number greater than 0")
     if options.profile and not os.path.isfile(options.profile):
         parser.error(f"there is no profile {options.profile}")
+    if options.name and not options.mothership:
+        parser.error("--name is the board's name at its mothership: say --mothership too")
     return options
 
 
@@ -61,7 +75,7 @@ def main(arguments: list[str]) -> int:
     """Boot, attend, and boot again after a reboot; exit status 0 for a clean shutdown."""
     options = parse(arguments)
     interactive = sys.stdin.isatty() and sys.stdout.isatty() and options.seconds is None
-    profile = "laptop,/profile.py" if options.profile else "laptop"
+    profile = "laptop" + ",/mothership.py" * bool(options.mothership) + ",/profile.py" * bool(options.profile)
     words = [f"stack.profile={profile}", f"stack.skip={'observations' if interactive else 'prompt'}", *options.option]
     wakeup, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGWINCH):

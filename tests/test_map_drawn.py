@@ -164,6 +164,7 @@ def test_lists_are_searched_sorted_and_filtered_and_states_have_an_age(tmp_path:
     browser.run("$('search').value = 'MAST'; $('search').dispatchEvent(new Event('input'))")
     assert (names("boards"), names("found")) == (["mast-7"], ["mast cafe"])
     assert browser.run(f"[{root}.boards, {root}.found]") == ["1", "1"]
+    assert browser.run("$('legend').offsetHeight") == 0, "what was found is not below a long legend"
     browser.run("$('boards').querySelector('button').click()")
     assert browser.run("$('detail').textContent").startswith("×mast-7")
     browser.run("$('search').value = ''; $('search').dispatchEvent(new Event('input'))")
