@@ -883,6 +883,15 @@ def test_an_exception_in_the_loop_does_not_end_pid_1(prepared: Boot, target: str
     assert board.launcher.wait(40) == 0
 
 
+@pytest.mark.parametrize("words", [("--help",), ("--plan", "-h"), ("bogus", "-s", "", "\udcff=\udcff", "a" * 4000)])
+def test_no_argument_ends_pid_1(boot: Boot, words: tuple[str, ...]) -> None:
+    """Leaving main() is a kernel panic; the kernel gives init each word that it does not know."""
+    board = boot(f"{SLEEP},", words=words).up()
+    board.wait_state("s", "running")
+    assert board.ask("board")["faults"] == []
+    assert board.end() == 0
+
+
 # --- rescue ---------------------------------------------------------------------------------------------------------
 def test_nothing_to_run_opens_a_rescue_prompt_and_nobody_typing_ends_in_a_reboot(boot: Boot) -> None:
     board = boot("", base="()", settings="RESCUE_TIMEOUT = 1.5").up()
