@@ -28,8 +28,8 @@ class Supervisor:
         self.processes: dict[str, Process] = {}  # by name, in start order
         self.stopping: float | None = None  # the global deadline, once the board is going down
 
-    def add(self, row: Service, now: float) -> Process:
-        """Start a service that is not in the table: a command of the prompt, the rescue prompt."""
+    def add(self, row: Service, now: float, environment: dict[str, str] | None = None) -> Process:
+        """Start a service that is not in the table: a command of the prompt; the rescue prompt, in its own environment."""
         raise NotImplementedError
 
     def remove(self, process: Process, now: float) -> None:
@@ -45,7 +45,7 @@ class Supervisor:
         raise NotImplementedError
 
     def hopeless(self, now: float) -> bool:
-        """Whether nothing of the table lives: it is empty, or everything that we want keeps dying young."""
+        """Whether nothing of the table lives: it is empty, or everything that we want keeps dying young, or waits for that."""
         raise NotImplementedError
 
     def unhealthy(self, now: float) -> str:

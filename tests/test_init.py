@@ -908,6 +908,24 @@ def test_services_that_all_keep_dying_open_a_rescue_prompt(boot: Boot) -> None:
     assert any("no service stays alive" in fault for fault in board.ask("board")["faults"])
 
 
+def test_those_that_wait_for_the_hopeless_are_hopeless_too(boot: Boot) -> None:
+    rows = "Service('a', ('false',), ready='notify'), Service('b', ('sleep', '1000'), ('a',)), Service('c', ('sleep', '1'), ('b',)),"
+    board = boot(rows, base="()", settings="RESCUE_TIMEOUT = 60.0").up()
+    eventually(lambda: "rescue: press Enter" in board.console())
+    assert {board.stats(name)["state"] for name in ("b", "c")} == {"waiting"}
+
+
+def test_the_rescue_prompt_has_an_environment_of_its_own(boot: Boot) -> None:
+    """With this variable no Python starts; and of a row that cannot run, the built-in one takes the place."""
+    settings = "ENVIRONMENT = (('PYTHONHOME', '/nowhere'), ('LD_PRELOAD', '/nowhere.so'))\nRESCUE_TIMEOUT = 60.0\n"
+    board = boot("", base="()", settings=settings).up()
+    eventually(lambda: "rescue: press Enter" in board.console())
+    row = "RESCUE = Service('rescue', ('sh', '-c', 'exit 3'), ready='notify')\n"
+    board = boot("", base="()", settings=settings + row).up()
+    eventually(lambda: "rescue: press Enter" in board.console(), 30)
+    assert any("rescue: exit 3, again and again" in fault for fault in board.ask("board")["faults"])
+
+
 def test_a_board_that_recovers_is_not_rebooted(boot: Boot) -> None:
     script = "test -e /tmp/fourth && sleep 1000; echo x >> /tmp/n; test $(wc -l < /tmp/n) -ge 4 && touch /tmp/fourth; exit 1"
     board = boot(sh("s", script), base="()", settings="RESCUE_TIMEOUT = 3.0\nSV_COOLDOWN = 1.0").up()
