@@ -892,6 +892,16 @@ def test_no_argument_ends_pid_1(boot: Boot, words: tuple[str, ...]) -> None:
     assert board.end() == 0
 
 
+def test_a_service_that_has_never_been_ready_is_said(boot: Boot) -> None:
+    """One that does not know an option of its row, one that does not say READY=1, and two that are well."""
+    rows = (
+        f"{SLEEP}, Service('wrong', ('sleep', '--bad')), Service('mute', ('sleep', '1000'), ready='notify', ready_timeout=0.2),"
+        "Service('job', ('true',), ready='exit'),"
+    )
+    board = boot(rows, settings="BACKOFF_FIRST = 0.05").up()
+    eventually(lambda: board.ask("board")["never_ready"] == ["wrong", "mute"])
+
+
 # --- rescue ---------------------------------------------------------------------------------------------------------
 def test_nothing_to_run_opens_a_rescue_prompt_and_nobody_typing_ends_in_a_reboot(boot: Boot) -> None:
     board = boot("", base="()", settings="RESCUE_TIMEOUT = 1.5").up()

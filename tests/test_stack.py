@@ -398,7 +398,8 @@ def test_plan(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert any(line.startswith("mount     /proc ") for line in lines)
-    assert any(line.startswith("service   fakegps ") for line in lines)
+    assert any(line.startswith("service   diagnostic ") for line in lines)
+    assert not any(line.startswith("service   fakegps ") for line in lines), "an invented position is not for a mast"
     assert "after broker (/run/bus/mqtt.sock)" in done.stdout
     bad = tmp_path / "bad.py"
     bad.write_text("SERVICES = (Service('a', 'x y'), Service('b', ('true',), ('zz',)), Service('c', ('true',)))")
