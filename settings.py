@@ -32,6 +32,7 @@ APP_USER = "{name}"  # of each app: a user of its own, that needs no line in /et
 
 BUS = "/run/bus/mqtt.sock"  # a Unix socket, or "host:port" for a broker that has none
 GPS_BAUD = 0  # of receivers on a serial line; 0: the usual ones in turn, until there is sense in what comes
+FAKE_GPS = "off"  # "on": fakegps.py invents a position where no receiver speaks, for boards on a desk
 GPS_ROUTE = ""  # a GPX file; empty is the built-in loop
 WIFI_INTERFACE = "wlan0"
 WIFI_COUNTRY = ""  # "DE": the regulatory domain (ISO 3166)
@@ -273,7 +274,7 @@ BROKER = Service(
     no_new_privs=True, umask=0, memory_max="64M", pids_max=64,
 )  # fmt: skip
 APPS = (
-    app("fakegps", "{GPS_ROUTE}", publishes=("gps",)),
+    app("fakegps", "{GPS_ROUTE}", publishes=("gps",))._replace(enabled="FAKE_GPS"),
     app(
         "gps", "/dev/{instance}", "{GPS_BAUD}", capabilities=("sys_time",), groups=("dialout",), publishes=("gps", "receiver/+")
     )._replace(name="gps@"),
@@ -318,6 +319,7 @@ SERVICES: tuple[Service, ...] = (
     ),
     program(
         "console", "prompt/console", "login", "{CONSOLE_LOGIN}", after=("dropbear",), tty="{CONSOLE}", memory_max="50%",
+        enabled="CONSOLE_LOGIN",
     ),
     RIGHTS,
     BROKER,

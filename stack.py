@@ -21,6 +21,7 @@ from pid1 import anew
 from pid1.control import Control
 from pid1.life import Life
 from pid1.loop import trace
+from pid1.options import kernel_words, parse_options
 from pid1.requests import Requests
 from pid1.rescue import Rescue
 from pid1.teardown import at_least, tear_down
@@ -112,7 +113,7 @@ class Init(Life):
             os.makedirs("/proc", exist_ok=True)
             mount("proc", "/proc", "proc", *mount_options("nosuid,nodev,noexec"))
         with open("/proc/cmdline", encoding="utf-8", errors="replace") as file:
-            words = file.read().split()
+            words = kernel_words(file.read())
         self.options = parse_options([*words, *self.arguments])
         if "stack.debug" in self.options:
             _log.sink.level = _log.sink.console_level = _log.DEBUG
@@ -292,16 +293,6 @@ class Init(Life):
 
 
 # --- steps that need no board ---------------------------------------------------------------------------------------
-def parse_options(words: list[str]) -> dict[str, str]:
-    """`stack.name=value` and `stack.name` words; the last one wins, but what is to be skipped adds up."""
-    options: dict[str, str] = {}
-    for name, equals, value in (word.partition("=") for word in words if word.startswith("stack.")):
-        if name == "stack.skip" and name in options:
-            value = f"{options[name]},{value}"
-        options[name] = value if equals else "1"
-    return options
-
-
 def reap() -> Any:
     """Pid and wait status of every child that has died: the only waitpid(2) for services."""
     while True:

@@ -116,8 +116,10 @@ class SV(Supervisor):
                 self._start_next(process, now)
 
     # --- who may start ----------------------------------------------------------------------------------------------
-    def add(self, row: Service, now: float) -> Process:
+    def add(self, row: Service, now: float, environment: dict[str, str] | None = None) -> Process:
         process = self._add(row)
+        if environment is not None:
+            self.world.spawner.own[row.name] = environment
         process.transient = True
         self._link()
         process.start(now)
@@ -177,7 +179,8 @@ class SV(Supervisor):
     def hopeless(self, now: float) -> bool:
         table = [process for process in self.processes.values() if not process.transient]
         wanted = [process for process in table if process.wanted]
-        return not table or (bool(wanted) and all(process.dies_young(now) for process in wanted))
+        dying = [process for process in wanted if process.dies_young(now)]
+        return not table or (bool(dying) and all(process in dying or process.state == State.WAITING for process in wanted))
 
     @property
     def complete(self) -> bool:

@@ -7,6 +7,7 @@ from tables.rows import Service, WifiNetwork
 
 HOSTNAME = "qemu"
 CONSOLE_LOGIN = "prompt"
+FAKE_GPS = "on"
 MODULES = ("virtio_net", "mac80211_hwsim", "softdog")
 WIFI_NETWORKS = (WifiNetwork("stack-lab", "stack-lab-psk", frequencies=(2412,)),)
 DATA_ANYWHERE = True  # tests add a disk of their own

@@ -28,8 +28,8 @@ class Supervisor:
         self.processes: dict[str, Process] = {}  # by name, in start order
         self.stopping: float | None = None  # the global deadline, once the board is going down
 
-    def add(self, row: Service, now: float) -> Process:
-        """Start a service that is not in the table: a command of the prompt, the rescue prompt."""
+    def add(self, row: Service, now: float, environment: dict[str, str] | None = None) -> Process:
+        """Start a service that is not in the table: a command of the prompt; the rescue prompt, in its own environment."""
         raise NotImplementedError
 
     def remove(self, process: Process, now: float) -> None:
@@ -45,7 +45,8 @@ class Supervisor:
         raise NotImplementedError
 
     def hopeless(self, now: float) -> bool:
-        """Whether no service stays alive: the table is empty, or everything that we want keeps failing soon after its start."""
+        """Whether no service stays alive: the table is empty, or all that we want keeps failing soon after its start, or waits
+        for what does."""
         raise NotImplementedError
 
     def unhealthy(self, now: float) -> str:

@@ -236,6 +236,13 @@ class Process:
         """Whether it has failed several times in a row and has not lived long since."""
         return self.failures >= HOPELESS_FAILURES and self.runtime(now) < self.delays.SV_COOLDOWN
 
+    def never_ready(self, now: float) -> bool:
+        """Whether it has had its time and has not been ready once; who is ready at once has to live for a while."""
+        longest = max(self.ran, self.runtime(now))
+        short_lived = not self.row.ready and longest < self.delays.SV_COOLDOWN and self.total_runtime < self.delays.SV_COOLDOWN
+        unready = not self.first_ready and bool(self.late or self.failed)
+        return not self.transient and (unready or (short_lived and self.wanted and self.failures > 1))
+
     def keeps_failing(self, now: float, times: int, window: float) -> bool:
         """Whether it has failed so many times in this window, and does not seem to have recovered."""
         recent = sum(now - at <= window for at in self.failed)

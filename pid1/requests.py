@@ -133,6 +133,7 @@ class Requests:
             "log_folder": life.tables.LOG, "rejected": life.tables.rejected, "faults": life.faults,
             "state": "stopping" if life.command is not None else "running",
             "complete": life.sv.complete, "services": len(life.sv.processes),
+            "never_ready": [name for name, process in life.sv.processes.items() if process.never_ready(now)],
             "loop": {
                 "turns": loop.turns, "wakeups": loop.wakeups, "errors": loop.errors,
                 "longest_turn_ms": round(loop.longest * 1e3, 3), "cpu_s": round(times.user + times.system, 3),

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from base.stdlib import TYPE_CHECKING
 from base.syscalls import Reboot
 from onboard import to_pid1
 from pid1.process import Process, State
+from tables.rows import Service
+from tables.tables import FALLBACK, LIB
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pid1.life import Life
+
+# Whatever ENVIRONMENT and RESCUE say: a variable such as LD_PRELOAD or PYTHONHOME keeps any Python from starting.
+ENVIRONMENT = {**dict(FALLBACK["ENVIRONMENT"]), "PATH": FALLBACK["PATH"], "LANG": "C.UTF-8"}
+BUILT_IN = Service(
+    "rescue", (sys.executable or "/usr/bin/python3", "-P", f"{LIB}/prompt/console.py", "rescue"), ready="notify",
+    tty="/dev/console", env=(("PYTHONPATH", LIB),),
+)  # fmt: skip
 
 
 class Rescue:
@@ -36,10 +46,15 @@ class Rescue:
         for process in self.displaced:
             process.stop(now)
         timeout = tables.RESCUE_TIMEOUT
-        life.fault(f"rescue prompt on {tables.CONSOLE}: {reason}; it ends in {timeout:g} s unless somebody presses Enter")
+        life.fault(f"rescue prompt on {tables.CONSOLE}: {reason}; it ends in {timeout:g} s unless somebody presses a key")
         self.until = now + timeout
-        restart = "on-failure" if self.boot_waits else "always"
-        self.process = sv.add(tables.rescue._replace(ready_timeout=timeout, restart=restart), now)
+        self.start(tables.rescue, now)
+
+    def start(self, row: Service, now: float) -> None:
+        """The table's row, or the built-in one, in an environment that is no setting."""
+        timeout, restart = self.life.tables.RESCUE_TIMEOUT, "on-failure" if self.boot_waits else "always"
+        environment = {**ENVIRONMENT, "TERM": os.environ.get("TERM", "linux")}
+        self.process = self.life.sv.add(row._replace(ready_timeout=timeout, restart=restart), now, environment)
 
     def deadline(self) -> float | None:
         """When a rescue prompt that nobody uses ends; None while somebody uses it."""
@@ -56,6 +71,10 @@ class Rescue:
             if hopeless and life.tables.RESCUE.name not in life.sv.processes:  # an earlier one may be on its way out
                 self.open("no service stays alive", now)
             return
+        if self.process.dies_young(now) and self.process.state == State.BACKOFF and self.process.row.argv != BUILT_IN.argv:
+            self.life.fault(f"{self.process.row.name}: {self.process.last_exit}, again and again; the built-in one is started")
+            self.life.sv.remove(self.process, now)
+            self.start(BUILT_IN, now)
         ended = self.process.state == State.STOPPED
         over = self.until is not None and now >= self.until and not self.process.ready
         if over and not self.boot_waits and hopeless:

@@ -29,6 +29,7 @@ from base.syscalls import (
     limit_descriptors,
     prctl,
 )
+from base.terminal import make_sane
 from tables.accounts import Account
 from tables.rows import Service
 
@@ -60,6 +61,7 @@ class Spawner:
 
     def __init__(self, environment: dict[str, str]) -> None:
         self.environment = environment
+        self.own: dict[str, dict[str, str]] = {}  # by service: its environment, where it is not that of all
         self.failures: dict[int, OSError] = {}
         self.descriptors = limit_descriptors()  # of children: the limits that PID 1 was started with
         # Children inherit what is ignored (Python itself ignores SIGPIPE and SIGXFSZ); handlers end with exec.
@@ -81,7 +83,8 @@ class Spawner:
         `extra` are environment variables, `log` is the descriptor for stdout and stderr (None: /dev/null), `channel` one
         that the program gets as descriptor 3, `cgroup` the folder of its control group.
         """
-        environment = self.environment | of_user(row, account) | dict(row.env) | {MARK: row.name} | extra
+        of_all = self.own.get(row.name, self.environment)
+        environment = of_all | of_user(row, account) | dict(row.env) | {MARK: row.name} | extra
         program = row.argv[0] if row.module else find(row.argv[0], environment.get("PATH", os.defpath), row.cwd)
         descriptors = (log, log, channel)
         if is_plain(row) and not cgroup:
@@ -250,6 +253,7 @@ def _open_stdio(tty: str, uid: int, descriptors: Descriptors) -> None:
         except OSError:  # of another user namespace
             pass
         ioctl(fd, TIOCSCTTY, 0)  # /dev/console never becomes controlling just by being opened
+        make_sane(fd)
         descriptors = (fd, fd, descriptors[2])
     os.dup2(fd, 0)
     for target, source in enumerate(descriptors, 1):

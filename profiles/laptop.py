@@ -8,6 +8,7 @@ from settings import APPS, BROKER, LOGD, RIGHTS, program
 from tables.rows import Directory, Mount
 
 HOSTNAME = "laptop"
+FAKE_GPS = "on"
 # `make run MOTHERSHIP=HOST:PORT` sets UPLINK to a port of the board's loopback that leads there (laptop/forward.py).
 WATCHDOG = ""
 PATH = "/stack/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -7,7 +7,10 @@ import os
 import select
 import signal
 import sys
+import termios
+import tty
 
+from base.terminal import make_sane
 from onboard.to_pid1 import notify
 from prompt.board_facts import halt
 
@@ -16,11 +19,26 @@ NO_RESTART = 125  # an exit status: PID 1 shall not start us again
 
 def rescue() -> None:
     """The last resort on the console: wait for a key, tell PID 1 that somebody is there, become a Python prompt."""
-    print("\nrescue: press Enter for a Python prompt on this board", flush=True)
-    select.select([sys.stdin], [], [])
+    print("\nrescue: press Enter, or any other key, for a Python prompt on this board", flush=True)
+    wait_for_key(sys.stdin.fileno())
     notify("READY=1\nSTATUS=somebody is typing")
-    sys.stdin.readline()
     os.execve(*interactive())
+
+
+def wait_for_key(fd: int) -> None:
+    """Until somebody types. What an app has left unread, and the end of a line that nobody is at, are no key."""
+    try:
+        termios.tcflush(fd, termios.TCIFLUSH)
+        tty.setraw(fd, termios.TCSANOW)
+    except termios.error:  # not a terminal: a whole line, then
+        pass
+    try:
+        typed = os.read(fd, 4096)
+    except OSError:  # it has been hung up
+        typed = b""
+    make_sane(fd)
+    if not typed:
+        sys.exit("rescue: nobody can type on this console: it is at its end")
 
 
 def login(kind: str) -> None:

@@ -158,7 +158,7 @@ def check_services(tables: Tables) -> None:
         if fault:
             faults.append((index, _label(one), fault))
             tables.bad_names.add(_label(one))
-        elif row.argv and row.name not in tables.skipped:
+        elif row.argv and row.name not in tables.skipped and tables.values.get(row.enabled) != "off":
             (tables.templates if row.name.endswith("@") else services)[row.name] = row
     _say(tables, "SERVICES", faults)
     tables.order = []

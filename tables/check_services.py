@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 RLIMITS = "as core cpu data fsize memlock msgqueue nice nofile nproc rss rtprio rttime sigpending stack".split()
 
-TEXTS = ("name", "ready", "restart", "user", "kill", "cwd", "tty", "log", "may", "module")
+TEXTS = ("name", "ready", "restart", "user", "kill", "cwd", "tty", "log", "may", "module", "enabled")
 TRUTHS = ("no_new_privs", "critical", "logger")
 TUPLES = {"argv": '("sleep", "5")', "after": '("network",)', "groups": '("dialout",)', "capabilities": '("net_admin",)'}
 SECONDS = (("ready_timeout", 0.001, 86400), ("stop_timeout", 0, 3600), ("watchdog", 0, 86400))
@@ -98,6 +98,8 @@ def service_faults(tables: Tables, row: Service) -> Iterator[str]:
     allowed = tables.values.get(row.may) if row.may else ()
     if type(allowed) is not tuple or not all(map(is_pair, allowed)):
         yield f"may {shown(row.may)} is not a setting that lists requests, such as COMMANDS"
+    if row.enabled and row.enabled not in tables.values:
+        yield f"enabled {shown(row.enabled)} is no setting{did_you_mean(row.enabled, tables.values)}"
     if row.logger and any(other.logger for other in tables.services.values()):
         yield "there is a logger already"
     yield from _number_faults(row)

@@ -150,6 +150,7 @@ def _words(value: Any) -> str:
 
 CHECKS: dict[str, Check] = {
     "HOSTNAME": _hostname, "CONSOLE": path_fault, "CONSOLE_LOGIN": _choice("password", "prompt", "off"), "PATH": _folders,
+    "FAKE_GPS": _choice("on", "off"),
     "ENVIRONMENT": _pairs, "LOG": _written, "KEEP": _written, "LOG_KEEP": _written, "LIB": path_fault, "PYTHON": path_fault,
     "PYTHONPATH": _text, "APP_USER": _text, "BUS": _bus, "GPS_BAUD": _whole(0, 4_000_000), "GPS_ROUTE": _text,
     "WIFI_INTERFACE": _interface, "WIFI_COUNTRY": _country, "WIFI_CONFIG": path_fault, "WIFI_CONTROL": _written,

@@ -16,6 +16,7 @@ from tables.check_settings import CHECKS
 from tables.evaluate import Fault, evaluate, line_of
 from tables.plain import plain
 from tables.tables import LIB, Tables
+from tables.values import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +39,15 @@ def load(options: dict[str, str] | None = None, owners: str = OWNERS, meanwhile:
         _overlay(tables, name, meanwhile)
         tables.profiles.append(name)
     check_tables(tables)
+    _check_skipped(tables)
     return tables
+
+
+def _check_skipped(tables: Tables) -> None:
+    """Names in stack.skip of no service: a service that somebody wanted to leave out is running."""
+    known = {row.name for row in (*tables.values["SERVICES"], *tables.default_rows) if type(getattr(row, "name", 0)) is str}
+    for name in sorted(tables.skipped - known):
+        tables.rejected.append(f"stack.skip names {shown(name)}, which is no service{did_you_mean(name, known)}")
 
 
 def _path(name: str) -> str:

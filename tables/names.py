@@ -14,6 +14,7 @@ class Settings:
     HOSTNAME: str
     CONSOLE: str
     CONSOLE_LOGIN: str
+    FAKE_GPS: str
     PATH: str
     ENVIRONMENT: tuple[tuple[str, str], ...]
     LOG: str

@@ -90,6 +90,7 @@ class Service(NamedTuple):
     may: str = ""  # the setting that lists what it may ask of PID 1 without being root: "COMMANDS"
     # A module of LIB whose main(argv[1:]) runs in a copy of PID 1, as root: no exec, and memory is shared until written.
     module: str = ""
+    enabled: str = ""  # a setting that leaves this row out where it is "off": "CONSOLE_LOGIN"
 
 
 class Interface(NamedTuple):

@@ -317,6 +317,26 @@ def test_the_rescue_prompt_waits_for_somebody_who_types(tmp_path: Path) -> None:
     assert terminal.wait() == 0
 
 
+RAW = (
+    "SERVICES = (Service('app', ('sh', '-c', 'stty raw -echo; exit 1'), tty='{CONSOLE}'),)\n"
+    "BACKOFF_FIRST = 0.05\nRESCUE_TIMEOUT = 4.0"
+)
+
+
+def test_any_key_opens_the_rescue_prompt_on_a_console_that_an_app_left_raw(tmp_path: Path) -> None:
+    profile = tmp_path / "p.py"
+    profile.write_text(RAW)
+    terminal = Terminal([PYTHON, str(ROOT / "laptop" / "launcher.py"), "--profile", str(profile), "--once"])
+    terminal.expect("rescue: press Enter")
+    terminal.settle()
+    terminal.type("x")
+    terminal.expect(">>> ")
+    terminal.type("1 + 41\n")
+    terminal.expect("1 + 41\n42")  # with echo
+    terminal.type("halt()\n")
+    assert terminal.wait() == 0
+
+
 # --- commands ---------------------------------------------------------------------------------------------------------
 def test_the_sv_command(boot: Boot, tmp_path: Path) -> None:
     board = boot("Service('s', ('sleep', '1000')),").up()

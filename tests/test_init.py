@@ -883,6 +883,25 @@ def test_an_exception_in_the_loop_does_not_end_pid_1(prepared: Boot, target: str
     assert board.launcher.wait(40) == 0
 
 
+@pytest.mark.parametrize("words", [("--help",), ("--plan", "-h"), ("bogus", "-s", "", "\udcff=\udcff", "a" * 4000)])
+def test_no_argument_ends_pid_1(boot: Boot, words: tuple[str, ...]) -> None:
+    """Leaving main() is a kernel panic; the kernel gives init each word that it does not know."""
+    board = boot(f"{SLEEP},", words=words).up()
+    board.wait_state("s", "running")
+    assert board.ask("board")["faults"] == []
+    assert board.end() == 0
+
+
+def test_a_service_that_has_never_been_ready_is_said(boot: Boot) -> None:
+    """One that does not know an option of its row, one that does not say READY=1, and two that are well."""
+    rows = (
+        f"{SLEEP}, Service('wrong', ('sleep', '--bad')), Service('mute', ('sleep', '1000'), ready='notify', ready_timeout=0.2),"
+        "Service('job', ('true',), ready='exit'),"
+    )
+    board = boot(rows, settings="BACKOFF_FIRST = 0.05").up()
+    eventually(lambda: board.ask("board")["never_ready"] == ["wrong", "mute"])
+
+
 # --- rescue ---------------------------------------------------------------------------------------------------------
 def test_nothing_to_run_opens_a_rescue_prompt_and_nobody_typing_ends_in_a_reboot(boot: Boot) -> None:
     board = boot("", base="()", settings="RESCUE_TIMEOUT = 1.5").up()
@@ -897,6 +916,24 @@ def test_services_that_all_keep_dying_open_a_rescue_prompt(boot: Boot) -> None:
     ).up()
     eventually(lambda: "rescue: press Enter" in board.console())
     assert any("no service stays alive" in fault for fault in board.ask("board")["faults"])
+
+
+def test_those_that_wait_for_the_hopeless_are_hopeless_too(boot: Boot) -> None:
+    rows = "Service('a', ('false',), ready='notify'), Service('b', ('sleep', '1000'), ('a',)), Service('c', ('sleep', '1'), ('b',)),"
+    board = boot(rows, base="()", settings="RESCUE_TIMEOUT = 60.0").up()
+    eventually(lambda: "rescue: press Enter" in board.console())
+    assert {board.stats(name)["state"] for name in ("b", "c")} == {"waiting"}
+
+
+def test_the_rescue_prompt_has_an_environment_of_its_own(boot: Boot) -> None:
+    """With this variable no Python starts; and of a row that cannot run, the built-in one takes the place."""
+    settings = "ENVIRONMENT = (('PYTHONHOME', '/nowhere'), ('LD_PRELOAD', '/nowhere.so'))\nRESCUE_TIMEOUT = 60.0\n"
+    board = boot("", base="()", settings=settings).up()
+    eventually(lambda: "rescue: press Enter" in board.console())
+    row = "RESCUE = Service('rescue', ('sh', '-c', 'exit 3'), ready='notify')\n"
+    board = boot("", base="()", settings=settings + row).up()
+    eventually(lambda: "rescue: press Enter" in board.console(), 30)
+    assert any("rescue: exit 3, again and again" in fault for fault in board.ask("board")["faults"])
 
 
 def test_a_board_that_recovers_is_not_rebooted(boot: Boot) -> None:

@@ -20,6 +20,8 @@ from base import stdlib, syscalls
 from base.syscalls import Reboot
 from onboard import clock, mounts
 from pid1 import rescue, teardown
+from pid1.options import kernel_words, parse_options
+from tables.load import load
 from tables.rows import Mount
 from tables.tables import Tables
 
@@ -332,7 +334,37 @@ def test_options_of_the_kernel_command_line() -> None:
         "stack.profile=lab",
         "stack.skip=c",
     ]
-    assert stack.parse_options(words) == {"stack.debug": "1", "stack.profile": "lab", "stack.skip": "a,b,c"}
+    assert parse_options(words) == {"stack.debug": "1", "stack.profile": "lab", "stack.skip": "a,b,c"}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("quiet stack.debug\n", ["quiet", "stack.debug"]), ('stack.skip="klogd,syslogd" ro', ["stack.skip=klogd,syslogd", "ro"]),
+        ('"stack.skip=a, b" ro', ["stack.skip=a, b", "ro"]), ('stack.profile="a b', ["stack.profile=a b"]),
+        ('dyndbg="func f +p; single 1" x', ["dyndbg=func f +p; single 1", "x"]), ('"single"', ["single"]), ('a=b"c d"', ['a=b"c d"']),
+        ("ro -- single stack.debug", ["ro"]), ('ro "--" x', ["ro"]), ("a--b --c", ["a--b", "--c"]), ("\t ro \n", ["ro"]), ("", []), ('""', [""]),
+    ],
+)  # fmt: skip
+def test_words_as_the_kernel_reads_them(text: str, words: list[str]) -> None:
+    """lib/cmdline.c, next_arg(), and parse_args(), which gives what follows `--` to init."""
+    assert kernel_words(text) == words
+
+
+@pytest.mark.parametrize("word", ["single", "rescue", "emergency", "1", "S", "s", "stack.rescue"])
+def test_the_usual_words_for_a_rescue(word: str) -> None:
+    assert parse_options(["ro", word]) == {"stack.rescue": "1"}
+    assert parse_options([f"x{word}", f"{word.partition('.')[0]}=1"]) == {}
+
+
+def test_an_unknown_name_in_stack_skip_is_said(tmp_path: Path) -> None:
+    profile = tmp_path / "p.py"
+    profile.write_text("SERVICES = (Service('one', ('true',)), Service('two@', ('true',)), Service('bad', 'x'))")
+    tables = load({"stack.profile": str(profile), "stack.skip": "one,two@,bad,klogd,ome"})
+    assert [text for text in tables.rejected if "skip" in text] == [
+        "stack.skip names 'ome', which is no service; did you mean one?"
+    ], "klogd is one of settings.py's, which this profile leaves out"
+    assert list(tables.services) == []
 
 
 def test_reboot_commands_and_signals_come_from_one_table() -> None:
@@ -366,7 +398,8 @@ def test_plan(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert any(line.startswith("mount     /proc ") for line in lines)
-    assert any(line.startswith("service   fakegps ") for line in lines)
+    assert any(line.startswith("service   diagnostic ") for line in lines)
+    assert not any(line.startswith("service   fakegps ") for line in lines), "an invented position is not for a mast"
     assert "after broker (/run/bus/mqtt.sock)" in done.stdout
     bad = tmp_path / "bad.py"
     bad.write_text("SERVICES = (Service('a', 'x y'), Service('b', ('true',), ('zz',)), Service('c', ('true',)))")

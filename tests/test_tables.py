@@ -24,9 +24,7 @@ def load(tmp_path: Path, text: str, **options: str) -> Tables:
 def test_the_default_table_is_clean() -> None:
     board = tables.load({})
     assert board.rejected == []
-    assert {"logd", "broker", "klogd", "syslogd", "dropbear", "ntpd", "wpa_supplicant", "console", "fakegps"} <= set(
-        board.services
-    )
+    assert {"logd", "broker", "klogd", "syslogd", "dropbear", "ntpd", "wpa_supplicant", "console"} <= set(board.services)
 
 
 def test_rows_follow_the_settings_that_a_profile_changes(tmp_path: Path) -> None:
@@ -278,3 +276,14 @@ def test_no_service_may_take_all_memory(profile: str) -> None:
     """The rescue prompt alone may: it runs where nothing else could be started."""
     board = tables.load({"stack.profile": profile} if profile else {})
     assert [row.name for row in board.SERVICES if not row.memory_max] == []
+
+
+def test_a_setting_that_is_off_leaves_a_row_out(tmp_path: Path) -> None:
+    """The console without a login cost a Python start; a position on a desk is invented, one on a mast is not."""
+    none: set[str] = set()
+    for values, there in (("CONSOLE_LOGIN = 'off'", none), ("FAKE_GPS = 'on'", {"console", "fakegps"}), ("", {"console"})):
+        board = load(tmp_path, values)
+        assert board.services.keys() & {"console", "fakegps"} == there
+        assert board.rejected == []
+    text = load(tmp_path, "SERVICES += (Service('one', ('true',), enabled='FAKE_GSP'),)").rejected[0]
+    assert "one: enabled 'FAKE_GSP' is no setting; did you mean FAKE_GPS" in text
