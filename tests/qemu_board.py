@@ -38,7 +38,7 @@ def shell(board: Any, command: str) -> str:
 def test_the_table_runs(board: Any) -> None:
     """Everything of the Raspberry Pi's table, for real, at the first try."""
     rows = stats(board)
-    once = {"modules", "radios"}
+    once = {"modules", "radios", "bus_rights"}
     assert {"logd", "klogd", "syslogd", "dropbear", "chronyd", "wpa_supplicant", "network", "console", "broker", "fakegps",
             "wifi_scan", "wifi_analyzer", "diagnostic", "access_point"} <= rows.keys()  # fmt: skip
     for name, row in rows.items():
@@ -83,7 +83,7 @@ def test_the_console_is_the_prompt(board: Any) -> None:
     board.type("stats_process('dropbear')[0]['state'] + '-indeed'\n")
     board.wait_console("'running-indeed'")
     board.type("exit()\n")  # who leaves it finds a new one
-    eventually(lambda: stats(board)["console"]["restart"] == 1 and board.console().count("functions: ") == 2, 30)
+    eventually(lambda: stats(board)["console"]["restart"] == 1 and board.console().count("functions: ") == 2, 90)
 
 
 def test_the_network_of_the_emulator(board: Any) -> None:

@@ -138,7 +138,8 @@ def test_good_ones_bad_ones_none_and_garbage(
 import sys; sys.path.insert(0, "/usr/lib/stack")
 import ssl
 from onboard import board_table
-os.setgid(65534); os.setuid(65534)  # as the uplink runs
+from tables.accounts import own_number
+os.setgroups([]); os.setgid(own_number("uplink")); os.setuid(own_number("uplink"))
 ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(*board_table.board_table().UPLINK_TLS[1:])
 result = board_table.board_table().UPLINK_TLS[0]""")
     assert chosen == "/run/stack/boot/ca.pem"

@@ -28,7 +28,9 @@ SERVICES += (Service("chronyd", ("chronyd", "-d", "-u", "_chrony", "server 10.9.
 
 
 def clock(board: Any, what: str) -> Any:
-    return board.python(f"import sys; sys.path.insert(0, '/usr/lib/stack'); from onboard import clock; import time; result = {what}")
+    return board.python(
+        f"import sys; sys.path.insert(0, '/usr/lib/stack'); from onboard import clock; import time; result = {what}"
+    )
 
 
 def test_a_clock_without_a_battery(machine: Callable[..., Any], tmp_path: Path) -> None:

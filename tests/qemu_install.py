@@ -176,7 +176,7 @@ def new(board: Any) -> None:
         "board"
     ]
     for name, row in found["rows"].items():
-        once = name in ("modules", "fstab")
+        once = name in ("modules", "fstab", "bus_rights")
         assert (row["state"], row["restart"]) == ("stopped" if once else "running", 0), (name, row)
         assert row["exit"] == ("exit 0" if once else None), (name, row)
     assert {"sshd", "broker", "network", "timesyncd", "hotplug", "wpa_supplicant", "diagnostic"} <= found["rows"].keys()
@@ -199,7 +199,7 @@ def test_what_was_installed_goes_again(root: Path) -> None:
     left = [path for path in ("sbin/stack.py", "usr/lib/stack", "usr/bin/sv") if (root / path).exists()]
     assert left == []
     assert not list(root.glob("usr/**/stack.pth"))
-    assert "settings_debian" in (root / "root/settings_prod.py").read_text(), "what its owner has written is kept"
+    assert "profiles.debian" in (root / "root/settings_prod.py").read_text(), "what its owner has written is kept"
 
 
 def test_it_says_what_it_cannot_do() -> None:
