@@ -18,7 +18,7 @@ MACHINE ?= x86_64
 MACHINES = x86_64 virt-arm64 raspi3b
 
 .PHONY: help run prompt boot test test-qemu test-arm test-pythons chaos fleet lint bench bench-boot image install install-board uninstall-board
-.PHONY: setup clean install-files docs demo mothership
+.PHONY: setup clean install-files docs demo mothership pins
 
 help:
 	@echo "make run [SECONDS=n] [PROFILE=FILE] [MOTHERSHIP=HOST:PORT] [OPTIONS='stack.debug ...']   boot the board in namespaces"
@@ -72,6 +72,10 @@ PYTHONS ?= 3.11 3.12 3.13 3.14
 test-pythons: export PROGRAMS = cpio:cpio
 test-pythons: setup
 	@./test_pythons.sh $(PYTHONS) -- $(TESTS)
+
+# After a version in requirements*.txt has been changed: their hashes again. It takes uv (pip install uv).
+pins:
+	@$(PYTHON) lab/pins.py
 
 lint: NEEDS = requirements-dev.txt
 lint: setup

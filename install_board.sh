@@ -56,7 +56,7 @@ libraries() { # for our services alone: Debian 12's paho-mqtt (1.6) and pyroute2
     [ "$wanted" != "$(cat $stamp 2>/dev/null)" ] || { say "the libraries are there already"; return 0; }
     say "installing libraries into $LIB/site"
     rm -rf $LIB/site
-    python3 -m pip install -qq --root-user-action=ignore --disable-pip-version-check --target $LIB/site -r requirements.txt ||
+    python3 -m pip install -qq --root-user-action=ignore --disable-pip-version-check --require-hashes --target $LIB/site -r requirements.txt ||
         fail "pip could not install requirements.txt"
     printf '%s\n' "$wanted" >$stamp
 }

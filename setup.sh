@@ -65,7 +65,7 @@ for file in $needs; do # once for each content of each file
     wanted=$(cat requirements*.txt "$file"; "$venv/bin/python" -V)
     if [ "$wanted" != "$(cat "$stamp" 2>/dev/null)" ]; then
         echo "setup: installing $file"
-        "$venv/bin/python" -m pip install -qq --disable-pip-version-check -r "$file"
+        "$venv/bin/python" -m pip install -qq --disable-pip-version-check --require-hashes -r "$file"
         printf '%s\n' "$wanted" >"$stamp"
     fi
 done

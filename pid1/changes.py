@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 # Columns that are in force at once. The kernel takes limits at any time, but for memory_max, for which PID 1 would have to wait
 # until memory is freed; the others are read by PID 1 alone. Where a service logs to is a policy; whether it does, a descriptor.
 LIMITS = ("pids_max", "cpu_weight")
-OURS = ("after", "ready_timeout", "restart", "stop_signal", "stop_timeout", "kill", "critical", "may", "log", "enabled", "publishes", "hears")
+OURS = (
+    "after", "ready_timeout", "restart", "stop_signal", "stop_timeout", "kill", "critical", "may", "log", "enabled", "publishes",
+    "hears",
+)  # fmt: skip
 
 
 class Change(NamedTuple):

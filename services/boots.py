@@ -20,6 +20,7 @@ PANIC = "Kernel panic"  # its line begins so, in the dump
 WATCHDOGS = "/sys/class/watchdog"
 WDIOF_CARDRESET = 0x20  # linux/watchdog.h: it has reset the board
 DUMPS, DUMP_SIZE = 8, 64 * 1024  # panics that are kept, and bytes of each
+LONGEST = 1024 * 1024  # characters of a file on the data partition that are read
 MOST = 2000  # characters of a panic or a stack in the record
 
 
@@ -30,7 +31,7 @@ def restore(folder: str) -> None:
     """
     if os.path.exists(boot_ends.RECORD):
         return
-    old = boot_ends.read(f"{folder}/boot.json")
+    old = parsed(kept(f"{folder}/boot.json"))
     dumps = {path: read_file(path)[-DUMP_SIZE:] for path in entries(PSTORE) if "/dmesg-" in path}
     end = last_end(folder, old, dumps) if old else None
     counts = dict.fromkeys(CAUSES, 0) | old.get("counts", {})
@@ -67,6 +68,25 @@ def save(folder: str) -> None:
     write(folder, record)
 
 
+def kept(path: str) -> str:
+    """A file of the data partition; empty where there is none. No symbolic link is followed, no FIFO waited for."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(fd, encoding="utf-8", errors="replace") as file:
+            return file.read(LONGEST)
+    except OSError:
+        return ""
+
+
+def parsed(text: str) -> dict[str, Any]:
+    """The record in a text; empty where it is none."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def write(folder: str, record: dict[str, Any]) -> None:
     write_atomically(f"{folder}/boot.json", json.dumps(record) + "\n")
 
@@ -77,7 +97,7 @@ def last_end(folder: str, old: dict[str, Any], dumps: dict[str, str]) -> dict[st
     panic = text[text.find(PANIC) :] if PANIC in text else ""  # an oops alone does not end a boot
     statuses = [read_file(f"{path}/bootstatus") for path in entries(WATCHDOGS)]
     bitten = any(int(text) & WDIOF_CARDRESET for text in statuses if text.isdigit())
-    stack, ended = read_file(f"{folder}/pid1.stack"), old.get("ended")
+    stack, ended = kept(f"{folder}/pid1.stack").strip(), old.get("ended")
     if panic:
         cause, reason = "panic", panic.partition("\n")[0]
     elif bitten or (stack and not ended):

@@ -201,6 +201,25 @@ def test_a_record_that_is_no_json_is_the_first(lives: Lives) -> None:
     assert lives.boot()["number"] == 1
 
 
+@pytest.mark.parametrize("name", ["boot.json", "pid1.stack"])
+@pytest.mark.parametrize("kind", ["link", "fifo"])
+def test_what_is_no_file_on_a_disk_is_not_read(lives: Lives, tmp_path: Path, name: str, kind: str) -> None:
+    """Whoever wrote the card may have put it there: root's file would be in the record that anyone may read."""
+    os.makedirs(lives.disk, exist_ok=True)
+    if name != "boot.json":
+        lives.boot()
+        lives.end("reboot")
+    (tmp_path / "secret").write_text('{"number": 41, "counts": {}, "secret": "x"}')
+    place = Path(lives.disk) / name
+    if kind == "link":
+        place.symlink_to(tmp_path / "secret")
+    else:
+        os.mkfifo(place)
+    record = lives.boot()
+    assert record["number"] == (1 if name == "boot.json" else 2)
+    assert "secret" not in json.dumps(record)
+
+
 def test_the_prompt_tells_it(lives: Lives, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onboard.to_pid1.ask", lambda _path, _asked: {"hostname": "x"})
     with pytest.raises(SVError, match="no record of boots"):

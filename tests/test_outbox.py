@@ -599,3 +599,22 @@ def test_numbers_rise_and_records_are_there_until_acknowledged(
 
 def test_sqlite_is_new_enough() -> None:
     assert sqlite3.sqlite_version_info >= (3, 37), "STRICT tables"
+
+
+@pytest.mark.parametrize("where", ["outbox.db", "outbox.db-wal", "outbox.db-shm", "outbox.db-journal", ""])
+def test_no_symbolic_link_on_a_disk_is_followed(lab: Lab, tmp_path: Path, where: str) -> None:
+    """Whoever wrote the card may have put one there, to have the uplink write somewhere else; records wait in memory."""
+    elsewhere = tmp_path / "elsewhere"
+    if where:
+        lab.folder.mkdir()
+        elsewhere.write_bytes(b"")
+        (lab.folder / where).symlink_to(elsewhere)
+    else:
+        elsewhere.mkdir()
+        lab.folder.symlink_to(elsewhere)
+    box = lab.open()
+    fill(box, 3)
+    box.flush(100.0)
+    assert any("is a symbolic link, which is not followed" in line for line in lab.said), lab.said
+    assert (list(elsewhere.iterdir()) if elsewhere.is_dir() else elsewhere.read_bytes()) in ([], b"")
+    assert len(waiting(box)) == 3

@@ -7,7 +7,9 @@ import json
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
+from errno import ELOOP
 
+from base.files import open_folder
 from uplink.numbering import LEGACY, Numbering, Stream, new_identity
 
 PAGE = 2048  # bytes: a commit writes each page that it has touched
@@ -38,7 +40,8 @@ def open_disk(folder: str, say: Callable[[str], object]) -> sqlite3.Connection:
     path = f"{folder}/outbox.db"
     for _ in range(2):
         try:
-            os.makedirs(folder, exist_ok=True)
+            os.close(open_folder(folder))
+            refuse_links(path)
             return open_database(path)
         except sqlite3.DatabaseError as error:
             why = str(error)
@@ -51,6 +54,13 @@ def open_disk(folder: str, say: Callable[[str], object]) -> sqlite3.Connection:
             why = f"{error.strerror}: {folder}"
             break
     raise Unusable(why)
+
+
+def refuse_links(path: str) -> None:
+    """OSError for a symbolic link in the place of a file of the database: SQLite would follow it, wherever it leads."""
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        if os.path.islink(path + suffix):
+            raise OSError(ELOOP, f"{os.path.basename(path)}{suffix} is a symbolic link, which is not followed", path)
 
 
 def open_database(path: str) -> sqlite3.Connection:
