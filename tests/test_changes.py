@@ -77,7 +77,7 @@ def test_limits_alone_are_adjusted() -> None:
     "columns",
     [
         {"after": ("x",)}, {"ready_timeout": 1.0}, {"restart": "never"}, {"stop_signal": "INT"}, {"stop_timeout": 9.0},
-        {"kill": "main"}, {"critical": True}, {"may": "COMMANDS"}, {"log": "disk"}, {"cpu_weight": 7},
+        {"kill": "main"}, {"critical": True}, {"may": "COMMANDS"}, {"enabled": "FAKE_GPS"}, {"log": "disk"}, {"cpu_weight": 7},
     ],
     ids=lambda columns: next(iter(columns)),
 )  # fmt: skip
