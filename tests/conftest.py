@@ -281,8 +281,29 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
     one.kill()
 
 
+PYTEST = os.getpid()
+_exit = os._exit
+
+
+def _no_quiet_end(code: int) -> None:
+    """A child's way out, taken by mistake in pytest's own process, would end a failed run with 0 and no word."""
+    if os.getpid() == PYTEST and not code:
+        raise RuntimeError("os._exit(0) in pytest's own process: a child's code has run in its parent")
+    _exit(code)
+
+
+os._exit = _no_quiet_end  # type: ignore[assignment]
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Figures that tests have measured: `record_property("figure", text)`, of pytest's workers too."""
+    """Figures that tests have measured: `record_property("figure", text)`, of pytest's workers too; and what did not run."""
+    if skipped := terminalreporter.getreports("skipped"):
+        reasons = [str(report.longrepr[2]) if isinstance(report.longrepr, tuple) else "?" for report in skipped]
+        terminalreporter.write_line(f"{len(skipped)} tests were skipped, so this run does not show all:")
+        for reason in sorted(set(reasons)):
+            terminalreporter.write_line(f"  {reasons.count(reason)}: {reason.removeprefix('Skipped: ')}")
+        if NO_NAMESPACES:
+            terminalreporter.write_line("  the ring of boards in namespaces was skipped as a whole")
     for report in terminalreporter.getreports("passed"):
         for name, value in report.user_properties:
             if name == "figure":

@@ -77,7 +77,8 @@ def test_limits_alone_are_adjusted() -> None:
     "columns",
     [
         {"after": ("x",)}, {"ready_timeout": 1.0}, {"restart": "never"}, {"stop_signal": "INT"}, {"stop_timeout": 9.0},
-        {"kill": "main"}, {"critical": True}, {"may": "COMMANDS"}, {"publishes": ("x",)}, {"hears": ("x",)}, {"log": "disk"}, {"cpu_weight": 7},
+        {"kill": "main"}, {"critical": True}, {"may": "COMMANDS"}, {"enabled": "FAKE_GPS"}, {"log": "disk"}, {"cpu_weight": 7},
+        {"publishes": ("x",)}, {"hears": ("x",)},
     ],
     ids=lambda columns: next(iter(columns)),
 )  # fmt: skip

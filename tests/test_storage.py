@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +46,11 @@ class Tools:
         self.read_fault = ""
         monkeypatch.setenv("PATH", str(self.folder))
         monkeypatch.setattr(storage, "mount", self.mount)
+        statvfs = os.statvfs  # this machine's own /var may be read-only
+        monkeypatch.setattr(os, "statvfs", lambda _: statvfs(tempfile.gettempdir()))
+        monkeypatch.setattr(
+            storage, "umount", lambda *_: pytest.fail("a pure test would have unmounted a file system of this machine")
+        )
         monkeypatch.setattr(storage, "is_block", lambda path: path == "/dev/card3")
         monkeypatch.setattr(storage, "read_fault", lambda _: self.read_fault)
         monkeypatch.setattr(storage, "open_folder", lambda _: os.open("/", os.O_RDONLY))
