@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 # until memory is freed; the others are read by PID 1 alone. Where a service logs to is a policy; whether it does, a descriptor.
 LIMITS = ("pids_max", "cpu_weight")
 OURS = (
-    "after", "ready_timeout", "restart", "stop_signal", "stop_timeout", "kill", "critical", "may", "log", "enabled", "publishes",
-    "hears",
+    "after", "ready_timeout", "restart", "stop_signal", "stop_timeout", "kill", "critical", "may", "log", "enabled",
+    "publishes", "hears",
 )  # fmt: skip
 
 
