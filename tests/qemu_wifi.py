@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from conftest import eventually, machines
 
+from base.printable import printable
+
 ODD = b'P"\xc3\xb6\\\x00\xff\n'
 MANY = 26  # names as long as can be, escaped: more than the 4,096 bytes of SCAN_RESULTS
 BASE = "driver=nl80211\nhw_mode=g\n"
@@ -146,7 +148,7 @@ def test_every_kind_of_access_point_is_heard(board: Any) -> None:
         told.items()
         >= {
             bssid(1): (2412, "WPA2", "stack-lab"),
-            bssid(2): (2437, "WPA3", ODD.decode(errors="replace")),
+            bssid(2): (2437, "WPA3", printable(ODD.decode(errors="replace"))),
             bssid(4): (2437, "open", "Café am See ⚓"),
         }.items()
     )
