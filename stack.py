@@ -87,7 +87,10 @@ class Init(Life):
         was open. PID 1 takes all descriptors that it may have: two for each service's log and more."""
         os.umask(0o022)
         os.chdir("/")
-        self.best_effort("nice", os.setpriority, os.PRIO_PROCESS, 0, 0)
+        try:
+            os.setpriority(os.PRIO_PROCESS, 0, 0)
+        except OSError as error:  # in a user namespace nobody may take back what a launcher was given
+            _log.debug(f"nice: {error.strerror}")
         soft, hard = limit_descriptors()
         self.sv.world.spawner.descriptors = (soft, hard)
         limit_descriptors((hard, hard))

@@ -35,17 +35,23 @@ def load(options: dict[str, str] | None = None, owners: str = OWNERS, meanwhile:
     names = tables.options.get("stack.profile", "")
     if not names and os.path.exists(f"{LIB}/settings_prod.py"):
         names = "prod"
+    known = _all_names(tables)  # of every table on the way: a launcher skips what its profile has
     for name in filter(None, [*names.split(","), owners if os.path.exists(owners) else ""]):
         _overlay(tables, name, meanwhile)
         tables.profiles.append(name)
+        known |= _all_names(tables)
     check_tables(tables)
-    _check_skipped(tables)
+    _check_skipped(tables, known)
     return tables
 
 
-def _check_skipped(tables: Tables) -> None:
+def _all_names(tables: Tables) -> set[str]:
+    """Names of services and templates; a row may be anything still."""
+    return {row.name for row in tables.values["SERVICES"] if type(getattr(row, "name", 0)) is str}
+
+
+def _check_skipped(tables: Tables, known: set[str]) -> None:
     """Names in stack.skip of no service: a service that somebody wanted to leave out is running."""
-    known = {row.name for row in (*tables.values["SERVICES"], *tables.default_rows) if type(getattr(row, "name", 0)) is str}
     for name in sorted(tables.skipped - known):
         tables.rejected.append(f"stack.skip names {shown(name)}, which is no service{did_you_mean(name, known)}")
 

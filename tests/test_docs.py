@@ -43,6 +43,8 @@ ELSEWHERE = {
 # Commands in ```sh blocks that the test below does not run, by how they begin, and why not.
 NOT_RUN = {
     "git clone": "needs the network",
+    "make demo": "tests/test_demo.py runs it",
+    "make mothership": "fetches packages: tests/test_demo.py runs it without",
     "make test": "this test is a part of it",
     "make run     #": "waits for somebody at the prompt: docs/record.py types there",
     "make run OPTIONS": "waits for somebody at the prompt",

@@ -111,8 +111,8 @@ def test_without_a_good_bundle_the_sources_serve(tmp_path: Path, damage: str) ->
 
 def test_a_traceback_from_the_bundle_names_file_and_line(installed: Path) -> None:
     code = "import stack, traceback\ntry: stack.parse_options(5)\nexcept TypeError: print(traceback.format_exc())"
-    printed = python(installed, code.replace("\n", "\n") if "\n" not in code else "exec(" + repr(code) + ")")
-    assert f'File "{installed}/stack.py", line' in printed
+    printed = python(installed, f"exec({code!r})")
+    assert f'File "{installed}/pid1/options.py", line' in printed
     assert "for name, equals, value in" in printed, "with the line itself"
 
 

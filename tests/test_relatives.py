@@ -181,4 +181,4 @@ def test_both_on_a_board(boot: Callable[..., Board]) -> None:
         board.wait_state(name, "stopped", seconds=5)
     assert (board.root / "tmp/child").read_text() == "asked\n"
     assert not (board.root / "tmp/left").exists()
-    assert not [words for words in board.processes().values() if "trap" in words]
+    eventually(lambda: not [words for words in board.processes().values() if "trap" in words])

@@ -34,7 +34,7 @@ def load(folder: Path, text: str) -> Tables:
 
 # --- users of their own -----------------------------------------------------------------------------------------------
 def test_every_app_has_a_user_of_its_own(tmp_path: Path) -> None:
-    board = load(tmp_path, "SERVICES += (app('hello'),); UPLINK = ('h:1883',)")
+    board = load(tmp_path, "SERVICES += (app('hello'),); UPLINK = ('h:1883',); FAKE_GPS = 'on'")
     assert board.rejected == []
     rows = {**board.services, **board.templates}
     numbers = {name: board.account(rows[name]).uid for name in ("broker", "fakegps", "gps@", "uplink", "wifi_scan", "hello")}
@@ -50,7 +50,7 @@ def test_a_number_follows_from_the_name_alone() -> None:
 
 
 def test_one_user_for_all_is_still_possible(tmp_path: Path) -> None:
-    board = load(tmp_path, "APP_USER = 'daemon'; UPLINK = ('h:1883',)")
+    board = load(tmp_path, "APP_USER = 'daemon'; UPLINK = ('h:1883',); FAKE_GPS = 'on'")
     assert board.rejected == []
     assert {board.services[name].user for name in ("broker", "uplink", "fakegps")} == {"daemon"}
     assert board.owner("uplink") == board.accounts["daemon"], "whose outbox it is follows"
