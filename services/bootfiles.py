@@ -1,12 +1,12 @@
 """The owner's files on the boot partition, which any computer can write: ssh keys, settings, Wi-Fi networks, certificates.
 
-A service that runs once in each boot, after storage.py. What is well-formed comes into force in /run/stack/boot, and stays on
-the data partition as the last good one. What is wrong is named in /run/stack/bootfiles.json and left out: the last good one
-goes on, also where the whole partition cannot be read. What its owner has taken away is gone: a key that nobody wants any
-more must not open the board. A partition whose list of files is empty or garbled has lost them: there nothing is taken away.
+A service that runs once in each boot, after storage.py. A valid file is copied to /run/stack/boot, where it is used, and to
+the data partition, as the last good copy. An invalid file is listed in /run/stack/bootfiles.json and ignored: the last good
+copy is used, also if the partition cannot be read. Delete a file and the board stops using it: an old ssh key must not
+open the board. A partition whose list of files is empty or garbled counts as damaged: the last good copies stay.
 
-Nothing here waits for ever, and nobody waits for a partition that is not there: BOOT_WAIT, and not even that where
-storage.py has waited already.
+Every wait has a limit. A missing partition is waited for at most BOOT_WAIT, and not at all if storage.py has waited
+before.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ class BootFiles:
         self.device = self.source = ""
         self.found: dict[str, bytes] | None = None  # None: the partition could not be read
         self.faults: dict[str, str] = {}  # of single files
-        self.whole = True  # absent means taken away
+        self.whole = True  # the list of files is sound: a missing file was deleted by the owner
         self.files: dict[str, str] = {}  # name: "taken" from the partition, "kept", "removed"
-        self.changed: set[str] = set()  # in force now, and otherwise than before
+        self.changed: set[str] = set()  # names of files in use that differ from before
         self.notes: list[str] = []  # sentences, for people
         self.groups: tuple[tuple[tuple[str, ...], Callable[..., str]], ...] = (
             (("authorized_keys",), file_checks.authorized_keys), ((PROFILE,), self.profile_fault),
@@ -69,7 +69,7 @@ class BootFiles:
 
     # --- the way ----------------------------------------------------------------------------------------------------
     def bring_up(self) -> None:
-        """Everything, in order: look, judge, take, and tell those who have read the old ones."""
+        """All steps, in order: read, check, copy, and restart the services that have read the old files."""
         self.read()
         for names, check in self.groups:
             self.attempt(", ".join(names), self.settle, names, check)
@@ -150,7 +150,7 @@ class BootFiles:
 
     # --- taking -------------------------------------------------------------------------------------------------------
     def put(self, there: dict[str, bytes], how: str) -> None:
-        """Into force, for root alone; hand_out() says who else may read."""
+        """Copy files to FORCE, readable by root; hand_out() lets others read. Raises OSError."""
         os.makedirs(FORCE, exist_ok=True)
         for name, data in there.items():
             if read_kept(f"{FORCE}/{name}") != data:
@@ -168,13 +168,13 @@ class BootFiles:
                 os.chmod(path, 0o640)
 
     def keep(self, name: str, data: bytes) -> None:
-        """On the data partition, which is written to only where something has changed."""
+        """Save the last good copy on the data partition, if it has changed. Raises OSError."""
         if read_kept(f"{self.kept}/{name}") != data:
             os.makedirs(self.kept, 0o700, exist_ok=True)
             write_atomically(f"{self.kept}/{name}", data, 0o600)
 
     def remove(self, names: tuple[str, ...]) -> None:
-        """Its owner has taken it away."""
+        """The owner has deleted the files: delete our copies and stop using them."""
         for name in names:
             if os.path.exists(f"{self.kept}/{name}"):
                 os.unlink(f"{self.kept}/{name}")
@@ -188,7 +188,7 @@ class BootFiles:
                 self.changed.add(name)
 
     def apply(self) -> None:
-        """Let PID 1 read its tables again, and start those anew who have read what is no longer so."""
+        """Let PID 1 read its tables again, and restart the services that have read the old files."""
         stale = {"wpa_supplicant"} if "wpa_supplicant.conf" in self.changed else set()
         if {"ca.pem", "board.pem", "board.key"} & self.changed:
             stale.add("uplink")
@@ -210,7 +210,7 @@ class BootFiles:
         self.say_what_is_not_linked()
 
     def restart(self, name: str) -> None:
-        """One that runs; who starts later finds the new ones."""
+        """Restart a service if it runs; one that starts later reads the new files anyway."""
         try:
             if told("stats", name=name)[0]["alive"]:
                 told("restart", name=name)
@@ -218,7 +218,7 @@ class BootFiles:
             pass  # this board has no such service, or is shutting down
 
     def say_what_is_not_linked(self) -> None:
-        """An image that looks elsewhere for these would make us liars."""
+        """Note each file that has no effect because the image reads it from another path."""
         keys = f"{os.environ.get('HOME', '/root')}/.ssh/authorized_keys"
         for name, path in (("authorized_keys", keys), ("wpa_supplicant.conf", self.before.WIFI_CONFIG)):
             if name in self.files and os.path.realpath(path) != os.path.realpath(f"{FORCE}/{name}"):
@@ -278,7 +278,7 @@ class BootFiles:
         print(f"<4>{text}", file=sys.stderr)
 
     def attempt(self, what: str, step: Callable[..., object], *arguments: object) -> None:
-        """One file's trouble is not that of the others."""
+        """Run one step. Its exception becomes a note, and the next step runs."""
         try:
             step(*arguments)
         except Exception as error:

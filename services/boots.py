@@ -12,22 +12,23 @@ from onboard import boot_ends
 if TYPE_CHECKING:
     from typing import Any
 
-# Asked for; a board beyond repair by restarts; PID 1 hung, the kernel died; a power cut, or a reset that left no trace.
+# reboot, halt, poweroff: asked for. critical: restarts did not help. watchdog: PID 1 hung. unknown: for example a power cut.
 CAUSES = ("reboot", "halt", "poweroff", "critical", "watchdog", "panic", "unknown")
-HOUR = 3600.0  # a boot that has lived for so long forgets that an earlier one was ended as critical, or may have been
+HOUR = 3600.0  # seconds; a boot that ran this long clears `escalated`, which an earlier critical end has set
 PSTORE = "/sys/fs/pstore"
-PANIC = "Kernel panic"  # its line begins so, in the dump
+PANIC = "Kernel panic"  # how the kernel's line begins in the dump
 WATCHDOGS = "/sys/class/watchdog"
-WDIOF_CARDRESET = 0x20  # linux/watchdog.h: it has reset the board
+WDIOF_CARDRESET = 0x20  # linux/watchdog.h: the watchdog caused the last reset
 DUMPS, DUMP_SIZE = 8, 64 * 1024  # panics that are kept, and bytes of each
 LONGEST = 1024 * 1024  # characters of a file on the data partition that are read
 MOST = 2000  # characters of a panic or a stack in the record
 
 
 def restore(folder: str) -> None:
-    """Begin this boot's record with the end of the last one. A keeper that was restarted finds it done.
+    """Write this boot's record, with the cause of the last boot's end. Does nothing if this boot has a record already.
 
-    What the last boot left behind is cleared away once the record is on the disk: at worst it is told twice.
+    Dumps and stacks are moved after the record is on the disk: a power cut in between reports them twice, never loses them.
+    Raises OSError where the record cannot be written.
     """
     if os.path.exists(boot_ends.RECORD):
         return
@@ -37,7 +38,7 @@ def restore(folder: str) -> None:
     counts = dict.fromkeys(CAUSES, 0) | old.get("counts", {})
     escalated = bool(old.get("escalated"))
     if end:
-        # Without a word from a boot that was young: on a disk that went read-only it could not say that it escalated.
+        # A young boot that recorded no end may have escalated: a read-only disk would have kept it from recording that.
         escalated = escalated or (end["cause"] == "unknown" and not old.get("lived"))
         counts[end["cause"]] = counts.get(end["cause"], 0) + 1
     record = {
@@ -51,12 +52,12 @@ def restore(folder: str) -> None:
         written = True
         clear_away(folder, dumps, old.get("number", 0))
     finally:
-        # On a disk that forgets, or cannot be written, each boot would take itself for the first to reboot.
+        # Without a lasting record, every boot would count as the first one, and the board would reboot in a loop.
         boot_ends.tell(boot_ends.RECORD, record | {"may_escalate": bool(old) and written and not escalated})
 
 
 def save(folder: str) -> None:
-    """Hourly: this boot lives. At the end: how it ends."""
+    """Update this boot's record: every hour that it runs, at the stop how it ends. Raises OSError where it cannot."""
     record = boot_ends.read(boot_ends.RECORD)
     if not record:
         raise OSError(f"there is no {boot_ends.RECORD}: the record could not be restored")
@@ -69,7 +70,7 @@ def save(folder: str) -> None:
 
 
 def kept(path: str) -> str:
-    """A file of the data partition; empty where there is none. No symbolic link is followed, no FIFO waited for."""
+    """The text of a file on the data partition; empty if it cannot be read. Follows no symbolic link, waits for no FIFO."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(fd, encoding="utf-8", errors="replace") as file:
@@ -79,7 +80,7 @@ def kept(path: str) -> str:
 
 
 def parsed(text: str) -> dict[str, Any]:
-    """The record in a text; empty where it is none."""
+    """The record in a JSON text; empty where the text is not a JSON object."""
     try:
         found = json.loads(text)
     except ValueError:
@@ -92,7 +93,7 @@ def write(folder: str, record: dict[str, Any]) -> None:
 
 
 def last_end(folder: str, old: dict[str, Any], dumps: dict[str, str]) -> dict[str, Any]:
-    """Why the last boot ended, from what it left behind: the kernel's last words, the dog's, PID 1's, its own, none."""
+    """Why the last boot ended, from what it left: a kernel panic, the watchdog's status, PID 1's stack, its record."""
     text = "\n".join(dumps.values())
     panic = text[text.find(PANIC) :] if PANIC in text else ""  # an oops alone does not end a boot
     statuses = [read_file(f"{path}/bootstatus") for path in entries(WATCHDOGS)]
@@ -111,8 +112,8 @@ def last_end(folder: str, old: dict[str, Any], dumps: dict[str, str]) -> dict[st
 
 
 def clear_away(folder: str, dumps: dict[str, str], number: int) -> None:
-    """Move the kernel's dumps from pstore to the disk, which makes room for the next one
-    (Documentation/admin-guide/ramoops.rst); PID 1's stack stays for people, under another name."""
+    """Move the kernel's dumps from pstore to the disk, which frees pstore for the next one
+    (Documentation/admin-guide/ramoops.rst). PID 1's stack is renamed to pid1.last, for people to read."""
     for path, text in dumps.items():
         write_atomically(f"{folder}/pstore/{number:06d}-{os.path.basename(path)}", text)
         os.unlink(path)
@@ -124,7 +125,7 @@ def clear_away(folder: str, dumps: dict[str, str], number: int) -> None:
 
 # --- PID 1's stack --------------------------------------------------------------------------------------------------
 def stuck(folder: str, text: str) -> None:
-    """What came from PID 1: its stack, because it has not fed the dog for long, or that it goes on."""
+    """Save what PID 1 sent: its stack while its loop hangs. If it reports that the loop runs again, rename it to pid1.late."""
     dump, recovered, _ = text.partition(boot_ends.RECOVERED)
     path = f"{folder}/pid1.stack"
     if dump:
@@ -134,11 +135,11 @@ def stuck(folder: str, text: str) -> None:
 
 
 def in_the_kernel() -> str:
-    """Where in the kernel PID 1 waits, if it does (`man 5 proc`)."""
+    """PID 1's kernel stack, /proc/1/stack (`man 5 proc`); empty where it cannot be read."""
     stack = read_file("/proc/1/stack")
     return f"In the kernel:\n{stack}\n" if stack else ""
 
 
 def entries(folder: str) -> list[str]:
-    """What is in a folder, in order; nothing where there is none."""
+    """Paths of a folder's entries, sorted; none where the folder does not exist."""
     return [f"{folder}/{name}" for name in sorted(os.listdir(folder))] if os.path.isdir(folder) else []

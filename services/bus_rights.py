@@ -1,8 +1,8 @@
-"""The access list of the local bus, made from the table in each boot and after each reload that changes it.
+"""Writes the local bus's access list from the table: in each boot, and after each reload that changes it.
 
 mosquitto does not ask the kernel who is at the other end of a Unix socket: it knows clients by name and password. Each
 service that is not root gets a password of this boot, in a file that its user alone can read and where bus.py finds it. The
-broker gets their hashes and what each may publish and hear. Root has a password as well: it may everything.
+broker gets their hashes and what each may publish and hear. Root has a password too, and may publish and hear everything.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ Row = tuple[str, int, list[str], list[str]]  # name, uid, what it publishes, wha
 
 
 def hashed(password: str, salt: bytes) -> str:
-    """As mosquitto_passwd writes it: PBKDF2-HMAC-SHA512. One round: 128 random bits cannot be guessed."""
+    """A password's line as mosquitto_passwd(1) writes it: PBKDF2-HMAC-SHA512. One round is enough for 128 random bits."""
     key = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, 1)
     return f"$7$1${base64.b64encode(salt).decode()}${base64.b64encode(key).decode()}"
 
 
 def access_list(rows: list[Row]) -> str:
-    """The text of mosquitto's `acl_file` (`man 5 mosquitto.conf`). What stands before the first user is for those without."""
+    """The text of mosquitto's `acl_file` (`man 5 mosquitto.conf`). Lines before the first `user`: clients without one."""
     lines = ["topic read #"]
     for name, _, publishes, hears in rows:
         lines += [f"user {name}", *(f"topic write {topic}" for topic in publishes), *(f"topic read {topic}" for topic in hears)]
@@ -37,7 +37,7 @@ def access_list(rows: list[Row]) -> str:
 
 
 def password_of(name: str, folder: str) -> str:
-    """What it has already in this boot, or a new one: who is connected stays connected when the list changes."""
+    """The password that a service has in this boot, or a new one. It is kept so that connected clients stay connected."""
     try:
         return str(json.loads(read_file(f"{folder}/{name}"))["password"])
     except (ValueError, KeyError, TypeError):
@@ -45,7 +45,7 @@ def password_of(name: str, folder: str) -> str:
 
 
 def write(path: str, text: str, uid: int) -> bool:
-    """A file that one user can read; whether it has changed."""
+    """Write a file that only one user can read (mode 0400). Returns whether it has changed; raises OSError."""
     if os.path.exists(path) and os.stat(path).st_uid == uid and read_file(path) == text.strip():
         return False
     write_atomically(path, text, 0o400)
@@ -54,7 +54,7 @@ def write(path: str, text: str, uid: int) -> bool:
 
 
 def make(rows: list[Row], broker: str, folder: str = FOLDER) -> bool:
-    """All files; whether the broker's have changed."""
+    """Write all files. Returns whether the broker's have changed; raises OSError."""
     os.makedirs(folder, exist_ok=True)
     os.chmod(folder, 0o711)
     rows = [ROOT, *(row for row in rows if row[0] != "root")]
@@ -76,7 +76,7 @@ def make(rows: list[Row], broker: str, folder: str = FOLDER) -> bool:
 
 
 def tell(broker: str) -> None:
-    """A broker that runs reads both files again (`man 8 mosquitto`, SIGHUP)."""
+    """Send SIGHUP to a running broker: it reads both files again (`man 8 mosquitto`)."""
     control = os.environ.get("STACK_CONTROL", SOCKET)
     try:
         if ask(control, {"op": "stats", "name": broker})[0]["ready"]:

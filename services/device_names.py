@@ -10,7 +10,7 @@ DEV = "/dev"
 
 
 class Names:
-    """Symbolic links with stable names below /dev/serial. Of devices that claim the same one, the first has it."""
+    """Symbolic links with stable names below /dev/serial. If two devices claim the same name, the first one has it."""
 
     def __init__(self) -> None:
         self._claims: dict[str, tuple[list[str], str]] = {}  # path: names, node
@@ -18,13 +18,13 @@ class Names:
         self._changed = False
 
     def came(self, path: str, claims: list[str], node: str) -> None:
-        """A device and the names that it may have."""
+        """Record a device (its sysfs path and node) and the names that it claims."""
         if claims and self._claims.get(path) != (claims, node):
             self._claims[path] = (claims, node)
             self._changed = True
 
     def gone(self, path: str) -> None:
-        """A device gives its names back."""
+        """Drop the names that a device claims."""
         self._changed |= self._claims.pop(path, None) is not None
 
     def due(self) -> bool:
@@ -32,11 +32,11 @@ class Names:
         return self._changed
 
     def clean(self) -> None:
-        """Remove what a predecessor has left."""
+        """Remove the links of an earlier run of this service."""
         shutil.rmtree(f"{DEV}/serial", ignore_errors=True)
 
     def apply(self, log: Any) -> None:
-        """Make the links that are missing, remove the others."""
+        """Create the missing links and remove the stale ones. A failure is logged and tried again at the next turn."""
         if not self._changed:
             return
         wanted: dict[str, str] = {}
@@ -57,7 +57,7 @@ class Names:
 
 
 def make_link(path: str, target: str) -> None:
-    """A symbolic link, in one step where there was another one."""
+    """Create a symbolic link; replace an older one atomically, by rename(2). Raises OSError."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     if os.path.lexists(f"{path}.new"):
         os.unlink(f"{path}.new")

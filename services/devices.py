@@ -1,6 +1,6 @@
-"""What sysfs says about devices: their properties, whose names udev's people know, their stable names, and what fits a rule.
+"""What sysfs says about devices: their properties under udev's names, their stable names, and which rules match.
 
-Pure functions of a folder, /sys on a board, and of the properties of uevents: hotplug.py listens and carries out.
+Pure functions of a folder, /sys on a board, and of the properties of uevents: hotplug.py receives the events and acts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tables.rows import Rule
 SYS = "/sys"
 NUMBERS = {"idVendor": "ID_VENDOR_ID", "idProduct": "ID_MODEL_ID", "bcdDevice": "ID_REVISION", "devnum": "ID_USB_DEVNUM"}
 LONGEST = 4096  # characters of an attribute: sysfs gives a page
-# What tells a device from the next one at the same place in the tree.
+# Properties by which a device differs from its successor at the same sysfs path.
 IDENTITY = ("DEVNAME", "MAJOR", "MINOR", "IFINDEX", "PRODUCT", "ID_SERIAL", "ID_USB_DEVNUM")
 Properties = dict[str, str]
 
@@ -28,7 +28,7 @@ def scan(sys: str = SYS) -> Iterator[str]:
 
 
 def read(path: str, name: str, sys: str = SYS) -> str:
-    """One attribute of a device; empty where it has none, or its driver does not say."""
+    """One attribute of a device; empty where it has none or its driver returns an error."""
     try:
         with open(f"{sys}{path}/{name}", encoding="utf-8", errors="replace") as file:
             return file.read(LONGEST).strip()
@@ -37,9 +37,9 @@ def read(path: str, name: str, sys: str = SYS) -> str:
 
 
 def consoles(sys: str = SYS, command_line: str = "", own: str = "") -> set[str]:
-    """Devices of the kernel's console and of ours (`console=ttyS0,115200`): they are nobody's serial line.
+    """Devices of the kernel's console and of ours (`console=ttyS0,115200`): no app may use them as a serial line.
 
-    `own` is settings.CONSOLE. What the kernel writes there would be data for a receiver, and what an app writes, a login.
+    `own` is settings.CONSOLE. A receiver's app would read the kernel's messages as data, and the prompt would read the app's.
     """
     found = set(read("/class/tty/console", "active", sys).split())
     words = [word.partition("=")[2] for word in command_line.split() if word.startswith("console=")]
@@ -55,21 +55,21 @@ def link(path: str, name: str, sys: str = SYS) -> str:
 
 
 def uevent(path: str, sys: str = SYS) -> Properties:
-    """What the kernel would say of a device in a uevent now."""
+    """The properties that the kernel would put into a uevent of this device now."""
     pairs = (line.partition("=") for line in read(path, "uevent", sys).splitlines())
     found = {name: value for name, _, value in pairs if name}
     return {**found, "DEVPATH": path, "SUBSYSTEM": link(path, "subsystem", sys)}
 
 
 def parents(path: str) -> Iterator[str]:
-    """A device and those that it hangs on, up to the root of the tree."""
+    """A device's path and those of its parents, up to the root of the tree."""
     while path.count("/") > 1:
         yield path
         path = path.rpartition("/")[0]
 
 
 def describe(event: Properties, sys: str = SYS) -> Properties:
-    """A uevent's properties, and as ID_... what udev would add: the USB device that it is or hangs on, and the way to it."""
+    """A uevent's properties, and as ID_... what udev would add: its USB device and its path."""
     path, found = event["DEVPATH"], dict(event)
     if "/usb" in path:
         found |= usb_identity(path, sys)
@@ -79,7 +79,7 @@ def describe(event: Properties, sys: str = SYS) -> Properties:
 
 
 def same(one: Properties, other: Properties) -> bool:
-    """Whether it is still the same device, and not another one that has come to its place."""
+    """Whether both describe the same device, not a successor at the same sysfs path."""
     return all(one.get(name) == other.get(name) for name in IDENTITY)
 
 
@@ -116,7 +116,7 @@ def id_path(path: str, sys: str = SYS) -> str:
 
 
 def safe(text: str) -> str:
-    """A text that a device says of itself as part of a file's name (udev's replace_chars): no "/", no surprises."""
+    """A text that a device says of itself as part of a file's name (udev's replace_chars): other characters become "_"."""
     text = re.sub(r"[^0-9A-Za-z#+.:=@_-]", "_", "_".join(text.split()))[:80]
     return "_" * len(text) if not text.strip(".") else text
 
@@ -137,7 +137,7 @@ def names(properties: Properties, sys: str = SYS) -> list[str]:
 
 
 def fits(rule: Rule, action: str, properties: Properties) -> bool:
-    """Whether a rule is about this event."""
+    """Whether a rule matches this event."""
     return (
         rule.action in (action, "*")
         and fnmatchcase(properties.get("SUBSYSTEM", ""), rule.subsystem)
@@ -147,5 +147,5 @@ def fits(rule: Rule, action: str, properties: Properties) -> bool:
 
 
 def fill(text: str, properties: Properties) -> str:
-    """`{devname}` and the like replaced by the device's properties, "/" by "-"; KeyError where it has no such one."""
+    """`{devname}` and the like replaced by the device's properties, "/" by "-"; KeyError where it has no such property."""
     return re.sub(r"\{(\w+)\}", lambda match: properties[match[1].upper()].replace("/", "-"), text)

@@ -1,9 +1,9 @@
 """Kernel device events become module loads, services that run while a device is there, bus messages and stable names.
 
-No udevd: pyudev hears the kernel itself. What is there at boot is found in sysfs, parents first, and its modules are loaded
+There is no udevd: pyudev reads the uevents. What is there at boot is found in sysfs, parents first, and its modules are loaded
 by one modprobe; what comes later says so in a uevent. The rules are rows of settings.RULES; in what they name, a device's
-properties stand as `{devname}`, `{interface}`, `{id_serial_short}`... Where events were lost, sysfs is read again and the
-difference is what has happened. The broker and PID 1 may be away: orders for PID 1 wait for it.
+properties stand as `{devname}`, `{interface}`, `{id_serial_short}`... If events are lost, sysfs is scanned again and
+the difference is handled. The broker and PID 1 may be down: orders wait until PID 1 answers.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MOST = 20_000  # events to forget at once
 
 
 class Hotplug:
-    """The devices that are there, and what follows from them."""
+    """The known devices, and what the rules do for them."""
 
     def __init__(self, bus: Bus, chosen: Any, monitor: Monitor | None = None, sys: str = SYS) -> None:
         self.bus = bus
@@ -46,21 +46,21 @@ class Hotplug:
         self.names = Names()
         self.known: dict[str, Properties] = {}  # by path
         self.overruns = 0
-        self.lost = False  # events that we have not made good yet
+        self.lost = False  # events were lost, and sysfs has not been scanned since
         self.dropped = 0  # devices that were too many
         self._said = False
         self._turned = 0.0
         bus.watch(self.monitor.fileno(), self.on_events)
 
     def start(self, now: float) -> None:
-        """Coldplug. Events have been collected since before: nothing falls between the two."""
+        """Coldplug: scan sysfs. The monitor was opened before, so no event is missed between the two."""
         self.rescan()
         self.orders.stop_forgotten()
         self.names.clean()
         self.turn(now)
 
     def turn(self, now: float) -> None:
-        """Carry out what has gathered."""
+        """Do what is due: links, modules, orders to PID 1."""
         self._turned = now
         if self.lost:
             self.catch_up()
@@ -78,7 +78,7 @@ class Hotplug:
 
     # --- what comes in ------------------------------------------------------------------------------------------------
     def on_events(self) -> None:
-        """The kernel has something to say."""
+        """Handle the uevents that wait, at most EVENTS of them."""
         try:
             for event in islice(self.monitor.read(), EVENTS):
                 self.on_event(event)
@@ -89,14 +89,14 @@ class Hotplug:
         self.turn(time.monotonic())
 
     def catch_up(self) -> None:
-        """A scan after a loss; and another one later, where events come faster than we can forget them."""
+        """Scan sysfs after a loss; scan again later if events come faster than drain() drops them."""
         self.lost = not self.drain()
         self.rescan()
 
     def drain(self) -> bool:
-        """Forget what was said before a scan: the scan knows better. What comes during the scan is heard after it.
+        """Drop the events before a scan, which is newer. Events during the scan are handled after it.
 
-        Whether nothing is left: until then the kernel does not say that it has lost more (net/netlink, NETLINK_S_CONGESTED).
+        Returns whether the queue is empty: until then the kernel reports no further loss (net/netlink, NETLINK_S_CONGESTED).
         """
         for _ in range(100):
             try:
@@ -133,7 +133,7 @@ class Hotplug:
             return
         before = self.known.get(path, {})
         if action == "add" and before and not same(before, found):
-            self.gone(before)  # without our hearing of it
+            self.gone(before)  # its remove event was lost
             before = {}
         found = {**before, **found}
         if path.startswith("/devices/"):  # drivers, modules and buses have events too
@@ -153,7 +153,7 @@ class Hotplug:
 
     # --- what follows -------------------------------------------------------------------------------------------------
     def follow(self, action: str, properties: Properties) -> None:
-        """Do what the rules say; one that cannot be followed is logged, and the others are."""
+        """Apply each matching rule. A failure is logged; the other rules still apply."""
         for rule in self.rules:
             if fits(rule, action, properties):
                 try:
@@ -166,7 +166,7 @@ class Hotplug:
                     self.log.warning("%s: %s", properties["DEVPATH"], error)
 
     def is_console(self, properties: Properties) -> bool:
-        """Whether the kernel, or our own prompt, has this terminal."""
+        """Whether the kernel's console or our prompt uses this terminal."""
         if properties.get("SUBSYSTEM") != "tty":
             return False
         return properties.get("DEVNAME") in consoles(self.sys, read_file("/proc/cmdline"), self.console)

@@ -1,7 +1,7 @@
 """Keeps what must survive the board's end: restored at the start, saved every hour and at the stop, on the data partition.
 
-A copy of PID 1 (`module="keeper"` in its row), because it needs root and next to no memory of its own. What it keeps are
-modules with restore(folder) and save(folder).
+It is a fork of PID 1 (`module="keeper"` in its row): it needs root, and a fork shares PID 1's memory. Each module in KEPT has
+restore(folder) and save(folder).
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from onboard import boot_ends, clock
 from onboard.to_pid1 import notify
 from services import boots, seed
 
-KEPT = (clock, seed, boots)  # the clock first: the others write the date
+KEPT = (clock, seed, boots)  # the clock first: the others record the date
 STORAGE = "/run/stack/storage.json"  # what storage.py has found
 PERIOD = 3600.0  # seconds between two saves
-QUIET = 0.2  # seconds without more of PID 1's stack: that was all of it
+QUIET = 0.2  # seconds; if no more of PID 1's stack arrives for this long, it is complete
 
 
 def each(action: str, folder: str, **more: bool) -> None:
-    """Let each of them restore or save; one that fails is logged and does not stop the others."""
+    """Call `restore` or `save` of each module. A failure is logged and does not stop the others."""
     for module in KEPT:
         try:
             getattr(module, action)(folder, **(more if module is not boots else {}))
@@ -33,12 +33,12 @@ def each(action: str, folder: str, **more: bool) -> None:
 
 
 def foreign() -> bool:
-    """Whether the data partition is on a disk that is not the root's: whoever plugged it in may have made it."""
+    """Whether the data partition is on another disk than the root: somebody may have plugged it in."""
     return bool(boot_ends.read(STORAGE).get("foreign"))
 
 
 class Keeper:
-    """The one place that sleeps: until the next save, PID 1's stack, or TERM."""
+    """The loop: it waits for the next save, for PID 1's stack, or for SIGTERM."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
@@ -54,7 +54,7 @@ class Keeper:
             self.poll.register(self.stuck, select.POLLIN)
 
     def run(self) -> None:
-        """Until TERM."""
+        """Restore, then save every hour until SIGTERM, and once more at the end."""
         os.close(open_folder(self.folder, 0o700))
         each("restore", self.folder, **({"believed": False} if foreign() else {}))
         notify("READY=1")
@@ -71,7 +71,7 @@ class Keeper:
         each("save", self.folder)
 
     def take_stack(self) -> None:
-        """PID 1 has not fed the dog for long: what it was doing must be on the disk before the reset."""
+        """PID 1's loop hangs: save its Python stack to the disk before the watchdog resets the board."""
         text = b""
         while (block := self.read_stack()) and len(text) < 65536:
             text += block

@@ -16,10 +16,10 @@ class File:
         self.path = f"{folder}/{name}.log"
         self.fd = -1
         self.size = 0
-        self.said = ""  # why it cannot be written, once it has been said
+        self.said = ""  # the last write error that was logged, so that it is logged once
 
     def write(self, block: bytes, limit: int) -> bool:
-        """Append; whether the file was rotated for it. A full disk loses the block, not the daemon."""
+        """Append; whether the file was rotated. On an error (a full disk) the block is dropped and the error logged."""
         rotate = False
         try:
             if not self._is_there():
@@ -56,14 +56,14 @@ class File:
         self.size = os.fstat(self.fd).st_size
 
     def close(self) -> None:
-        """Until the next block."""
+        """Close the file; write() opens it again."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
 
 
 def bound(folder: str, most: int, live: set[str]) -> None:
-    """Old files of services that came and went count too: the largest go until the folder's bound holds."""
+    """Delete the largest files of a folder that are not `live` until it holds `most` bytes or less. Raises OSError."""
     sizes: dict[str, int] = {}
     for entry in os.scandir(folder):
         sizes[entry.path] = entry.stat(follow_symlinks=False).st_size

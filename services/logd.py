@@ -25,8 +25,8 @@ SPLICE_F_NONBLOCK = 2
 CHANNEL = 3
 BATCH = 64 * 1024  # bytes read from one pipe in one go
 LINE_MAX = 8 * 1024  # bytes; a longer line is split
-TAIL_SECONDS = 1.0  # text without a newline is taken for a line after so long
-LAST_LINES, LAST_SIZE = 100, 16 * 1024  # that are kept of those that are too many
+TAIL_SECONDS = 1.0  # text without a newline counts as a line after this long
+LAST_LINES, LAST_SIZE = 100, 16 * 1024  # lines and bytes that are kept of the dropped ones
 OPEN_MOST = 200  # files
 PAUSE = 0.02  # seconds between two looks at a service that prints too much
 LEVELS = {ord("0"): b"error: ", ord("1"): b"error: ", ord("2"): b"error: ", ord("3"): b"error: ", ord("4"): b"warning: "}
@@ -50,13 +50,13 @@ class Stream:
         self.paused = False
 
     def drop(self, lines: bytes) -> None:
-        """These are too many: count them, and keep the last ones."""
+        """Count lines above the rate limit, and keep the last ones."""
         self.dropped += lines.count(b"\n") + (lines[-1:] != b"\n")
         kept = self.last + lines
         self.last = kept if len(kept) <= LAST_SIZE else kept[-LAST_SIZE:].partition(b"\n")[2]
 
     def take_last(self) -> list[bytes]:
-        """The last lines that were dropped, which are so no longer."""
+        """The last lines that were dropped, removed from the count: they will be written after all."""
         lines = self.last.removesuffix(b"\n").split(b"\n")[-LAST_LINES:] if self.last else []
         self.last = b""
         self.dropped -= len(lines)
@@ -64,7 +64,7 @@ class Stream:
 
 
 class Logd:
-    """All streams, and the one place that sleeps."""
+    """All streams, and the loop that reads them."""
 
     def __init__(self, options: dict[str, str]) -> None:
         self.folder = options.get("folder", "/run/log")
@@ -92,11 +92,11 @@ class Logd:
         channel = socket.socket(fileno=CHANNEL)
         channel.setblocking(False)
         self.epoll.register(CHANNEL, select.EPOLLIN)
-        alive = float("inf") if self.patience is None else 0.0  # when to say that we are
+        alive = float("inf") if self.patience is None else 0.0  # when the next WATCHDOG=1 is due
         while not self.ending:
             now = time.monotonic()
             if self.patience is not None and now >= alive:
-                with suppress(OSError):  # PID 1 will say so, by killing us
+                with suppress(OSError):  # then PID 1 restarts us
                     notify("WATCHDOG=1")
                 alive = now + self.patience
             due = min([alive, *(stream.due for stream in self.streams.values() if stream.due is not None)])
@@ -143,7 +143,7 @@ class Logd:
         self.read(stream, now)
 
     def remove(self, stream: Stream) -> None:
-        """Nobody writes there any more."""
+        """Close a stream whose pipe has no writer left."""
         self.report_dropped(stream, time.monotonic())
         if not stream.paused:
             self.epoll.unregister(stream.fd)
@@ -239,14 +239,14 @@ class Logd:
 
     # --- too much, and too slowly -----------------------------------------------------------------------------------
     def pause(self, stream: Stream, now: float) -> None:
-        """It prints more than it may: look at it again in a moment, so that it costs nobody the processor."""
+        """It prints more than it may: read it again after PAUSE, so that it does not take the processor."""
         if not stream.paused:
             self.epoll.unregister(stream.fd)
             stream.paused = True
         stream.due = now + PAUSE
 
     def look_again(self, stream: Stream, now: float) -> None:
-        """The end of a pause, or of the patience with an unfinished line."""
+        """A pause has ended, or an unfinished line has waited for TAIL_SECONDS."""
         stream.due = None
         if not stream.paused:
             self.read(stream, now, flush=True)
@@ -274,7 +274,7 @@ class Logd:
             pass
 
     def report_dropped(self, stream: Stream, now: float) -> None:
-        """How many lines are missing, and the last ones, which are not."""
+        """Write how many lines were dropped, and the last ones, which were kept."""
         if stream.dropped:
             lines = stream.take_last()
             stream.tokens = max(0.0, stream.tokens - len(lines))

@@ -8,35 +8,35 @@ import time
 
 from bus import Bus
 
-LOADER_TIMEOUT = 60.0  # s for a modprobe: a driver may hang in its start
+LOADER_TIMEOUT = 60.0  # s for one modprobe: a driver may hang while it starts
 BATCH = 200  # names for one modprobe
-WANTED = 2000  # names that wait
-WORDS = 4096  # bytes of its complaints that are logged at once
+WANTED = 2000  # names in the queue at most
+WORDS = 4096  # bytes of its error messages that are logged at once
 
 
 class Loader:
-    """Modules: one modprobe at a time, for all that has been asked for meanwhile, in the order of asking."""
+    """The queue of modules. One modprobe runs at a time and loads what was queued, in order."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._wanted: dict[str, None] = {}
-        self._words = -1  # the pipe with what the running one says
+        self._words = -1  # the read end of the running modprobe's stderr
         self._children: list[subprocess.Popen[bytes]] = []  # the running one last; before it those that are stuck in the kernel
         self._deadline = 0.0
-        self.dropped = 0  # names that were too many
+        self.dropped = 0  # names that did not fit the queue
 
     def want(self, module: str) -> None:
-        """A module's name, or what a device is (its modalias)."""
+        """Queue a module's name or a device's modalias; dropped and counted where the queue is full."""
         if len(self._wanted) < WANTED:
             self._wanted[module] = None
         else:
             self.dropped += 1
 
     def turn(self, now: float) -> None:
-        """Start the next one, or end the one that takes too long."""
+        """Start the next modprobe; kill the running one after LOADER_TIMEOUT."""
         if self._words >= 0 and now >= self._deadline:
             self._bus.log.warning("modprobe: not ready after %g s, ended", LOADER_TIMEOUT)
-            self._children[-1].kill()  # a driver that hangs in the kernel ends it when it likes: nobody waits for it
+            self._children[-1].kill()  # a modprobe stuck in the kernel cannot be killed: we do not wait for it
             self._ended()
         self._children = [child for child in self._children if child.poll() is None]
         if self._words < 0 and self._wanted:
@@ -46,7 +46,7 @@ class Loader:
                 del self._wanted[module]
 
     def due(self) -> float | None:
-        """When turn() has something to do; None: when a modprobe has ended, or somebody wants one."""
+        """Monotonic time of the next turn(); None where only an event (an end, a new name) makes one necessary."""
         if self._words >= 0:
             return self._deadline
         return 0.0 if self._wanted else None
@@ -65,7 +65,7 @@ class Loader:
         self._bus.watch(words, self._on_words)
 
     def _on_words(self) -> None:
-        """Its complaints; their end is its own. Its exit status says nothing: most devices need no module."""
+        """Log modprobe's stderr. End of file means that it has ended. Its status is ignored: most devices need no module."""
         if words := os.read(self._words, WORDS):
             self._bus.log.warning("%s", words.decode(errors="replace").strip())
             return

@@ -1,4 +1,4 @@
-"""What PID 1 is to start and to stop because of devices; it waits for a PID 1 that is away, and survives a restart of ours."""
+"""Services that PID 1 starts and stops for devices. Orders wait until PID 1 answers; a restart of hotplug keeps the list."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from bus import Bus
 from onboard import to_pid1
 from onboard.to_pid1 import SVError, Unreachable
 
-STARTED = "/run/hotplug/started.json"  # services that run because of a device: what a successor of ours has to stop
+STARTED = "/run/hotplug/started.json"  # services that run for a device: read after a restart of hotplug
 PATIENCE = 2.0  # s for PID 1's answer
 LARGEST = 1024 * 1024  # bytes of that file
 RETRY = 5.0  # s until PID 1 is asked again
 
 
 class Orders:
-    """What PID 1 is to start and to stop. The last word counts, and waits until PID 1 has heard it."""
+    """What PID 1 is to start and to stop. Only the last order for a service counts; it waits until PID 1 has answered."""
 
     def __init__(self, bus: Bus, before: list[str]) -> None:
         self._log = bus.log
@@ -27,7 +27,7 @@ class Orders:
         self._complained = False
 
     def keep(self, service: str, path: str) -> None:
-        """It runs as long as this device, or another one that keeps it, is there."""
+        """Start a service and keep it until the last of its devices (sysfs paths) is gone."""
         paths = self._keeping.setdefault(service, set())
         if path not in paths:
             paths.add(path)
@@ -35,7 +35,7 @@ class Orders:
             self.give("start", service)
 
     def gone(self, path: str) -> None:
-        """A device has gone, and with the last of them the service."""
+        """A device has gone: stop each service that it was the last device of."""
         for service in [service for service, paths in self._keeping.items() if path in paths]:
             self._keeping[service].discard(path)
             if not self._keeping[service]:
@@ -44,19 +44,19 @@ class Orders:
                 self.give("stop", service)
 
     def stop_forgotten(self) -> None:
-        """What a predecessor of ours has started, for devices that are no longer there."""
+        """Stop what an earlier run of hotplug started for devices that are no longer there."""
         for service in self._before:
             if service not in self._keeping:
                 self.give("stop", service)
         self._remember()
 
     def give(self, order: str, service: str) -> None:
-        """Start or stop; what was to be stopped and is to run again is another device's."""
+        """Queue a start or a stop. A start after a queued stop becomes a restart: the service must open the new device."""
         again = order == "start" and self._pending.get(service) in ("stop", "restart")
         self._pending[service] = "restart" if again else order
 
     def turn(self, now: float) -> None:
-        """Tell PID 1."""
+        """Send the queued orders to PID 1; retry every RETRY seconds while it cannot be reached."""
         for service, order in list(self._pending.items()):
             if now < self._retry:
                 return
@@ -75,7 +75,7 @@ class Orders:
             del self._pending[service]
 
     def due(self) -> float | None:
-        """When turn() has something to do."""
+        """Monotonic time of the next turn(); None where no order waits."""
         return self._retry if self._pending else None
 
     def _remember(self) -> None:
@@ -86,7 +86,7 @@ class Orders:
 
 
 def read_started() -> list[str]:
-    """The services that our predecessor in this boot has started."""
+    """Services that an earlier run of hotplug in this boot has started; none where its list cannot be read."""
     try:
         with open(STARTED, encoding="utf-8") as file:
             return [str(name) for name in json.loads(file.read(LARGEST))]

@@ -1,4 +1,4 @@
-"""The disk that the root is on: its partitions are ours; those of a disk that somebody has plugged in are not."""
+"""Which disk the root file system is on. Its partitions are trusted; those of any other disk are not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SYS = "/sys"
 
 
 def of_root(mounts: str = "", sys: str = "") -> str:
-    """Its name ("mmcblk0"); empty where the root is on none: in memory, or from the network (`man 5 proc_pid_mountinfo`)."""
+    """The root disk's name ("mmcblk0"), from `man 5 proc_pid_mountinfo`; empty where it is in memory or on the network."""
     numbers = [
         words[2] for line in read_file(mounts or MOUNTS).splitlines() if len(words := line.split()) > 4 and words[4] == "/"
     ]
@@ -19,7 +19,7 @@ def of_root(mounts: str = "", sys: str = "") -> str:
 
 
 def of_device(path: str, sys: str = "") -> str:
-    """The name of the disk that a block device is, or is a part of."""
+    """The name of the disk that a block device is on; empty where there is no such device."""
     try:
         number = os.stat(path).st_rdev
     except OSError:
@@ -28,7 +28,7 @@ def of_device(path: str, sys: str = "") -> str:
 
 
 def whole(number: str, sys: str = "") -> str:
-    """The disk of a device's number ("179:2"); of a device that is made of another one (dm-verity), that one's."""
+    """The disk of a device number ("179:2"). For a stacked device (dm-verity), the disk below it. Empty where unknown."""
     folder = os.path.realpath(f"{sys or SYS}/dev/block/{number}")
     for _ in range(8):
         below = sorted(os.listdir(f"{folder}/slaves")) if os.path.isdir(f"{folder}/slaves") else []

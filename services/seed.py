@@ -1,6 +1,6 @@
-"""What the random pool of this boot hands on to the next one (`man 4 random`, drivers/char/random.c).
+"""The random seed that this boot saves for the next one (`man 4 random`, drivers/char/random.c).
 
-A board without a hardware generator has little to draw keys from when it starts. The seed is credited as entropy only
+A board without a hardware random generator has little entropy when it starts. The seed is credited as entropy only
 where we have saved it from a pool that was itself initialised, and only after another one has taken its place on the
 disk: the same seed is never credited twice, whenever the power goes. (As systemd-random-seed(8) and SeedRNG do.)
 """
@@ -17,13 +17,13 @@ from hashlib import blake2b
 from base.files import write_atomically
 
 SIZE = 32  # bytes: 256 bits are what the kernel's pool holds (POOL_READY_BITS)
-GOOD, DOUBTFUL = b"credit\n", b"no-credit\n"  # before the seed: whether it came from an initialised pool
+GOOD, DOUBTFUL = b"credit\n", b"no-credit\n"  # the file's first line: whether the pool was initialised when the seed was read
 RNDADDENTROPY = 0x40085203  # linux/random.h: _IOW('R', 3, int[2])
 POOL = "/dev/urandom"
 
 
 def restore(folder: str, *, believed: bool = True) -> None:
-    """Hand the last boot's seed to the kernel; one that is not `believed` is mixed in, and counts as nothing."""
+    """Write the last boot's seed to the kernel's pool. Without `believed` it is mixed in but not credited as entropy."""
     old, creditable = read(f"{folder}/seed")
     creditable = creditable and believed
     if not old:
@@ -40,7 +40,7 @@ def restore(folder: str, *, believed: bool = True) -> None:
 
 
 def save(folder: str, old: bytes = b"") -> None:
-    """A seed for the next boot; it counts as entropy if the pool that it comes from is initialised."""
+    """Save a seed for the next boot, marked creditable if the pool is initialised (`man 2 getrandom`). Raises OSError."""
     try:
         os.getrandom(1, os.GRND_NONBLOCK)
         mark = GOOD
@@ -50,7 +50,7 @@ def save(folder: str, old: bytes = b"") -> None:
 
 
 def read(path: str) -> tuple[bytes, bool]:
-    """The seed and whether it may be credited: only what nobody but root could read or write since we wrote it."""
+    """The seed, and whether it may be credited: only if no user but root could read or write the file."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
@@ -63,7 +63,7 @@ def read(path: str) -> tuple[bytes, bool]:
 
 
 def feed(seed: bytes, creditable: bool) -> bool:
-    """Mix a seed into the kernel's pool; whether it was credited."""
+    """Mix a seed into the kernel's pool. Returns whether it was credited; raises OSError."""
     fd = os.open(POOL, os.O_WRONLY | os.O_CLOEXEC)
     try:
         if creditable:
@@ -79,7 +79,7 @@ def feed(seed: bytes, creditable: bool) -> bool:
 
 
 def _replace(folder: str, mark: bytes, old: bytes) -> None:
-    """A new seed on the disk, which knows what the old one knew: it can only get better."""
+    """Write a new seed: a hash of the old one and of the pool, so it is never weaker than the old one."""
     with open(POOL, "rb", buffering=0) as pool:  # getrandom(2) would wait for a pool that is not initialised
         new = blake2b(old + pool.read(SIZE), digest_size=SIZE).digest()
     write_atomically(f"{folder}/seed", mark + new, 0o600)

@@ -1,8 +1,8 @@
-"""The door of ssh: it accepts connections and runs `dropbear -i` for each, so that strangers cannot keep the owner out.
+"""The door of ssh: it accepts connections and runs `dropbear -i` for each, so that strangers cannot lock the owner out.
 
 dropbear by itself takes 30 connections that have not logged in, 5 of an address, and waits 300 s for each: eight addresses
-that stay silent lock the owner out. Here a new connection always gets in. Where there are too many without a session (a
-shell, a command), the one that goes for it is of the address that has the most.
+that stay silent lock the owner out. Here a new connection is always accepted. If too many have no session (a
+shell, a command), one is closed: the oldest of the address that has the most.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ class Connection:
         self.network = network(address)
         self.since = time.monotonic()
         self.child = subprocess.Popen(argv, stdin=link.fileno(), stdout=link.fileno())
-        self.ends = os.pidfd_open(self.child.pid)  # can be read when it has ended
+        self.ends = os.pidfd_open(self.child.pid)  # becomes readable when the child has ended
 
 
 def network(address: str) -> str:
-    """The /24 or /64 that an address is of: who has one address of it may well have all."""
+    """The /24 or /64 that an address is of: one attacker may own all of its addresses."""
     if ":" not in address:
         return address.rpartition(".")[0]
     return socket.inet_pton(socket.AF_INET6, address.partition("%")[0])[:8].hex()
 
 
 def unwelcome(strangers: list[Connection]) -> Connection:
-    """Who goes for the next one: of the address that has the most, then of the network that has the most, the oldest."""
+    """The connection to close: of the address with the most, then of the network with the most, the oldest one."""
     addresses = [one.address for one in strangers]
     networks = [one.network for one in strangers]
     return max(strangers, key=lambda one: (addresses.count(one.address), networks.count(one.network), -one.since))
@@ -56,7 +56,7 @@ def parents() -> set[int]:
 
 
 def listeners(port: int) -> list[socket.socket]:
-    """For IPv6 and for IPv4, as far as the kernel has them; OSError where neither can be had."""
+    """Listening sockets for IPv6 and IPv4, where the kernel has them; OSError where it has neither."""
     found = []
     why = OSError(f"no address for port {port}")
     for family, address in ((socket.AF_INET6, "::"), (socket.AF_INET, "0.0.0.0")):
@@ -71,7 +71,7 @@ def listeners(port: int) -> list[socket.socket]:
 
 
 class Door:
-    """All connections."""
+    """The listeners and all connections; closes connections above STRANGERS."""
 
     def __init__(self, doors: list[socket.socket], argv: list[str]) -> None:
         self.argv = argv
@@ -81,7 +81,7 @@ class Door:
             self.selector.register(door, selectors.EVENT_READ)
 
     def turn(self) -> None:
-        """Wait for somebody to come or to go."""
+        """Wait until a client connects or a dropbear ends."""
         for key, _ in self.selector.select():
             if isinstance(key.fileobj, socket.socket):
                 self._accept(key.fileobj)
@@ -105,7 +105,7 @@ class Door:
     def _accept(self, door: socket.socket) -> None:
         try:
             link, address = door.accept()
-        except BlockingIOError:  # it has gone already
+        except BlockingIOError:  # the client has closed it already
             return
         except OSError as error:
             self._not_served(error)

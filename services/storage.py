@@ -1,8 +1,8 @@
-"""The data partition: found, checked, repaired, mounted over the tmpfs that PID 1 has put there, grown to its card.
+"""The data partition: finds, checks and repairs it, mounts it over PID 1's tmpfs, and grows it to fill its card.
 
 A service that runs once. Whatever goes wrong, it ends with status 0 and the tmpfs stays: a board without its data still
 boots, and /run/stack/storage.json says what happened. The work is that of util-linux and e2fsprogs, each call of which
-has a time limit; nothing here waits for ever.
+has a time limit; so it always ends.
 
 Steps are in an order in which a power cut between any two of them does no harm: the table of partitions says that there
 is more room before the file system uses it, and the file system grows while it is mounted, through its journal.
@@ -38,7 +38,7 @@ SECTOR = 512  # /sys/class/block counts in these, whatever the device has
 
 
 class Storage:
-    """One attempt to have the data partition, and the record of it."""
+    """One attempt to mount the data partition, and its record."""
 
     def __init__(self, chosen: Any, sources: list[str], target: str = TARGET) -> None:
         self.chosen = chosen  # the board's settings
@@ -53,7 +53,7 @@ class Storage:
 
     # --- the way ----------------------------------------------------------------------------------------------------
     def bring_up(self) -> None:
-        """Everything, in order. Returns in any case; `mounted` says with what success."""
+        """All steps, in order. `mounted` says whether the partition is in use afterwards."""
         self.device, self.source = find(self.sources, self.chosen.DATA_WAIT, anywhere=self.chosen.DATA_ANYWHERE)
         if not self.device:
             where = "" if self.chosen.DATA_ANYWHERE else f"; labels count on the root's disk ({root_disk.of_root() or 'none'})"
@@ -80,7 +80,7 @@ class Storage:
             self.grow()
 
     def check(self) -> None:
-        """Let e2fsck(8) repair what it may without asking, and then everything else. The mount shows what it was worth."""
+        """Let e2fsck(8) repair what it may without asking, and then everything else. The mount shows whether that helped."""
         status, text = run("e2fsck", "-p", self.device, seconds=self.left())
         if status in (0, 1, 2, 3):
             self.what.append("repaired" if status & 1 else "checked")
@@ -257,7 +257,10 @@ def run(*argv: str, seconds: float = QUICK, text: str = "") -> tuple[int, str]:
 
 
 def wait(pid: int, seconds: float) -> int:
-    """The exit status of a child, at most so many seconds from now; one that a dead disk holds in the kernel is left behind."""
+    """Wait for a child at most so many seconds, then kill it. Returns its exit status, or minus a signal's number.
+
+    A child that a dead disk holds in the kernel cannot be killed: it is left behind.
+    """
     handle = os.pidfd_open(pid)
     try:
         if not select.select([handle], [], [], seconds)[0]:
@@ -280,7 +283,7 @@ def is_block(path: str) -> bool:
 
 
 def read_fault(device: str) -> str:
-    """Why the beginning of a device cannot be read; empty where it can."""
+    """The error of reading the first WORTH bytes of a device; empty where they can be read."""
     try:
         with open(device, "rb", buffering=0) as file:
             file.read(WORTH)

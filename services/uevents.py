@@ -1,4 +1,4 @@
-"""The kernel's uevents, by pyudev: no udevd stands between."""
+"""The kernel's uevents, read by pyudev from netlink, without udevd."""
 
 from __future__ import annotations
 
@@ -16,41 +16,41 @@ LIBUDEV = "libudev.so.1"
 
 
 class Overrun(Exception):
-    """More events than our buffer holds: some are lost."""
+    """The socket's buffer overflowed (ENOBUFS, `man 7 netlink`): some events are lost."""
 
 
 class Monitor:
     """The kernel's uevents."""
 
     def __init__(self, buffer: int) -> None:
-        # By its name, as the dynamic linker finds it: pyudev would ask ldconfig(8), and a board may have no cache to ask.
+        # pyudev would run ldconfig(8), and a board may have no cache; the dynamic linker finds the library by its name.
         pyudev._ctypeslib.utils.find_library = lambda _: LIBUDEV
         self._monitor = pyudev.Monitor.from_netlink(pyudev.Context(), source="kernel")
         try:
             self._monitor.set_receive_buffer_size(buffer)
-        except OSError:  # in a user namespace: the kernel gives what anybody may have (net.core.rmem_max)
+        except OSError:  # in a user namespace, where net.core.rmem_max stays the limit
             pass
         self._monitor.start()
-        self.dropped = 0  # events that are no text
+        self.dropped = 0  # events that are not UTF-8
         self._socket = socket.socket(fileno=os.dup(self.fileno()))
 
     def fileno(self) -> int:
-        """For poll(2)."""
+        """The netlink socket's descriptor, for poll(2)."""
         return int(self._monitor.fileno())
 
     def read(self) -> Iterator[Properties]:
-        """What has come. Overrun, once, where something did not."""
+        """Yield the events that wait. Raises Overrun where some were lost, SystemExit where the socket cannot be read."""
         while True:
             try:
                 device = self._monitor.poll(0)
                 if device is None:
                     return
                 event = dict(device.properties)
-            except UnicodeDecodeError:  # a property that is no text
+            except UnicodeDecodeError:  # a property is not UTF-8
                 self.dropped += 1
                 continue
-            except OSError as error:  # pyudev's poll says "error" without a number, and leaves it where it is
+            except OSError as error:  # pyudev raises it without errno; SO_ERROR still has it
                 if ENOBUFS in (error.errno, self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
                     raise Overrun from None
-                raise SystemExit(f"uevents: {error}") from None  # PID 1 starts us again, and we look at everything anew
+                raise SystemExit(f"uevents: {error}") from None  # PID 1 restarts us, and we scan sysfs again
             yield event | {"DEVNAME": event["DEVNAME"].removeprefix("/dev/")} if "DEVNAME" in event else event
