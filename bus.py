@@ -5,7 +5,7 @@
         bus.publish("hello", {"text": "world"})
 
 An app that only listens ends with `bus.run()`. `python3 bus.py TOPIC` prints what passes on a topic.
-What must not be lost must not rely on this bus: it has no memory.
+The bus stores nothing: data that must not be lost needs another way.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ class Bus:
         self._client = self._make_client()
         self._handlers: dict[str, Handler] = {}
         self._watched: dict[int, Callable[[], object]] = {}  # other descriptors, served in the same wait
-        self._retained: dict[str, bytes] = {}  # the broker forgets when it dies: we tell its successor
+        self._retained: dict[str, bytes] = {}  # sent again after a reconnect: a restarted broker has lost them
         self._waiting: deque[tuple[str, bytes, bool]] = deque(maxlen=BACKLOG)  # while the broker is away; the oldest go first
         self._connected = False
-        self._lost: float | None = None  # since when, once it has been said
+        self._lost: float | None = None  # since when, once it has been logged
         self._retry = RECONNECT_FIRST
         self._next_try = 0.0
         self._patience = 0.0  # for the broker's answer to our CONNECT
@@ -103,7 +103,7 @@ class Bus:
         self._watched[fd] = handler
 
     def unwatch(self, fd: int) -> None:
-        """No longer; before the descriptor is closed."""
+        """Stop watching a descriptor; call it before the descriptor is closed."""
         self._watched.pop(fd, None)
 
     def every(self, seconds: float) -> Iterator[float]:
@@ -145,7 +145,7 @@ class Bus:
 
     @contextlib.contextmanager
     def uninterrupted(self) -> Iterator[None]:
-        """What is done in here comes to its end; SIGTERM waits for it."""
+        """A block that SIGTERM does not interrupt: the app exits at its end."""
         self._busy = True
         try:
             yield
@@ -203,7 +203,7 @@ class Bus:
             self.log.exception("bus: the handler of %s failed", what)
 
     def _may_publish(self, topic: str, size: int) -> bool:
-        """The broker drops without a word what it refuses: we say so, once."""
+        """Whether a message may be published. The broker drops others silently, so we log the reason once a topic."""
         why = ""
         if len(topic.encode()) + size > LARGEST:
             why = f"{size} bytes are too many for one message"
@@ -261,7 +261,7 @@ class Bus:
         self._say_lost(str(arguments[3]))
 
     def _say_lost(self, why: str) -> None:
-        """Once, not at every try."""
+        """Log the loss once, not at every try."""
         if self._lost is None:
             self._lost = time.monotonic()
             self.log.warning("bus: lost (%s), trying again", why)

@@ -102,7 +102,7 @@ def hardware(sys: str = SYS) -> dict[str, Any]:
 
 
 def complaints(report: dict[str, Any]) -> list[str]:
-    """What somebody should look after."""
+    """Sentences about hardware that needs attention."""
     found = []
     if report["temperature"] is not None and report["temperature"] >= HOT:
         found.append(f"too hot: {HOT:g} degrees or more")
@@ -189,7 +189,7 @@ def main() -> None:
     known: list[str] = []
     boot: dict[str, Any] = {}
     for _ in bus.every(PERIOD):
-        if not boot and (boot := boot_ends.read(boot_ends.RECORD)):  # the keeper may be later than we are
+        if not boot and (boot := boot_ends.read(boot_ends.RECORD)):  # the keeper may not have written it yet
             bus.publish("boot", boot, retain=True)
         bus.publish("diag", diagnostic.measure(), retain=True)
         for warning in diagnostic.warnings:

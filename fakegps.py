@@ -18,7 +18,7 @@ from bus import Bus, Message
 
 SPEED = 8.0  # m/s
 PERIOD = 1.0  # s
-HAND_BACK = 15.0  # s without a word of a receiver that did not take its leave
+HAND_BACK = 15.0  # s without a message of a receiver that did not sign off
 EARTH = 6_371_000.0  # m, mean radius
 LOOP = ((52.5163, 13.3777), (52.5145, 13.3501), (52.5096, 13.3762))  # degrees north, east
 KINDS = ("trkpt", "rtept", "wpt")  # of a file's points those of the first kind that it has

@@ -1,7 +1,7 @@
 """Positions from a receiver on a serial line (NMEA 0183), and the date for the clock: `gps.py DEVICE [BAUD]`.
 
 A position is published only with a fix. That a receiver is there, and what it sees, is retained under `receiver/NAME`: as long
-as it speaks, fakegps.py is silent. A device that has gone is opened again when it returns.
+as it speaks, fakegps.py is silent. A device that was unplugged is opened again when it is back.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class Receiver:
         self.bus.watch(self.fd, self.on_bytes)
 
     def close(self, now: float, why: str) -> None:
-        """It has gone."""
+        """Close the device: it has gone."""
         self.bus.log.info("%s: has gone (%s)", self.device, why)
         self.bus.unwatch(self.fd)
         os.close(self.fd)
@@ -133,7 +133,7 @@ class Receiver:
             pass  # it has gone: reading will say so
 
     def on_bytes(self) -> None:
-        """The line has something."""
+        """Read the bytes that wait."""
         now = time.monotonic()
         try:
             data = os.read(self.fd, 4096)

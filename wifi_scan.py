@@ -26,7 +26,7 @@ SCAN_LIMIT = 60.0  # s: all channels of all bands take 4 to 30; a scan that was 
 ANSWER_LIMIT = 2.0  # s: wpa_supplicant answers at once, or it hangs
 RECONNECT_FIRST, RECONNECT_MAX = 1.0, 60.0  # s between two tries of what is not there; doubled
 FALLBACK_AFTER = 15.0  # s without wpa_supplicant: then nl80211
-SIGNAL_CHANGE = 6  # dB: less is the weather
+SIGNAL_CHANGE = 6  # dB: smaller changes are noise
 LOST_AFTER = 3  # whole scans without it
 LONGEST = 1024 * 1024  # bytes that a scan by nl80211 prints
 MOST = 1000  # access points of one scan: more than any air has, and a bound for our memory
@@ -215,7 +215,7 @@ class Supplicant:
         return answer
 
     def close(self) -> None:
-        """Whatever was under way is forgotten."""
+        """Drop the scan that was under way."""
         if self.wire is not None:
             self.bus.unwatch(self.wire.fileno())
             self.wire.close()

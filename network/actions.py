@@ -1,4 +1,4 @@
-"""The words of the network: the states of an interface, what is seen of it, and the actions that links.py asks for.
+"""The words of the network: the states of an interface, the kernel's facts about it, and the actions that links.py asks for.
 
 Pure: names and numbers alone. links.py decides, ladder.py climbs, service.py carries out.
 """
@@ -19,7 +19,7 @@ class State(enum.StrEnum):
     ASSOCIATING = "associating"  # Wi-Fi: wpa_supplicant is looking for an access point, or exchanges keys
     ADDRESSING = "addressing"  # frames pass; no address yet
     LOCAL = "local"  # it has an address
-    ONLINE = "online"  # the mothership has acknowledged something that went this way
+    ONLINE = "online"  # the mothership has acknowledged a message that was sent over it
 
     @property
     def carries(self) -> bool:
@@ -40,7 +40,7 @@ class Seen(NamedTuple):
     carrier: bool  # operstate UP: of Wi-Fi, keys and all (RFC 2863)
     addresses: tuple[str, ...] = ()  # global ones that may be used: "192.0.2.5/24"
     routes: tuple[tuple[str, int], ...] = ()  # default routes: gateway ("" for none), metric
-    dynamic: tuple[str, ...] = ()  # those of the IPv4 addresses that expire: a lease of ours, of this life or an earlier one
+    dynamic: tuple[str, ...] = ()  # the IPv4 addresses that expire: a lease of this run or an earlier one
     crowd: int = 0  # IPv6 routes that the kernel has made from advertisements
 
 
@@ -86,17 +86,17 @@ class StartDhcp(NamedTuple):
 
 
 class StopDhcp(NamedTuple):
-    """End it, whatever it does."""
+    """Kill the DHCP client, whatever it is doing."""
 
     name: str
 
 
 class AddAddress(NamedTuple):
-    """Add an address, or renew its life."""
+    """Add an address, or renew its lifetime."""
 
     name: str
     address: str
-    seconds: float | None  # after which the kernel itself takes it away, should we be dead by then
+    seconds: float | None  # lifetime: the kernel removes the address then, also if network.py has died
 
 
 class RemoveAddress(NamedTuple):

@@ -1,4 +1,4 @@
-"""How much of what a neighbour says is kept, and what of it can be true. Pure.
+"""How much of what a neighbour sends is kept, and which of it is valid. Pure.
 
 Whoever shares the wire may speak as a router or a DHCP server. What is here is checked before it reaches the state machine:
 what cannot be is dropped, what is too much is dropped, and both are counted (`dropped` in the state file).
@@ -22,7 +22,7 @@ LINE = 4096  # bytes of a line from the DHCP client; a packet has 1,500
 SSID = 32  # bytes (IEEE 802.11, 9.4.2.2)
 COMPLAINTS = 100  # sentences that are remembered so that they are logged once
 DATAGRAMS = 500  # of the kernel's events that are read at once; then our deadlines get their turn
-MASKS = range(8, 33)  # bits: a network larger than any that was ever given to one owner is nobody's lease
+MASKS = range(8, 33)  # bits: a lease for a larger network than a /8 is not believed
 SHORTEST_LEASE = 5.0  # seconds; shorter ones keep the client busy with renewing
 LONGEST_LEASE = 10 * 365 * 86400.0  # seconds
 

@@ -62,14 +62,14 @@ class DhcpClient:
         return leases
 
     def end(self) -> None:
-        """Kill it: it keeps nothing that needs care, and a lease that is not given back expires."""
+        """Kill it: it has nothing to save, and a lease that is not released expires."""
         if not self.gone():
             os.kill(self.pid, signal.SIGKILL)
         os.close(self.reader)
 
     def gone(self) -> bool:
         """Whether it has been reaped. We never wait for it: the kernel may hold it for a while."""
-        if not self._gone:  # once reaped, its number may be somebody else's
+        if not self._gone:  # once reaped, its pid may be reused
             self._gone = os.waitpid(self.pid, os.WNOHANG)[0] == self.pid
         return self._gone
 
@@ -78,7 +78,7 @@ def _child(name: str, hostname: str, writer: int) -> None:
     """In the child: be the DHCP client until killed, or until something in it has failed."""
     status = 1
     try:
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # not longer than network.py
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # the child ends when network.py does
         os.closerange(3, writer)  # the broker's link, for one: it must end when network.py closes it
         os.closerange(writer + 1, os.sysconf("SC_OPEN_MAX"))
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

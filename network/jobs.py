@@ -21,7 +21,7 @@ class Job:
         self._process = subprocess.Popen(self._argv, stdin=subprocess.DEVNULL)
 
     def poll(self, now: float, warn: Any) -> bool:
-        """Whether all is over."""
+        """Whether no program runs or waits."""
         status = self._process.poll()
         if status is None and now < self._deadline:
             return False

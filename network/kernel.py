@@ -1,4 +1,4 @@
-"""The kernel's network (`man 7 rtnetlink`): an interface's facts, asked by ourselves; changes, made by pyroute2."""
+"""The kernel's network (`man 7 rtnetlink`): reads an interface's facts itself, and makes changes with pyroute2."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ class Kernel:
             self._switch(name, switch, value, complain)
 
     def forget_routers(self, name: str, complain: Callable[[str], object]) -> None:
-        """Take no more advertisements, and forget all addresses and routes that came by them: IPv6 starts anew there."""
+        """Take no more advertisements, and drop all addresses and routes that came by them: IPv6 is restarted there."""
         for switch, value in (("accept_ra", 0), ("disable_ipv6", 1), ("disable_ipv6", 0)):
             self._switch(name, f"ipv6/conf/{{}}/{switch}", value, complain)
 
@@ -159,7 +159,7 @@ class Kernel:
         self._change("link", "set", index=ifindex, state="up")
 
     def add_address(self, ifindex: int, address: str, seconds: float | None) -> None:
-        """Add it or change its life; after so many seconds the kernel takes it away."""
+        """Add an address or change its lifetime, in seconds; then the kernel removes it. OSError where it refuses."""
         life = FOREVER if seconds is None else max(1, min(int(seconds), FOREVER - 1))
         values: dict[str, Any] = {"address": host(address), "prefixlen": int(address.partition("/")[2])}
         self._change("addr", "replace", index=ifindex, **values, IFA_CACHEINFO={"ifa_preferred": life, "ifa_valid": life})

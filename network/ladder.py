@@ -42,7 +42,7 @@ class Ladder:
             self.rung, self._trouble = 0, now
 
     def due(self) -> float | None:
-        """When climb() has something to do, should nothing else happen."""
+        """Monotonic time of the next climb(), if no event comes before."""
         if self._good is not None:
             return self._good + self._steady if self._trouble is not None else None
         return None if self._trouble is None else self._trouble + self._delays[self.rung]

@@ -43,7 +43,7 @@ class Link:
         self.row = row
         self.name = row.name
         self.delays = delays
-        self.joins = row.wifi and networks  # Wi-Fi that has somewhere to go
+        self.joins = row.wifi and networks  # Wi-Fi with a network to join
         self.state = State.ABSENT
         self.since = now
         self.seen: Seen | None = None
@@ -59,10 +59,10 @@ class Link:
         self._configured = 0  # the index that our switches were set for
         self._owned: set[str] = set()  # addresses that we added
         self._routed: set[str] = set()  # gateways
-        self._renew: set[str] = set()  # addresses whose life has changed
+        self._renew: set[str] = set()  # addresses whose lifetime has changed
         self._tried: dict[Action | str, float] = {}
         self._deaf: float | None = None  # until when advertisements are refused
-        self.dropped = 0  # nameservers that were too many
+        self.dropped = 0  # nameservers above SERVERS
 
     # --- events -----------------------------------------------------------------------------------------------------
     def observe(self, seen: Seen | None, now: float) -> list[Action]:
@@ -79,7 +79,7 @@ class Link:
     def leased(self, lease: Lease | None, now: float) -> list[Action]:
         """The DHCP client has got or renewed a lease; None where it lost it (NAK, expiry)."""
         if not self.client:
-            return []  # the last words of one that we have ended
+            return []  # a late line of a client that we have killed
         self.lease = lease
         self._tried.clear()
         self._expires = self._overdue = None
@@ -93,7 +93,7 @@ class Link:
         return list(self._settle(now))
 
     def client_ended(self, now: float) -> list[Action]:
-        """The DHCP client has died by itself. The lease lives on: another client will renew it."""
+        """The DHCP client has died by itself. The lease stays valid: the next client renews it."""
         self.client = False
         self._client_due = now + self.delays.NETWORK_RETRY
         return list(self._settle(now))
@@ -200,7 +200,7 @@ class Link:
         there = self.seen.addresses if self.seen is not None else ()
         mine = set(self._owned)
         if self.seen is not None and "dhcp" in self.row.addresses and (self.lease is not None or not self.state.carries):
-            mine.update(self.seen.dynamic)  # until then, what an earlier life of ours left behind goes on
+            mine.update(self.seen.dynamic)  # until then, addresses of an earlier run of network.py stay in use
         for address in sorted(mine - wanted.keys()):
             self._owned.discard(address)
             yield RemoveAddress(self.name, address)

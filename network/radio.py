@@ -48,7 +48,7 @@ class Radio:
         return self._due if carrier else None
 
     def send(self, command: str) -> None:
-        """OSError where nobody listens."""
+        """Connect. OSError where wpa_supplicant does not listen."""
         if self._socket is None:
             os.makedirs(RUN, exist_ok=True)
             self._socket = connect(self._folder, self.name, f"{RUN}/{self.name}.control")

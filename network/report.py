@@ -56,7 +56,7 @@ class Report:
         text = "".join(f"nameserver {server}\n" for server in servers)
         text = (f"search {' '.join(domains)}\n" if domains else "") + text
         if not text and self._resolv is None and os.path.exists(self.chosen.RESOLV_CONF):
-            return  # an earlier life's: it serves until we know better
+            return  # an earlier run wrote it: it is used until we know nameservers
         if text != self._resolv and self._write(self.chosen.RESOLV_CONF, "# by network.py\n" + text):
             self._resolv = text
 

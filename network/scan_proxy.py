@@ -26,7 +26,7 @@ class Proxy:
     def __init__(self, interface: str, control: str, folder: str) -> None:
         self.target = f"{control}/{interface}"
         self.folder = folder
-        for name in os.listdir(folder):  # of our predecessor
+        for name in os.listdir(folder):  # left by an earlier run
             os.unlink(f"{folder}/{name}")
         self.listener = bound(f"{folder}/{interface}")
         self.clients: dict[str, socket.socket] = {}  # by the address where the answers go

@@ -68,7 +68,7 @@ class Network:
 
     # --- what comes in ------------------------------------------------------------------------------------------------
     def on_events(self) -> None:
-        """The kernel has something to say."""
+        """Handle the kernel's events that wait."""
         now = time.monotonic()
         try:
             for event in self.monitor.read():
@@ -118,7 +118,7 @@ class Network:
             self.modules[link.name] = link.row.module or os.path.basename(os.path.realpath(path))
 
     def on_client(self, name: str) -> None:
-        """A DHCP client has something to say, or has died."""
+        """A DHCP client has printed a line, or has ended."""
         now = time.monotonic()
         leases = self.clients[name].read()
         if leases is None:

@@ -77,7 +77,7 @@ def has_networks(chosen: Any) -> bool:
 
 def wait_for(interface: str) -> None:
     """Return when the kernel has this interface: a radio may come late, or never."""
-    monitor = Monitor(RECEIVE_BUFFER)  # before the first look: nothing falls between the two
+    monitor = Monitor(RECEIVE_BUFFER)  # opened before the first check, so that no event is missed
     said = False
     while interface not in (name for _, name in socket.if_nameindex()):
         if not said:
