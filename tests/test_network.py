@@ -648,7 +648,8 @@ def test_a_radio_that_is_missing_is_waited_for(lab: Lab) -> None:
     fake.chmod(0o755)
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); from network import supplicant; supplicant.RUN = {str(lab.folder)!r};"
-        "supplicant.main(['wlan7'])"
+        "from tables.load import load; table = load({}); supplicant.board_table = lambda: table;"
+        f"table.values['WIFI_CONTROL'] = {str(lab.folder / 'control')!r}; supplicant.main(['wlan7'])"
     )
     log = lab.folder / "supplicant.log"
     with log.open("wb") as file:
