@@ -44,6 +44,7 @@ ELSEWHERE = {
 NOT_RUN = {
     "git clone": "needs the network",
     "make demo": "tests/test_demo.py runs it",
+    "make run MOTHERSHIP": "needs a mothership: tests/test_demo.py has one",
     "make mothership": "fetches packages: tests/test_demo.py runs it without",
     "make test": "this test is a part of it",
     "make run     #": "waits for somebody at the prompt: docs/record.py types there",
