@@ -18,6 +18,8 @@ import pytest
 
 hypothesis.settings.register_profile("stack", deadline=None)  # on a busy machine an example may take longer than most
 hypothesis.settings.load_profile("stack")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell that runs us in the background says so, and children inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
