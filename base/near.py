@@ -1,4 +1,4 @@
-"""The names that are near a misspelt one. `difflib` would cost PID 1 `re`; this is loaded only when a name is wrong."""
+"""The names that are near a misspelt one. PID 1 uses it, and `difflib` would cost it `re`."""
 
 from __future__ import annotations
 

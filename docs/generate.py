@@ -104,15 +104,10 @@ def code(text: str) -> str:
     return f"`` {text} ``" if "`" in text else f"`{text}`"
 
 
-def rows_file() -> Path:
-    """Where the columns are defined."""
-    return next(path for path in (ROOT / "tables" / "rows.py", ROOT / "rows.py") if path.exists())
-
-
 # --- settings.md ----------------------------------------------------------------------------------------------------
 def columns() -> Iterator[str]:
     """One section for each kind of row, with all of its columns."""
-    source = rows_file().read_text(encoding="utf-8")
+    source = (ROOT / "tables" / "rows.py").read_text(encoding="utf-8")
     comments = Comments(source)
     for node in ast.parse(source).body:
         if not isinstance(node, ast.ClassDef) or node.name.endswith("Delays"):  # those are settings: their own table shows them

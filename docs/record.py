@@ -74,13 +74,9 @@ def plain(text: str) -> str:
     return ESCAPES.sub("", text).replace("\r\n", "\n").replace("\r", "")
 
 
-def launcher() -> Path:
-    return next(path for path in (ROOT / "laptop" / "launcher.py", ROOT / "laptop.py") if path.exists())
-
-
 def record(python: str) -> str:
     """One session: each command behind its prompt, and what it printed."""
-    terminal = Terminal([python, str(launcher())])
+    terminal = Terminal([python, str(ROOT / "laptop" / "launcher.py")])
     terminal.until_prompt()
     time.sleep(SETTLE)
     found = ""
