@@ -28,6 +28,7 @@ from fleet_programs import find, free_port, make_broker, query  # noqa: E402
 from base.syscalls import PR_SET_PDEATHSIG, prctl  # noqa: E402
 
 FOLDER = ROOT / "build" / "demo"
+ENDS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 MAP_EVERY = 10.0  # seconds
 SAY_EVERY = 5.0  # seconds
 BEGIN = 20.0  # seconds for the broker, and for a child to end once it is asked
@@ -63,6 +64,7 @@ class Child:
 
 def die_with_us() -> None:
     prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)
 
 
 class Demo:
@@ -92,7 +94,11 @@ class Demo:
             self.add(name, launcher)
 
     def add(self, name: str, argv: list[str], **environment: str) -> None:
-        self.children.append(Child(name, argv, self.folder, **environment))
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)  # or Ctrl-C would lose a child that has just been started
+        try:
+            self.children.append(Child(name, argv, self.folder, **environment))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def check(self) -> None:
         """All of them still run."""
@@ -181,7 +187,7 @@ def main() -> int:
     parser.add_argument("--boards", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where database, map and logs go")
     options = parser.parse_args()
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in ENDS - {signal.SIGINT}:
         signal.signal(number, interrupted)
     demo = Demo(options.boards, options.folder.resolve())
     try:
@@ -189,7 +195,7 @@ def main() -> int:
             demo.start()
             attend(demo, options.seconds)
     finally:
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        for number in ENDS:
             signal.signal(number, signal.SIG_IGN)  # it ends already
         print("\ndemo: ending", flush=True)
         demo.end()
