@@ -71,6 +71,16 @@ if sys.argv[4] == "trust":  # what must not be done: take for stored what was gi
 own = {"UPLINK_BOARD": "chaos", "OUTBOX": f"{sys.argv[2]}/disk/outbox", "OUTBOX_SPARE": 0}
 uplink.run(type("Chosen", (), {**vars(settings), **own}), (sys.argv[3],))
 """
+# The real receiver, its lease as much shorter as the board's times. A board that has come up without its disk, and then dies,
+# comes back under another name, which is refused until then: it loses nothing by that but time.
+RECEIVER = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+import streams
+streams.LEASE = 10.0
+import runpy
+runpy.run_module("receiver", run_name="__main__")
+"""
 # Observations as wifi_analyzer.py makes them, each with a number of its own in all lives.
 SOURCE = """
 import sys, time
@@ -128,7 +138,7 @@ class Chaos:
             "uplink": [PYTHON, "-c", UPLINK, str(ROOT), str(FOLDER), f"{FAR}:1883", self.how],
             "source": [PYTHON, "-c", SOURCE, str(ROOT), str(self.lives * 10_000_000), str(RATE)],
             "broker": [*far, "mosquitto", "-c", f"{FOLDER}/broker.conf"],
-            "receiver": [*far, PYTHON, f"{ROOT}/mothership/receiver.py", f"{FAR}:1883", f"{FOLDER}/mothership.db"],
+            "receiver": [*far, PYTHON, "-c", RECEIVER, f"{ROOT}/mothership", f"{FAR}:1883", f"{FOLDER}/mothership.db"],
         }
         environment = {**os.environ, "BUS": f"{FOLDER}/bus.sock", "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
         if FAKETIME and name in ("uplink", "receiver"):
