@@ -28,6 +28,6 @@ scratch=$(mktemp -d)
 chown 65533 "$scratch"
 trap 'rm -rf "$scratch"' EXIT
 HOME=$scratch TMPDIR=$scratch PYTHONDONTWRITEBYTECODE=1 setpriv --reuid=65533 --regid=65533 --clear-groups \
-    "$python" -m pytest -q -rs -p no:cacheprovider --basetemp="$scratch/pytest" -n 2 --dist loadfile \
+    "$python" -m pytest -q -rs -p no:cacheprovider --basetemp="$scratch/pytest" \
     tests/test_init.py tests/test_board.py tests/test_network.py || status=1
 exit $status
