@@ -6,6 +6,7 @@ import os
 import signal
 import sqlite3
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -306,6 +307,38 @@ def test_a_disk_that_gives_and_does_not_take_is_tried_again(lab: Lab, monkeypatc
     monkeypatch.setattr(outbox, "copy", real)
     box.tick(2 * RETRY)
     assert (box.retry, numbers(box)) == (None, [*range(1, 21), *range(1, 6)])
+
+
+@pytest.mark.parametrize("hidden_at_first", [False, True])
+def test_a_disk_that_takes_not_even_a_stream_gives_its_records(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, hidden_at_first: bool
+) -> None:
+    """A disk that is full of records takes no write, not even the name of a stream: they are read, sent, and then deleted."""
+    box = lab.open()
+    fill(box, 20)
+    box.close(0.0)
+    real = outbox_file.open_disk
+
+    def full(folder: str, say: Callable[[str], object]) -> sqlite3.Connection:
+        disk = real(folder, say)
+        disk.execute("PRAGMA query_only = ON")
+        return disk
+
+    monkeypatch.setattr(outbox, "open_disk", full)
+    if hidden_at_first:
+        lab.hide()
+    box = lab.open()
+    if hidden_at_first:
+        assert (box.unread, box.count()) == (True, 0)
+        lab.show()
+        box.tick(RETRY)
+    fill(box, 5)
+    assert (box.durable, box.unread, box.count()) == (False, False, 25)
+    assert [record.number for record in waiting(box)] == list(range(1, 21))
+    acknowledge(box, 20)
+    monkeypatch.setattr(outbox, "open_disk", real)
+    box.tick(3 * RETRY)
+    assert (box.retry, numbers(box)) == (None, list(range(1, 6)))
 
 
 def test_a_partition_that_comes_over_the_outbox_brings_its_records(lab: Lab) -> None:

@@ -10,6 +10,7 @@ sent too, under its own numbers.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sqlite3
@@ -22,6 +23,7 @@ from uplink.numbering import Numbering, Stream
 from uplink.outbox_file import (
     Unusable,
     copy,
+    count_of,
     damaged_of,
     delete,
     file_identity,
@@ -31,7 +33,9 @@ from uplink.outbox_file import (
     open_disk,
     put_behind,
     save,
+    size_of,
     stamp,
+    stamped,
     transaction,
 )  # fmt: skip
 
@@ -71,17 +75,16 @@ class Outbox:
         self.now = 0.0
         self.due: float | None = None  # of their commit
         self.retry: float | None = None  # when to try the disk again; None: records are on it
-        self.unread = False  # the disk may have records that we do not: it could not be read when we left it, or began
         self.hidden = False  # another file system has come over our file
         self.file = (0, 0)  # device and inode of the database
-        self.numbers = Numbering()
+        self.numbers, self.database = Numbering(), open_database(":memory:")
+        self.unread = True  # the disk may have records that we do not: it could not be read when we left it, or began
+        self._begin(self.database, Numbering())
         if disk := self._open_disk():
-            self.database = disk
-        else:
-            self.unread, self.database = True, open_database(":memory:")
-            self._begin(self.database, Numbering())
+            self.database.close()
+            self.unread, self.database = False, disk
         self.lost = json.loads(self.mark("lost") or "{}")  # records given up, by kind, that no record tells of yet
-        self.size = self._size()
+        self.size = size_of(self.database)
 
     # --- opening ---------------------------------------------------------------------------------------------------
     @property
@@ -105,18 +108,28 @@ class Outbox:
         except Unusable as error:
             self._disk_failed(str(error))
             return None
+        found = None
         try:
             found = numbering_of(disk)
-            if before := stamp(disk, self.machine):  # that board may still be there, and goes on with these numbers
+            if before := stamped(disk, self.machine):  # that board may still be there, and goes on with these numbers
                 self.say(f"outbox: {self.path} comes from the board {before!r}, and this is {self.machine!r}: numbered anew")
                 found.disown()
+            stamp(disk, self.machine)
             self._begin(disk, found, new=bool(before))
         except sqlite3.Error as error:
+            if found and self.unread:
+                self._read(disk, found)
             disk.close()
             self._disk_failed(str(error))
             return None
         self.retry, self.file = None, file_identity(self.path)
         return disk
+
+    def _read(self, disk: sqlite3.Connection, found: Numbering) -> None:
+        """Copy the records of a disk that takes no write to memory: once they are sent, the disk has room again."""
+        with contextlib.suppress(sqlite3.Error):  # it cannot be read either
+            self.numbers, self.unread = put_behind(disk, found, self.database, self.numbers), False
+            self.size = size_of(self.database)
 
     def _begin(self, database: sqlite3.Connection, numbers: Numbering, *, new: bool = False) -> None:
         """Number from here on, in this database."""
@@ -137,10 +150,6 @@ class Outbox:
         """A mark that was committed with a record; None where there is none."""
         row = self.database.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
         return row[0] if row else None
-
-    def _size(self, first: int = 0, end: int = 1 << 62) -> int:
-        query = "SELECT coalesce(sum(length(body)), 0) FROM record WHERE number >= ? AND number < ?"
-        return int(self.database.execute(query, (first, end)).fetchone()[0])
 
     # --- in ----------------------------------------------------------------------------------------------------------
     def put(
@@ -172,8 +181,7 @@ class Outbox:
         self.now, self.due = now, None
         if not self.pending:
             return
-        numbers, marks = self.numbers, self.marks
-        first = numbers.next
+        numbers, marks, first = self.numbers, self.marks, self.numbers.next
         taken = [Record(first + index, kind, body) for index, (kind, body) in enumerate(self.pending)]
         numbers.next = first + len(taken)
         known = numbers.next <= numbers.reserved  # by the disk: it will not give these ids again, even if it refuses now
@@ -216,7 +224,7 @@ class Outbox:
         self.numbers.begin(new_from)
         with transaction(self.database):
             save(self.database, self.numbers)
-        self.size = self._size()
+        self.size = size_of(self.database)
 
     def _return_to_disk(self) -> None:
         """Take what has gathered in memory back to the disk, in place of what the disk remembers."""
@@ -227,7 +235,7 @@ class Outbox:
         try:
             if self.unread:
                 self.numbers = put_behind(disk, theirs, self.database, ours)
-                self.unread, self.size = False, self._size()
+                self.unread, self.size = False, size_of(self.database)
             copy(self.database, disk)
             # A hidden file has this stream too, and may go on with it after another boot.
             self._begin(disk, self.numbers, new=self.hidden)
@@ -269,7 +277,7 @@ class Outbox:
             database.execute("REPLACE INTO meta VALUES ('lost', ?)", (json.dumps(self.lost),))
 
         self._write(give_up)
-        self.size = self._size()
+        self.size = size_of(self.database)
         self.say(f"outbox: {why}: {', '.join(f'{count} of {kind}' for kind, count in gone.items())} given up")
 
     def _free(self) -> int:
@@ -315,19 +323,18 @@ class Outbox:
     def acknowledged(self, identity: str, number: int) -> None:
         """The mothership has all of a stream up to this number."""
         for first, end in self.numbers.up_to(identity, number):
-            if size := self._size(first, end):  # else none of them is here: no record is empty
+            if size := size_of(self.database, first, end):  # else none of them is here: no record is empty
                 self.size -= size
                 # A power cut may undo it: what is sent again is known there.
                 self._write(partial(delete, first=first, end=end), sync=False)
 
     def under_way(self, stream: Stream, sent: int) -> int:
         """How many records of a stream up to this number wait."""
-        query = "SELECT count(*) FROM record WHERE number >= ? AND number <= ?"
-        return int(self.database.execute(query, (stream.first, sent + stream.shift)).fetchone()[0])
+        return count_of(self.database, stream.first, sent + stream.shift + 1)
 
     def count(self) -> int:
         """How many records wait."""
-        return int(self.database.execute("SELECT count(*) FROM record").fetchone()[0]) + len(self.pending)
+        return count_of(self.database) + len(self.pending)
 
     # --- ids of commands ---------------------------------------------------------------------------------------------
     def result(self, name: str) -> str | None:

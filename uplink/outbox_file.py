@@ -100,6 +100,17 @@ def file_identity(path: str) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
+def size_of(database: sqlite3.Connection, first: int = 0, end: int = 1 << 62) -> int:
+    """Bytes of the records from this id on, and below that."""
+    query = "SELECT coalesce(sum(length(body)), 0) FROM record WHERE number >= ? AND number < ?"
+    return int(database.execute(query, (first, end)).fetchone()[0])
+
+
+def count_of(database: sqlite3.Connection, first: int = 0, end: int = 1 << 62) -> int:
+    """How many records there are from this id on, and below that."""
+    return int(database.execute("SELECT count(*) FROM record WHERE number >= ? AND number < ?", (first, end)).fetchone()[0])
+
+
 def damaged_of(database: sqlite3.Connection, most: int) -> Iterator[tuple[int, str]]:
     """Ids and kinds of the records that the disk has damaged, among so many of the oldest."""
     for number, kind, body in database.execute("SELECT * FROM record ORDER BY number LIMIT ?", (most,)):
@@ -154,12 +165,16 @@ def save(database: sqlite3.Connection, numbers: Numbering) -> None:
     database.execute("REPLACE INTO meta VALUES ('reserved', ?)", (numbers.reserved,))
 
 
-def stamp(disk: sqlite3.Connection, machine: str) -> str:
-    """Note whose card it is, where machines have names; the name of the other machine that it comes from, "" for none."""
+def stamped(disk: sqlite3.Connection, machine: str) -> str:
+    """The name of the other machine that this card comes from, where machines have names; "" for none."""
     row = disk.execute("SELECT value FROM meta WHERE name = 'machine'").fetchone()
+    return str(row[0]) if row and machine and row[0] != machine else ""
+
+
+def stamp(disk: sqlite3.Connection, machine: str) -> None:
+    """Note whose card it is."""
     if machine:
         disk.execute("REPLACE INTO meta VALUES ('machine', ?)", (machine,))
-    return str(row[0]) if row and machine and row[0] != machine else ""
 
 
 def put_behind(disk: sqlite3.Connection, others: Numbering, database: sqlite3.Connection, ours: Numbering) -> Numbering:
