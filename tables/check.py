@@ -20,7 +20,7 @@ from tables.check_rules import command_fault, rule_fault
 from tables.check_services import column_faults, service_faults
 from tables.check_settings import SECRET, TABLES, setting_fault
 from tables.plain import ROWS, plain
-from tables.rights import bus_rights, own_users
+from tables.rights import bus_rights, own_users, with_rights
 from tables.rows import Interface, Service, WifiNetwork
 from tables.tables import LEAST, expand_row
 from tables.values import is_text, kind_of, shown
@@ -149,7 +149,7 @@ def _expanded(tables: Tables, row: Any) -> Any:
 
 def check_services(tables: Tables) -> None:
     """The rows of SERVICES become `services`, `templates` and the `order` of their start."""
-    rows = [plain(row) for row in tables.values["SERVICES"]]
+    rows = with_rights([plain(row) for row in tables.values["SERVICES"]], tables.default_rows)
     known = service_names(rows)
     services, faults = tables.services, []
     tables.values["BUS_RIGHTS"] = bus_rights(tables)

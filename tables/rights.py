@@ -8,11 +8,31 @@ from tables.rows import Service
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Any
 
     from tables.tables import Tables
 
 WILD = {"#", "+"}
 LONGEST_TOPIC = 200  # characters
+ROW = "bus_rights"  # the service that writes the broker's access list...
+CONFIGURATION = "data/mosquitto.conf"  # ...and the file that makes mosquitto read it
+
+
+def with_rights(rows: list[Any], defaults: tuple[Service, ...]) -> list[Any]:
+    """These rows; settings.py's RIGHTS among them, where one needs its files and none makes them.
+
+    A profile with a SERVICES of its own may have been written before there was an access list: without it mosquitto ends.
+    """
+    ours = [(index, row) for index, row in enumerate(rows) if isinstance(row, Service) and isinstance(row.name, str)]
+    if ROW in {row.name for _, row in ours}:
+        return rows
+    first = next((index for index, row in ours if _needs_rights(row)), None)
+    return rows if first is None else [*rows[:first], *(row for row in defaults if row.name == ROW), *rows[first:]]
+
+
+def _needs_rights(row: Service) -> bool:
+    argv, after = (words if isinstance(words, tuple) else () for words in (row.argv, row.after))
+    return ROW in after or any(isinstance(word, str) and word.endswith(CONFIGURATION) for word in argv)
 
 
 def own_users(tables: Tables) -> None:

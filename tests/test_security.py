@@ -281,6 +281,39 @@ def test_an_app_that_comes_with_a_reload_has_its_rights(boot: Boot) -> None:
     assert board.log("ear").count("bus: lost") <= 1
 
 
+@pytest.mark.parametrize(
+    "services",
+    ["(LOGD, BROKER, *APPS)", "(Service('broker', ('mosquitto', '-c', '{LIB}/data/mosquitto.conf'), ready='{BUS}'),)"],
+)
+def test_a_profile_from_before_there_was_an_access_list_has_it_all_the_same(tmp_path: Path, services: str) -> None:
+    board = load(tmp_path, f"from settings import APPS, BROKER, LOGD\nSERVICES = {services}")
+    assert board.rejected == []
+    assert board.services["bus_rights"].argv[1] == "broker"
+    assert [*board.services].index("bus_rights") + 1 == [*board.services].index("broker")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SERVICES = (LOGD, BROKER._replace(argv=('mosquitto', '-c', '/etc/mine.conf'), after=()))",
+        "SERVICES = (LOGD, Service('a', ('x',)), 3, Service('b', 'data/mosquitto.conf', after=7))",
+        "SERVICES = (LOGD, *(r for r in SERVICES if r.name == 'network'))",
+    ],
+)
+def test_a_table_that_needs_no_access_list_gets_none(tmp_path: Path, text: str) -> None:
+    board = load(tmp_path, f"from settings import BROKER, LOGD\n{text}")
+    assert "bus_rights" not in board.services
+    assert "logd" in board.services
+
+
+@needs_mosquitto
+def test_such_a_profile_has_a_bus(boot: Boot) -> None:
+    board = boot(python_app("ear") + python_app("hello"), base="(LOGD, BROKER)", files={"ear.py": EAR, "hello.py": HELLO},
+                 settings="from settings import BROKER").up()  # fmt: skip
+    eventually(lambda: "heard hello {'text': 'world'}" in board.log("ear"), 20)
+    assert board.stats("broker")["restart"] == 0
+
+
 class Raw:
     """A client without our manners."""
 
