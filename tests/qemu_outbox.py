@@ -26,6 +26,7 @@ data = {{"latitude": 52.510911, "longitude": 13.376493, "accuracy": 5.0, "age": 
         "bssid": "02:00:5e:10:00:01", "ssid": "harbour-office", "frequency": 2412, "signal": -50, "security": "WPA2", "source": "radio"}}
 envelope = {{"v": 1, "boot": "0b3f1c1e-6c66-4b3c-9a3e-1f1d5f0b7c11", "from": "wifi_analyzer", "kind": "wifi", "clock": "synchronised",
             "topic": "wifi/02:00:5e:10:00:01", "data": data}}
+stream = box.sending()
 before, size = written(), 0
 for burst in range({BURSTS}):
     for point in range({POINTS}):
@@ -33,7 +34,7 @@ for burst in range({BURSTS}):
         size += len(body)
         box.put("wifi", body, 0.0)
     box.flush(0.0)
-    box.acknowledged(box.next - 1 - {POINTS})
+    box.acknowledged(stream.identity, box.next - 1 - stream.shift - {POINTS})
     time.sleep(0.05)
 result = [written() - before, size, box.durable]
 """

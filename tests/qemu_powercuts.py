@@ -69,7 +69,14 @@ from uplink.outbox import Outbox
 console = os.open("/dev/console", os.O_WRONLY | os.O_NOCTTY)
 said = []
 box = Outbox("/var/lib/outbox", 1 << 24, 0, (), said.append)
-kept = [(record.number, json.loads(record.body)["n"]) for record in box.waiting(0, 1 << 30, 1 << 30)]
+
+
+def waiting():  # id, name of its stream, record; of all streams
+    for stream in box.numbers.streams:
+        yield from ((record.number + stream.shift, stream.identity, record) for record in box.waiting(stream, 0, 1 << 30, 1 << 30))
+
+
+kept = [(number, json.loads(record.body)["n"]) for number, _, record in waiting()]
 os.write(console, f"KEPT {json.dumps([kept, said])}\n".encode())
 number = max((n for _, n in kept), default=0)
 while True:
@@ -80,9 +87,9 @@ while True:
     assert box.due is None and box.durable, said
     os.write(console, f"COMMITTED {first} {number}\n".encode())
     if number % 200 == 0:
-        gone = box.waiting(0, 1 << 30, 1 << 30)[:-100]
-        os.write(console, f"GOES {json.loads(gone[-1].body)['n'] if gone else 0}\n".encode())
-        box.acknowledged(gone[-1].number if gone else 0)
+        _, identity, last = list(waiting())[-101]  # each round adds 20 to the 100 that stay
+        os.write(console, f"GOES {json.loads(last.body)['n']}\n".encode())
+        box.acknowledged(identity, last.number)
 """
 PROFILE = """
 from tables.rows import Service
