@@ -22,7 +22,7 @@ from tables.check_settings import SECRET, TABLES, setting_fault
 from tables.plain import ROWS, plain
 from tables.rights import bus_rights, own_users, with_rights
 from tables.rows import Interface, Service, WifiNetwork
-from tables.tables import LEAST, expand_row
+from tables.tables import FALLBACK, expand_row
 from tables.values import is_text, kind_of, shown
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ def _check_rescue(tables: Tables) -> None:
     row, fault = _service(tables, tables.values["RESCUE"]._replace(name="rescue_"), set())
     if fault or not row.argv:
         tables.rejected.append(f"RESCUE {fault or 'has no program'}; the built-in row is used")
-        tables.values["RESCUE"] = LEAST["RESCUE"]
+        tables.values["RESCUE"] = FALLBACK["RESCUE"]
 
 
 def service_names(rows: Any) -> set[str]:

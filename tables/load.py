@@ -83,8 +83,7 @@ def _base(tables: Tables) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     for name in CHECKS:
-        if name in tables.names:
-            take(tables, name, plain(tables.names[name]))
+        take(tables, name, plain(tables.names[name]) if name in tables.names else tables.values[name])
     tables.defaults, tables.default_rows = service_names(tables.values["SERVICES"]), tuple(tables.values["SERVICES"])
 
 

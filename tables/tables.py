@@ -14,7 +14,6 @@ from tables.values import LONGEST_WORD, is_id, is_text, kind_of
 if TYPE_CHECKING:
     from typing import Any
 
-    from tables.check_settings import Check
     from tables.names import Settings
 else:
     Settings = object
@@ -37,14 +36,13 @@ FALLBACK: dict[str, Any] = {
 ANYTHING = ((), "", False, 10.0, 0, 1, 4096, "off", "5", "/run/unset", "unset0", Service("unset", ("true",)))
 
 
-def _least(check: Check) -> Any:
-    return next(value for value in ANYTHING if not check(value))
+class Values(dict[str, "Any"]):
+    """Settings by name. One that nobody has given is the least that its check takes, found when it is asked for: settings.py
+    gives them all."""
 
-
-_LEAST = {check: _least(check) for check in set(CHECKS.values())}
-LEAST = {
-    name: _LEAST[check] for name, check in CHECKS.items()
-} | FALLBACK  # what a setting is where settings.py has no value that can be used
+    def __missing__(self, name: str) -> Any:
+        self[name] = value = FALLBACK[name] if name in FALLBACK else next(one for one in ANYTHING if not CHECKS[name](one))
+        return value
 
 
 class Tables(Settings):
@@ -60,7 +58,7 @@ class Tables(Settings):
         self.bad_names: set[str] = set()  # of services whose rows were left out
         self.skipped = set(filter(None, options.get("stack.skip", "").split(",")))
         self.profiles: list[str] = []
-        self.values: dict[str, Any] = dict(LEAST)
+        self.values: dict[str, Any] = Values()
         self.names: dict[str, Any] = {}  # all names of settings.py, functions too: what a profile stands on
         self.environment = {**dict(FALLBACK["ENVIRONMENT"]), "PATH": FALLBACK["PATH"]}  # of every service
         self.accounts, self.group_ids = read_accounts()
@@ -98,7 +96,7 @@ class Tables(Settings):
 
     def delays(self) -> Delays:
         """What the process machine needs of the settings."""
-        return Delays(**{name: self.values[name] for name in Delays._fields if name in self.values})
+        return Delays(**{name: self.values[name] for name in Delays._fields if name in CHECKS})
 
     def network_delays(self) -> NetworkDelays:
         """What the network's state machine needs of the settings."""
