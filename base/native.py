@@ -1,9 +1,8 @@
-"""ctypes, and what has to be so before it is loaded: `from native import ctypes`."""
+"""ctypes as PID 1 can pay for it, and what has to be so before it is loaded: `from base.native import ctypes`."""
 
 from __future__ import annotations
 
 import os
-import sys
 
 TYPE_CHECKING = False
 
@@ -38,12 +37,41 @@ else:
     if os.getpid() == 1:  # what an initramfs left open, PID 1 would hold for ever, and hand on to every child
         close_from(3)
     hold_stdio()
-    # Python 3.14's ctypes imports sysconfig, and that threading, for what it needs on Android and Cygwin alone: one of the
-    # 14 milliseconds that `python3 -ESB -c "import stack"` takes on a PC, and 256 KiB. This module stands in for it meanwhile.
-    sys.modules.setdefault("sysconfig", sys.modules[__name__])
-    import ctypes
+    from _ctypes import FUNCFLAG_CDECL, FUNCFLAG_USE_ERRNO, CFuncPtr, _SimpleCData, dlopen, get_errno
 
-    if sys.modules["sysconfig"] is sys.modules[__name__]:
-        del sys.modules["sysconfig"]
+    class Library:
+        """What is linked into this Python, libc with it: a function is an attribute, and returns an int."""
+
+        def __init__(self, name, *, use_errno):
+            self._handle = dlopen(name, 0)
+
+        def __getattr__(self, name):
+            self.__dict__[name] = function = Function((name, self))  # AttributeError where this libc has none of the name
+            return function
+
+    simple = type(_SimpleCData)
+
+    class ctypes:
+        """The names of `ctypes` that we use (`Doc/library/ctypes.rst`), from the C module underneath.
+
+        The whole of it would cost PID 1 a tenth of its start, and on Python 3.14 it imports sysconfig and threading.
+        """
+
+        c_char, c_char_p, c_void_p, c_int, c_uint, c_long, c_ulong, c_uint64 = (
+            simple(f"c_{letter}", (_SimpleCData,), {"_type_": letter}) for letter in "czPiIlLQ"
+        )
+        c_uint32, c_size_t, c_ssize_t = c_uint, c_ulong, c_long  # as every Linux has them
+        CDLL, get_errno = Library, staticmethod(get_errno)
+
+        @staticmethod
+        def create_string_buffer(size):
+            return (ctypes.c_char * size)()
+
+    class Function(CFuncPtr):
+        """A function of that library, by its name."""
+
+        _flags_ = FUNCFLAG_CDECL | FUNCFLAG_USE_ERRNO
+        _restype_ = ctypes.c_int
+
 
 __all__ = ["close_from", "ctypes"]
