@@ -47,6 +47,28 @@ class Finder:
             spec.submodule_search_locations = [os.path.dirname(source)]
         return spec
 
+    def load(self) -> None:
+        """Import all that is up to date, each module after those that it imports: `import` would look for a lock and a finder
+        for each of them."""
+        for name in list(self._rows):
+            spec = self.find_spec(name)
+            if spec is None:
+                return
+            module = type(sys)(name)
+            module.__spec__, module.__file__, module.__loader__ = spec, spec.origin, spec.loader
+            parent, _, child = name.rpartition(".")
+            module.__package__ = parent
+            if spec.submodule_search_locations:
+                module.__path__, module.__package__ = spec.submodule_search_locations, name
+            sys.modules[name] = module
+            try:
+                self.exec_module(module)
+            except BaseException:
+                del sys.modules[name]
+                raise
+            if parent:
+                setattr(sys.modules[parent], child, module)
+
     def create_module(self, spec: ModuleSpec) -> None:
         """The import system makes it as usual."""
 
@@ -59,11 +81,11 @@ def write(lib: str, destdir: str = "") -> None:
     """Compile what `import stack` loads below DESTDIR/LIB; file names in it are those that the board will see."""
     folder = f"{destdir}{lib}"
     sys.path.insert(0, folder)
-    __import__("stack")
     rows: dict[str, Row] = {}
-    for name, module in sorted(sys.modules.items()):
-        path = getattr(module, "__file__", None) or ""
-        if path.startswith(f"{folder}/") and name != "__main__":
+    for name in _import_order("stack"):
+        module = sys.modules[name]
+        path = module.__file__ or ""
+        if path.startswith(f"{folder}/"):
             status = os.stat(path)
             source = path[len(destdir) :]
             rows[name] = (source, hasattr(module, "__path__"), int(status.st_mtime), status.st_size, _code(path, source))
@@ -73,6 +95,22 @@ def write(lib: str, destdir: str = "") -> None:
         file.write(MAGIC_NUMBER + marshal.dumps((_code(__file__, f"{lib}/base/bundle.py"), rows)))
     os.chmod(f"{folder}/{NAME}.new", 0o644)
     os.rename(f"{folder}/{NAME}.new", f"{folder}/{NAME}")
+
+
+def _import_order(name: str) -> list[str]:
+    """Import a module; the names of all that it imports from sources, each after those that it imports itself."""
+    from importlib.machinery import SourceFileLoader
+
+    done: list[str] = []
+    real = SourceFileLoader.exec_module
+
+    def note(self: SourceFileLoader, module: ModuleType) -> None:
+        real(self, module)
+        done.append(module.__name__)
+
+    SourceFileLoader.exec_module = note  # type: ignore[method-assign,assignment]
+    __import__(name)
+    return done
 
 
 def _code(path: str, source: str) -> bytes:
