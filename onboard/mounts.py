@@ -130,9 +130,21 @@ def write_file(path: str, text: str) -> None:
             raise
 
 
+def mounted() -> list[tuple[str, str]]:
+    """Source and mount point of all that is mounted, the oldest first; OSError where there is no /proc."""
+    with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as file:
+        return [(unescape(words[0]), unescape(words[1])) for words in map(str.split, file)]
+
+
+def unescape(text: str) -> str:
+    """White space in names is escaped in octal (`man 5 fstab`)."""
+    for escaped, char in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        text = text.replace(escaped, char)
+    return text
+
+
 def mounted_at(device: str) -> str:
     """Where somebody has mounted this device already; empty where nobody has."""
-    with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as file:
-        rows = [line.split() for line in file]
     wanted = os.path.realpath(device)
-    return next((row[1] for row in rows if row[0].startswith("/dev/") and os.path.realpath(row[0]) == wanted), "")
+    there = (at for source, at in mounted() if source.startswith("/dev/") and os.path.realpath(source) == wanted)
+    return next(there, "")

@@ -11,8 +11,10 @@ import time
 from errno import EBUSY, EIO, ENOMEM, ETIMEDOUT
 
 import _log
+from base.files import read_file
 from base.stdlib import TYPE_CHECKING, signal
 from base.syscalls import MNT_DETACH, MOUNT_FLAGS, Reboot, loop_detach, mount, reboot, swapoff, umount
+from onboard.mounts import mounted, unescape
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -185,7 +187,7 @@ def write_protect(do: Callable[..., int]) -> None:
 
 def swaps() -> list[str]:
     """What the kernel swaps to (`man 5 proc`, /proc/swaps), the newest first."""
-    return [unescape(line.split()[0]) for line in lines_of("/proc/swaps")[1:]][::-1]
+    return [unescape(line.split()[0]) for line in read_file("/proc/swaps").splitlines()[1:]][::-1]
 
 
 def loops() -> list[str]:
@@ -207,28 +209,13 @@ def owns_kernel() -> bool:
 
 def file_systems() -> list[str]:
     """Mount points that hold files of ours, the newest first."""
-    return [target for target in mounted() if target.split("/")[1] not in ("proc", "sys", "dev")]
+    return [target for target in mount_points() if target.split("/")[1] not in ("proc", "sys", "dev")]
 
 
-def mounted() -> list[str]:
-    """Mount points, the newest first."""
-    lines = lines_of("/proc/self/mounts")
-    return [unescape(line.split()[1]) for line in lines][::-1] if lines else ["/"]
-
-
-def lines_of(path: str) -> list[str]:
-    """A file of /proc, whose absence is logged."""
+def mount_points() -> list[str]:
+    """Mount points, the newest first; the root alone where they are unknown."""
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            return file.readlines()
+        return [target for _, target in mounted()][::-1]
     except OSError as error:
-        if path != "/proc/swaps":  # a kernel without CONFIG_SWAP
-            _log.error(f"what is mounted is unknown: {error}")
-        return []
-
-
-def unescape(text: str) -> str:
-    """White space in names is escaped in octal (`man 5 fstab`)."""
-    for escaped, char in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        text = text.replace(escaped, char)
-    return text
+        _log.error(f"what is mounted is unknown: {error}")
+        return ["/"]

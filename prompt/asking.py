@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from base.near import did_you_mean
 from onboard import to_pid1
 from onboard.board_table import board_table
 from onboard.to_pid1 import SVError, Unreachable
@@ -41,14 +41,6 @@ def service_names() -> list[str]:
     except SVError:
         pass
     return names
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of a sentence that asks for the nearest known word; "" where none is near."""
-    import difflib
-
-    close = difflib.get_close_matches(word, list(known), 1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 @cache

@@ -6,8 +6,9 @@ import json
 import os
 import time
 
+from base.near import did_you_mean
 from onboard.to_pid1 import SVError
-from prompt.asking import ask, did_you_mean, service_names, tables
+from prompt.asking import ask, service_names, tables
 from prompt.shapes import NetworkTable, One
 
 SERVICE = "network"  # its row in the table

@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable
 from typing import BinaryIO, NamedTuple
 
+from base.near import did_you_mean
 from onboard.to_pid1 import SVError
-from prompt.asking import did_you_mean, tables
+from prompt.asking import tables
 from prompt.board_facts import board
 from prompt.shapes import Lines, colour_wanted, coloured_line
 

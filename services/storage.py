@@ -21,7 +21,7 @@ from base.stdlib import TYPE_CHECKING, signal
 from base.syscalls import mount, mount_options, umount
 from onboard import boot_ends
 from onboard.board_table import board_table
-from onboard.mounts import make_directory, mount_row
+from onboard.mounts import make_directory, mount_row, mounted
 from services import root_disk
 
 if TYPE_CHECKING:
@@ -189,8 +189,7 @@ class Storage:
         return max(QUICK, float(self.began + self.chosen.DATA_TIMEOUT) - time.monotonic())
 
     def is_mounted(self) -> bool:
-        with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as file:
-            return any(line.split()[:2] == [self.device, self.target] for line in file)
+        return (self.device, self.target) in mounted()
 
     def record(self) -> dict[str, Any]:
         """What happened, for board() and diagnostic.py."""

@@ -98,7 +98,7 @@ class Recorder:
             monkeypatch.setattr(module, "mount", self.mount)
         for ends in (stack, teardown):
             monkeypatch.setattr(ends, "reboot", self.reboot)
-        monkeypatch.setattr(teardown, "mounted", lambda: self.mounts[::-1])
+        monkeypatch.setattr(teardown, "mounted", lambda: [("x", at) for at in self.mounts])
         monkeypatch.setattr(mounts, "write_file", self.note("write"))
         monkeypatch.setattr(stdlib.socket, "sethostname", self.note("sethostname"))
         for name in ("symlink", "sync"):
@@ -379,7 +379,10 @@ def test_mount_points_with_white_space(monkeypatch: pytest.MonkeyPatch, tmp_path
     (tmp_path / "mounts").write_text("a / x rw 0 0\nb /with\\040space x rw 0 0\n")
     real = open
     monkeypatch.setattr("builtins.open", lambda path, *a, **k: real(tmp_path / "mounts", *a, **k))
-    assert teardown.mounted() == ["/with space", "/"]
+    assert teardown.mount_points() == ["/with space", "/"]
+    assert mounts.mounted() == [("a", "/"), ("b", "/with space")]
+    (tmp_path / "mounts").write_text("/dev/null /media/my\\040stick vfat rw 0 0\n")
+    assert mounts.mounted_at("/dev/null") == "/media/my stick", "bootfiles reads what is there already"
 
 
 def run(*arguments: str) -> Any:
