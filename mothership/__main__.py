@@ -1,7 +1,7 @@
-"""`python3 mothership COMMAND ...`: everything that is done on the server, each command in a module of its own.
+"""`python3 mothership COMMAND ...`: the commands of the server, each in a module of its own.
 
-A module has `arguments(parser)`, which says what it takes and names its function: `parser.set_defaults(run=run)`. A new one is
-a row below.
+A command's module has `arguments(parser)`, which adds its arguments and names its function: `parser.set_defaults(run=run)`. To
+add a command, add a row below.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ COMMANDS = (
 
 
 def load(module: str) -> ModuleType:
-    """A command's module; where a library is missing, what to install."""
+    """Import a command's module; if a library is missing, say what to install."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""The boards: state, since when, when they last sent something and how old that was, boots, why the last one ended."""
+"""`mothership boards`: each board's state and since when, its last records and their age, its boots, why the last one ended."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from uplink.wire import is_seconds
 STATES = ("init", "ready", "stopping", "disconnected", "lost", "unknown")
 COLUMNS = ("name", "state", "note", "since", "seen", "lag", "records", "boots", "why", "model", "kernel")
 
-PROMISE = 3600.0  # seconds: a board that is well says something sooner
-RECENT = 3600.0  # seconds that what went wrong is shown
-CRASHES = 3  # crashes of one service within RECENT: it fails again and again
+PROMISE = 3600.0  # seconds without a record after which a board is "silent": a healthy one sends sooner
+RECENT = 3600.0  # seconds for which a fault or crash is shown
+CRASHES = 3  # crashes of one service within RECENT seconds until it counts as failing
 
 
 def boards(store: Store, now: float) -> list[dict[str, Any]]:
@@ -63,7 +63,7 @@ def failing(store: Store, board: str, now: float) -> list[str]:
 
 
 def boot_of_record(store: Store, board: str) -> dict[str, Any]:
-    """What the last record of a boot says, for a board that has sent no info."""
+    """Facts from the last record of a boot, for a board that has sent no info."""
     query = "SELECT body FROM record WHERE board = ? AND kind = 'boot' ORDER BY seq DESC LIMIT 1"
     row = store.database.execute(query, (board,)).fetchone()
     data = a_dictionary(row[0] if row else None).get("data")
@@ -87,7 +87,7 @@ def why(told: dict[str, Any]) -> str | None:
 
 
 def ago(seconds: float) -> str:
-    """A duration for people."""
+    """A duration as people write it, such as "3 min"."""
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
@@ -95,7 +95,7 @@ def ago(seconds: float) -> str:
 
 
 def table(found: list[dict[str, Any]]) -> str:
-    """For a terminal: columns as wide as what they hold."""
+    """The boards as a table for a terminal."""
     lines = [[name.upper() for name in COLUMNS]]
     for board in found:
         shown: dict[str, Any] = {**board, "since": board["since"] and stamp(board["since"])}
@@ -127,5 +127,5 @@ def run(options: argparse.Namespace) -> None:
 
 
 def has_state(board: dict[str, Any], wanted: list[str]) -> bool:
-    """One of the wanted states; "trouble" is a note, or a board that was lost."""
+    """True if a board is in one of the wanted states; "trouble" is a board that was lost or has a note."""
     return board["state"] in wanted or ("trouble" in wanted and bool(board["note"] or board["state"] == "lost"))

@@ -16,7 +16,7 @@ KINDS = ((1, "B"), (2, "H"), (4, "I"), (8, "d"))  # bytes of a number, and what 
 
 
 def numbers(values: Sequence[int]) -> dict[str, Any]:
-    """Whole numbers: the least of them, and what each is above it in as few bytes as all fit into, least byte first."""
+    """Pack whole numbers: the least one, and each one's difference to it in as few bytes as all fit into, little endian."""
     least = min(values, default=0)
     span = max(values, default=0) - least
     size, kind = next((size, kind) for size, kind in KINDS if span < 256**size)
@@ -27,14 +27,14 @@ def numbers(values: Sequence[int]) -> dict[str, Any]:
 
 
 def choices(values: Sequence[Hashable]) -> dict[str, Any]:
-    """Values of which many are the same: each once, and which of them a row has."""
+    """Pack values that repeat: each distinct value once, and its index for every row."""
     places: dict[Hashable, int] = {}
     which = [places.setdefault(value, len(places)) for value in values]
     return {"values": list(places), "which": numbers(which)}
 
 
 def differences(part: Sequence[tuple[int, int]]) -> list[int]:
-    """A line's points, each as what it is beyond the one before: two small numbers."""
+    """Pack the points of a line: each as its difference to the point before."""
     found: list[int] = []
     x = y = 0
     for next_x, next_y in part:

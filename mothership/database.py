@@ -1,4 +1,4 @@
-"""What a database of the mothership is: its tables, and what SQLite and PostgreSQL have in common."""
+"""The mothership's tables, and what SQLite and PostgreSQL have in common."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ CREATE VIEW IF NOT EXISTS placed AS SELECT record.*,
 """
 # Columns of `board` that earlier versions had not.
 LATER = ("state TEXT", "state_since REAL", "boot TEXT", "info TEXT", "rival TEXT", "rival_since REAL")
-# Before there were streams a board had one line of numbers, which is the stream "" now. `board.seq` and `record.seq` are
-# numbers of the mothership's own since then: in the order in which a board's records came, whatever stream they are of.
+# Before there were streams a board had one sequence of numbers; it is the stream "" now. Since then the mothership itself
+# numbers a board's records in `board.seq` and `record.seq`, in the order in which they come, whatever their stream.
 ADOPT = """
 INSERT INTO stream SELECT name, '', seq, 1, seen FROM board
 WHERE seq > 0 AND NOT EXISTS (SELECT 1 FROM stream WHERE stream.board = board.name)
@@ -43,8 +43,8 @@ Row = tuple[Any, ...]
 class Database(Protocol):
     """What SQLite and PostgreSQL have in common: statements with ? for what is filled in."""
 
-    error: tuple[type[Exception], ...]  # it may be gone or locked: try again
-    lock: str  # what ends a SELECT whose row is to be ours until the commit
+    error: tuple[type[Exception], ...]  # the error of a database that is away or locked: try again
+    lock: str  # the end of a SELECT that locks its rows until the commit (FOR UPDATE); SQLite locks the whole file
 
     def execute(self, statement: str, values: Iterable[Any] = ()) -> Any: ...
     def executemany(self, statement: str, rows: Iterable[Row]) -> None: ...

@@ -1,7 +1,8 @@
-"""End a board's connection to the broker: after its certificate was revoked, the connection that is there lives on without it.
+"""End a board's connection to the broker. A broker checks a certificate only when a client connects: after the certificate was
+revoked, the connection stays open.
 
-Of two clients with the same identifier a broker keeps the younger (MQTT 3.1.1, 3.1.4-2): we connect as the board, and leave.
-Its last will is told. A board whose certificate is still good comes back within seconds.
+Of two clients with one identifier a broker disconnects the older (MQTT 3.1.1, 3.1.4-2): we connect under the board's name, and
+disconnect. The broker publishes the board's last will. A board with a good certificate is back within seconds.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Connect under its name, and end."""
+    """Connect under the board's name, and disconnect."""
     if not wire.is_name(options.board):
         raise SystemExit(f"{options.board!r} is not a board's name")
     remote = remote_of(options, "disconnect", ())

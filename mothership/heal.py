@@ -1,8 +1,8 @@
-"""Mend what the database knows of a board's numbers: after forged records, or when another board takes over a name at once.
+"""Reset what the database knows of a board's numbers, after forged records, or to let another board take over a name at once.
 
-A number that no board comes to (a record with this board's certificate, before there was a bound) made a board deaf for ever.
-This command forgets it, down to the last one that can be right; and whoever asks next speaks for the board, without the wait
-of five minutes. No record is deleted. A board of the first version may send again what it sent just before.
+A forged record with a number far too high made the mothership drop all later records of a board as already known. This command
+sets the number back to the last one that can be right. The next board that connects under the name gets it, without the wait of
+five minutes. No record is deleted. A board of the first version may send its last records once more.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from uplink import wire
 
 
 def heal(store: Store, board: str) -> list[str]:
-    """What was done, in sentences; none where the board is not known."""
+    """Reset a board's numbers; returns what was done, in sentences, or none if the board is not known."""
     said = []
     with store.database.transaction():
         rows = store.database.execute("SELECT outbox, seq FROM stream WHERE board = ? ORDER BY outbox", (board,)).fetchall()

@@ -1,4 +1,4 @@
-"""Observations of access points as the exports and the map read them: checked, placed in time, one after the other."""
+"""Reads observations of access points for exports and map: checked, with their wall time, one at a time."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Observation(NamedTuple):
 
 
 def observations(store: Store, board: str = "", since: float | None = None, *, fake: bool = False) -> Iterator[Observation]:
-    """Those with a position, by board and in its order. What was "lost" was not heard there: it is left out; and so is what
+    """Observations with a position, board by board in the order of its records. What was "lost" is left out, and so is what
     fakegps.py has invented, unless it is asked for.
     """
     query, values = "SELECT board, at, received, body FROM placed WHERE kind = 'wifi'", list[Any]()
@@ -49,7 +49,7 @@ def observations(store: Store, board: str = "", since: float | None = None, *, f
 
 
 def observation(board: str, at: float, body: str) -> Observation | None:
-    """From a record's body, None where it lacks what a map needs."""
+    """The observation in a record's body; None if a field that a map needs is missing."""
     try:
         data = json.loads(body)["data"]
         bssid, ssid = str(data["bssid"]).lower(), data["ssid"]
@@ -74,5 +74,5 @@ def stamp(at: float) -> str:
 
 
 def visible(text: str) -> str:
-    """For a terminal, a file of columns or of XML: without what is obeyed there, breaks the line or turns it round."""
+    """A text without characters that a terminal obeys, that break a line, or that change its direction."""
     return printable(text, "\ufffd")

@@ -25,15 +25,15 @@ from observations import Observation, observations, stamp
 from store import Store
 
 TEMPLATE = Path(__file__).with_name("map.html")
-STEP = 3.0  # m: a way's points are not nearer to each other...
-MOST = 20000  # ...and not more than so many: above it every other one goes, and the step is doubled
+STEP = 3.0  # m: the least distance between two points of a way
+MOST = 20000  # the most points of a way: above it every other point is dropped, and the distance is doubled
 UNIT = 1_000_000  # a place is a whole number of millionths of a degree: 11 cm
-FARTHEST = 65535  # m: a radius that is greater says nothing more
-BREAK = 600.0  # s without a position, and a way is drawn as two
+FARTHEST = 65535  # m: the greatest radius that is shown
+BREAK = 600.0  # seconds without a position after which a new way begins
 
 
 class Way:
-    """Where a board was, thinned."""
+    """The positions of a board, thinned out."""
 
     def __init__(self) -> None:
         self.parts: list[list[tuple[int, int]]] = []  # each point is longitude, latitude, in millionths of a degree
@@ -57,7 +57,7 @@ class Way:
 
 
 class Point:
-    """One access point: what all of its observations say."""
+    """One access point, from all of its observations."""
 
     def __init__(self, item: Observation) -> None:
         self.located = Located(item.latitude, item.longitude)
@@ -76,7 +76,7 @@ class Point:
         self.boards.add(item.board)
 
     def facts(self) -> dict[str, Any]:
-        """What the page shows of it: times in whole seconds, a place in millionths of a degree."""
+        """The fields that the page shows: times in whole seconds, positions in millionths of a degree."""
         latitude, longitude, radius = self.located.result()
         return {
             "bssid": self.latest.bssid, "ssid": self.ssid, "east": round(longitude * UNIT), "north": round(latitude * UNIT),
@@ -101,7 +101,7 @@ def collect(found: Iterable[Observation]) -> tuple[dict[str, Way], dict[str, Poi
 
 
 def packed(points: Iterable[Point]) -> dict[str, Any]:
-    """All points, as columns. What was heard most comes last: it is drawn last, above the others."""
+    """All points, as columns. Points with more observations come later, and are drawn above the others."""
     facts = sorted((point.facts() for point in points), key=itemgetter("count"))
     columns: dict[str, Any] = {"length": len(facts)}
     for name in ("east", "north", "radius", "signal", "first", "count"):
@@ -114,7 +114,7 @@ def packed(points: Iterable[Point]) -> dict[str, Any]:
 
 
 def data(store: Store, now: float, *, fake: bool = False) -> dict[str, Any]:
-    """Everything that the page shows."""
+    """All data of the page."""
     ways, points = collect(observations(store, fake=fake))
     rows = []
     for board in boards(store, now):

@@ -1,4 +1,4 @@
-"""PostgreSQL behind store.py's statements: the one module that knows psycopg."""
+"""PostgreSQL for store.py: the one module that uses psycopg."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PAGE = 2000  # rows that a reader has in memory
 
 
 class Postgres:
-    """A connection that is made anew after each failure. `store.py` says when."""
+    """A connection to PostgreSQL. It connects again at the next statement after a failure."""
 
     error: tuple[type[Exception], ...] = (psycopg.OperationalError, psycopg.InterfaceError)
     lock = " FOR UPDATE"
@@ -53,7 +53,7 @@ class Postgres:
         return connection
 
     def _check(self, connection: psycopg.Connection[Row]) -> None:
-        """What would store records and fail to give them back is said before anything is stored."""
+        """Refuse a server that would store records and could not return them (encoding, version), before anything is stored."""
         name, version = connection.info.dbname, connection.info.server_version
         if version < OLDEST:
             raise SystemExit(
@@ -78,33 +78,33 @@ class Postgres:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """All or nothing; on the server's disk where it ends well."""
+        """A transaction; its commit is on the server's disk."""
         if self.connection.closed:
             self.connection = self._connect()
         with self.connection.transaction():
             yield
 
     def rows(self, statement: str, values: Iterable[Any] = ()) -> Iterator[Row]:
-        """As they are read, from a cursor of the server."""
+        """Rows of a query, one at a time, from a cursor of the server."""
         with self.transaction(), self.connection.cursor(name="rows") as cursor:
             cursor.itersize = PAGE
             yield from cursor.execute(translated(statement), tuple(values))
 
 
 def ours(text: str) -> Any:
-    """The schema's words for SQLite in PostgreSQL's."""
+    """SQLite's schema in PostgreSQL's types."""
     for sqlite, postgres in TYPES:
         text = text.replace(sqlite, postgres)
     return text
 
 
 def translated(statement: str) -> Any:
-    """psycopg's sign for what is filled in."""
+    """A statement with psycopg's placeholders (%s)."""
     return statement.replace("?", "%s")
 
 
 def url_without_password(url: str) -> str:
-    """For messages: what stands between the first : after // and the last @ is nobody's business."""
+    """A database's URL for messages, without the password between the first : after // and the last @."""
     scheme, _, rest = url.partition("//")
     user, at, host = rest.rpartition("@")
     return f"{scheme}//{user.partition(':')[0]}{at}{host}"

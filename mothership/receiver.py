@@ -1,7 +1,8 @@
 """The mothership's receiver: takes batches from any MQTT 3.1.1 broker, commits them, and only then acknowledges.
 
-`receiver.py HOST:PORT DATABASE`, or `python3 mothership receive HOST:PORT DATABASE`. What is malformed is refused, counted,
-and does not end it. While the database is away nothing is acknowledged: it is tried again, and the boards keep what they have.
+`receiver.py HOST:PORT DATABASE`, or `python3 mothership receive HOST:PORT DATABASE`. A malformed message is
+refused and counted; the receiver goes on. While the database is away the receiver acknowledges nothing and tries again, and the
+boards keep their records.
 
 Several receivers share a fleet by `--share K/N`: each takes the boards whose crc32 is K modulo N. MQTT's own shared
 subscriptions will not do: they deal one board's batches, which must arrive in order, out to all receivers, so that most of
@@ -35,20 +36,20 @@ from uplink import certificates, wire
 from uplink.remote import Remote, Tls
 
 GROUP = 100  # messages of one commit...
-GROUP_SIZE = 2 * 1024 * 1024  # ...or so many bytes of JSON: as Python's objects they are up to 25 times as large
-MOST = wire.MOST  # bytes of a message: a batch is compressed, so that more is no batch of ours
+GROUP_SIZE = 2 * 1024 * 1024  # bytes of JSON of one commit; Python's objects of it are up to 25 times as large
+MOST = wire.MOST  # bytes of a message: a compressed batch is smaller
 MOST_OWN = 32  # streams of one outbox
 MOST_TOLD = 16 * 1024  # bytes of a state, an info or a question
-HEARD = ("up", "hello", "state", "info")  # what we subscribe to, of every board
+HEARD = ("up", "hello", "state", "info")  # the topics of every board to which we subscribe
 STATES = ("init", "ready", "stopping", "disconnected", "lost")
-LONGEST = 2.0  # seconds between two tries to reach the broker: we are no fleet
+LONGEST = 2.0  # seconds between two tries to connect: there is one receiver, not a fleet
 RETRY, RETRY_MAX = 0.5, 30.0  # seconds between two tries at a database that is away; doubled
-SAY_EVERY = 10.0  # seconds between two lines about what was refused
-COUNTS_EVERY = 60.0  # seconds between two lines of counts, where something has happened
+SAY_EVERY = 10.0  # seconds between two log lines about refused messages
+COUNTS_EVERY = 60.0  # seconds between two log lines of counts, if a count has changed
 
 
 class Share(NamedTuple):
-    """Which boards are ours: all of them, or every `of`-th."""
+    """The boards of this receiver: all, or every `of`-th."""
 
     ours: int = 0
     of: int = 1
@@ -73,7 +74,7 @@ class Receiver:
         self.unsaid = 0
 
     def turn(self) -> None:
-        """Whatever has arrived: one commit for a group of batches, then their acknowledgements."""
+        """Take the messages that have arrived: commit a group of batches, then acknowledge them."""
         batches: list[tuple[str, wire.Batch]] = []
         news: list[News] = []
         size = 0
@@ -91,7 +92,7 @@ class Receiver:
         self._commit(batches, news)
 
     def _sort(self, topic: str, payload: bytes, batches: list[tuple[str, wire.Batch]], news: list[News]) -> int:
-        """Put a message where it belongs; how many bytes of JSON it is."""
+        """Sort a message into batches or news; returns its size in bytes of JSON."""
         board, what = wire.parse_topic(topic)
         if not self.share.has(board):
             return 0
@@ -118,7 +119,7 @@ class Receiver:
         return len(payload)
 
     def _commit(self, batches: list[tuple[str, wire.Batch]], news: list[News]) -> None:
-        """Commit and acknowledge; while the database is away try again, until that or the end."""
+        """Commit and acknowledge; while the database is away, try again until it is back or we are to end."""
         pause = RETRY
         while batches or news:
             try:
@@ -129,7 +130,7 @@ class Receiver:
                 if self.ending.wait(pause):
                     return
                 pause = min(2 * pause, RETRY_MAX)
-            except Exception as error:  # what no database should refuse; one board's must not stop the others
+            except Exception as error:  # an error that should not be; one board's batch must not stop the others
                 if len(batches) + len(news) == 1:
                     self._refuse(f"the database cannot store it: {error!r}")
                     return
@@ -159,7 +160,7 @@ class Receiver:
             self.remote.publish(wire.topic(board, "ack"), payload, qos=1, retain=not isinstance(found, str))
 
     def _refuse(self, why: str) -> None:
-        """Count it, and say so: not each of a flood."""
+        """Count a refused message, and log it, but not each one of a flood."""
         self.counts["refused"] += 1
         now = time.monotonic()
         if now < self.quiet_until:
@@ -169,12 +170,12 @@ class Receiver:
         self.quiet_until, self.unsaid = now + SAY_EVERY, 0
 
     def told(self) -> str:
-        """The counts in one line."""
+        """The counts as one line for the log."""
         return ", ".join(f"{count} {name}" for name, count in self.counts.items()) or "nothing yet"
 
 
 def share_of(text: str) -> Share:
-    """K/N."""
+    """Parse K/N of --share."""
     ours, _, of = text.partition("/")
     if not (ours.isdecimal() and of.isdecimal() and int(ours) < int(of)):
         raise argparse.ArgumentTypeError(f"{text!r} is not K/N with K from 0 to N-1, such as 0/2")
@@ -182,14 +183,14 @@ def share_of(text: str) -> Share:
 
 
 def add_tls(parser: argparse.ArgumentParser) -> None:
-    """The option of every command that speaks to a broker."""
+    """Add the option --tls, of every command that connects to a broker."""
     parser.add_argument(
         "--tls", nargs=3, metavar=("CA", "CERT", "KEY"), help="files in PEM; without them the connection is plain"
     )
 
 
 def tls_of(files: list[str] | None) -> Tls | None:
-    """Tried here, where who started us reads it: the connection's thread could only go on trying."""
+    """Load the files of --tls, so that an error is printed at the start: the connection's thread would only try again."""
     if files is None:
         return None
     try:
@@ -201,7 +202,7 @@ def tls_of(files: list[str] | None) -> Tls | None:
 
 
 def log_of(name: str) -> logging.Logger:
-    """For people: time and text. systemd's journal, which sets JOURNAL_STREAM, gets levels as it reads them."""
+    """How to log: time and text for people, or <LEVEL> and text for systemd's journal, which sets JOURNAL_STREAM."""
     if "JOURNAL_STREAM" in os.environ:
         return get_logger(name)
     logger = logging.getLogger(f"mothership.{name}")
@@ -225,7 +226,7 @@ def remote_of(options: argparse.Namespace, name: str, patterns: tuple[str, ...])
 
 
 def warn_of_certificates(remote: Remote, options: argparse.Namespace) -> None:
-    """Ours and the broker's, weeks before they end."""
+    """Log a warning some weeks before our certificate or the broker's ends."""
     if options.tls:
         shown = remote.broker_certificate()
         mine, theirs = certificates.until_of(options.tls[1]), certificates.until(shown) if shown else None
@@ -245,7 +246,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Until SIGTERM. SIGUSR1 has the counts said."""
+    """Run until SIGTERM. SIGUSR1 logs the counts."""
     ending, asked = threading.Event(), threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ending.set())

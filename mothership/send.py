@@ -1,4 +1,4 @@
-"""Have a board do something: one command, sent again and again until the board has answered, or until the command expires.
+"""`mothership send`: send a board one command, again and again until the board answers or the command expires.
 
 What a board may be told is its own table COMMANDS. Exit status: 0 it is done, 1 the board refuses or fails, 2 no answer.
 """

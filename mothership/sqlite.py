@@ -1,4 +1,4 @@
-"""SQLite behind store.py's statements: where DATABASE is a path."""
+"""SQLite for store.py, if DATABASE is a path."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from urllib.parse import quote
 
 from database import ADOPT, LATER, SCHEMA, Row
 
-BUSY = 5.0  # seconds that a locked SQLite is waited for, before it is Unavailable
+BUSY = 5.0  # seconds to wait for a locked database
 
 
 class Sqlite:
-    """A file. Other processes may use it too: a transaction has it alone."""
+    """A database file. Other processes may use it too; a transaction locks it."""
 
     error: tuple[type[Exception], ...] = (sqlite3.OperationalError,)
     lock = ""
@@ -37,7 +37,7 @@ class Sqlite:
             self.connection.execute(ADOPT)
 
     def _must_be_ours(self, path: str) -> None:
-        """Or say what it is instead; a path that was mistyped is no new empty database."""
+        """Exit with a sentence if the file is no database of ours: a mistyped path must not become a new empty one."""
         if not os.path.exists(path):
             raise SystemExit(f"{path}: there is no such database; `mothership receive` makes one")
         with contextlib.closing(sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, timeout=BUSY)) as found:
@@ -45,7 +45,7 @@ class Sqlite:
                 raise SystemExit(f"{path}: this is a database, but no mothership's: it has no boards")
 
     def _write_ahead(self) -> None:
-        """WAL. Where others open the database at the same moment SQLite fails at once here, instead of waiting as elsewhere."""
+        """Turn on the write-ahead log. If another process opens the database now, SQLite fails at once here: try again."""
         deadline = time.monotonic() + BUSY
         while True:
             try:
@@ -64,7 +64,7 @@ class Sqlite:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """All or nothing; written to the disk where it ends well."""
+        """A transaction; its commit is on the disk."""
         self.connection.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -75,5 +75,5 @@ class Sqlite:
             raise
 
     def rows(self, statement: str, values: Iterable[Any] = ()) -> Iterator[Row]:
-        """As they are read: never all of them in memory."""
+        """Rows of a query, one at a time."""
         yield from self.connection.execute(statement, tuple(values))

@@ -1,10 +1,10 @@
-"""What the mothership has of its boards: each record once, when it was, and what each board last said of itself.
+"""The mothership's store: each record of each board once, with its time, and each board's last state.
 
 SQLite where DATABASE is a path, PostgreSQL (postgres.py) where it is postgresql://...: the same statements run on both.
 
-What no database stores alike is mended, never refused, for a board would send it again for ever: in texts NUL and lone
-surrogates become U+FFFD; NaN, infinities and numbers above a double's become null; a body that is nested too deeply to be
-written becomes {"unreadable": why}. So a body is always JSON (RFC 8259) that `body::jsonb` and `json_extract` take.
+A value that a database cannot store is replaced, never refused: the board would send a refused record again for ever. In texts
+NUL and lone surrogates become U+FFFD; NaN, infinities and numbers too large for a double become null; a body that is nested too
+deeply becomes {"unreadable": why}. So a body is always JSON (RFC 8259) that `body::jsonb` and `json_extract` take.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from streams import Line, admit, surplus
 
 from uplink.wire import LONGEST, Batch
 
-CLOCKS = ("received", "plausible", "synchronised")  # who places a boot in time, the best last
+CLOCKS = ("received", "plausible", "synchronised")  # which clock tells when a boot began, the best one last
 RANK = "CASE {} WHEN 'synchronised' THEN 2 WHEN 'plausible' THEN 1 ELSE 0 END"
-# Wall time minus monotonic time. A better clock wins, and of equals the later word: a clock is set, it is not unset.
-# "received" contains how long the message took, so that of those the smallest is the best.
+# Wall time minus monotonic time of a boot. A better clock replaces a worse one; of two equal clocks the later value counts.
+# "received" includes the time that the message took, so of those the smallest is the best.
 PLACE = f"""
 INSERT INTO boot VALUES (?, ?, ?, ?)
 ON CONFLICT (board, boot) DO UPDATE SET "offset" = excluded."offset", clock = excluded.clock
@@ -40,7 +40,7 @@ WHERE {RANK.format("excluded.clock")} > {RANK.format("boot.clock")}
 STATE = """
 UPDATE board SET state = ?, boot = ?, state_since = ?
 WHERE name = ? AND (coalesce(state, '') <> ? OR coalesce(boot, '') <> ?)
-"""  # the broker tells a retained state again: it is not news
+"""  # not where it is the same: the broker sends a retained state again
 
 
 class Unavailable(Exception):
@@ -48,7 +48,7 @@ class Unavailable(Exception):
 
 
 class News(NamedTuple):
-    """What a board said beside its records: `what` is "state", "info" or "hello"."""
+    """A message of a board that is no batch: `what` is "state", "info" or "hello"."""
 
     board: str
     what: str
@@ -56,13 +56,13 @@ class News(NamedTuple):
 
 
 def connect(database: str, *, make: bool = True) -> Database:
-    """A path, or postgresql://USER@HOST/NAME. Without `make` it must be there: who mistypes it wants no empty one."""
+    """A path, or postgresql://USER@HOST/NAME. Without `make` it must exist: a mistyped path makes no new one."""
     if not database.startswith(("postgresql://", "postgres://")):
         try:
             return Sqlite(database, make=make)
         except sqlite3.Error as error:
             raise SystemExit(f"{database}: SQLite cannot use it as a database: {error}") from None
-    import postgres  # only who has such a database needs its library
+    import postgres  # its library is needed only for such a database
 
     return postgres.Postgres(database)
 
@@ -71,14 +71,14 @@ Key = tuple[str, str]  # a board, and a stream of its outbox
 
 
 class Store:
-    """One database. What `take` has returned from is committed."""
+    """One database. When `take` returns, all of it is committed."""
 
     def __init__(self, database: str, clock: Callable[[], float] = time.time, *, make: bool = True) -> None:
         self.database = connect(database, make=make)
         self.clock = clock
 
     def last(self, board: str, outbox: str = "") -> int:
-        """The number up to which everything of a board's stream is here."""
+        """The last number of a board's stream; all records up to it are stored."""
         with self._translated():
             query = "SELECT seq FROM stream WHERE board = ? AND outbox = ?"
             row = self.database.execute(query, (board, outbox)).fetchone()
@@ -88,7 +88,7 @@ class Store:
         """Commit batches and news, all in one transaction; the last number of each stream that was asked about or sent from, or
         why it is refused.
 
-        A record that is here already is dropped. A batch that misses the one before it is not taken.
+        A record that is stored already is dropped. A batch whose `prev` is not stored is not taken.
         """
         taking = Taking(self.database, list(batches), list(news), self.clock())
         with self._translated(), self.database.transaction():
@@ -103,7 +103,7 @@ class Store:
 
 
 class Taking:
-    """One transaction of `take`."""
+    """The transaction of one call of `take`."""
 
     def __init__(self, database: Database, batches: list[tuple[str, Batch]], news: list[News], now: float) -> None:
         self.database = database
@@ -112,12 +112,12 @@ class Taking:
         self.now = now
         self.seqs: dict[str, int] = {}  # the last number that we have given to a record of each board
         self.lines: dict[str, dict[str, Line]] = {}
-        self.known: set[Row] = set()  # rows of these as they are in the database
+        self.known: set[Row] = set()  # rows of `stream` as they are in the database
         self.answers: dict[Key, int | str] = {}
         self.offsets: dict[Key, tuple[float, str]] = {}
 
     def run(self) -> dict[Key, int | str]:
-        """All of it; what to answer."""
+        """Run the transaction; returns the answers."""
         self._claim(sorted({board for board, _ in self.batches} | {item.board for item in self.news}))
         before = dict(self.seqs)
         for item in self.news:
@@ -132,7 +132,7 @@ class Taking:
         return self.answers
 
     def _claim(self, names: list[str]) -> None:
-        """The boards are ours until the commit. In order: no two receivers wait for each other."""
+        """Lock the boards' rows until the commit, in the order of their names, so that two receivers never deadlock."""
         new = "INSERT INTO board (name, seq, seen) VALUES (?, 0, ?) ON CONFLICT DO NOTHING"
         self.database.executemany(new, [(name, self.now) for name in names])
         ours = "SELECT seq FROM board WHERE name = ?" + self.database.lock
@@ -154,7 +154,7 @@ class Taking:
             self.database.executemany("DELETE FROM stream WHERE board = ? AND outbox = ?", [(board, name) for name in gone])
 
     def _admit(self, board: str, outbox: str, own: list[str] | None) -> Line | None:
-        """The line of a stream, where it may speak for the board."""
+        """The entry of a stream; None if another outbox has the board's name."""
         if why := admit(self.lines[board], outbox, own, self.now):
             self.answers[board, outbox] = why
             query = "UPDATE board SET rival = ?, rival_since = ? WHERE name = ?"
@@ -165,7 +165,7 @@ class Taking:
         return line
 
     def _records(self, board: str, batch: Batch) -> Iterator[Row]:
-        """Rows of what is new."""
+        """Rows of the records in a batch that are new."""
         line = self._admit(board, batch.outbox, None)
         if line is None or batch.prev > line.seq:
             return
@@ -196,7 +196,7 @@ class Taking:
 
 
 def note(offsets: dict[tuple[str, str], tuple[float, str]], board: str, boot: str, offset: float, clock: str) -> None:
-    """Keep the best word on a boot's place in time."""
+    """Keep the best offset of a boot's wall time."""
     before = offsets.get((board, boot))
     if before and before[1] == clock == "received":
         offset = min(offset, before[0])
@@ -205,7 +205,7 @@ def note(offsets: dict[tuple[str, str], tuple[float, str]], board: str, boot: st
 
 
 def place(body: Any) -> tuple[str | None, float | None, float | None, str | None]:
-    """Boot id, monotonic time, wall time and clock's state of a record, where it has them."""
+    """Boot id, monotonic time, wall time and clock's state of a record; None for each that it lacks."""
     if not isinstance(body, dict):
         return None, None, None, None
     boot, clock = body.get("boot"), body.get("clock")
@@ -218,7 +218,7 @@ def place(body: Any) -> tuple[str | None, float | None, float | None, str | None
 
 
 def number(value: Any) -> float | None:
-    """A finite number as a double, None for all else."""
+    """A finite number as a double; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     try:
@@ -229,7 +229,7 @@ def number(value: Any) -> float | None:
 
 
 def clean(text: str) -> str:
-    """A text that every database and UTF-8 take."""
+    """A text without NUL and lone surrogates, which SQLite, PostgreSQL or UTF-8 refuse."""
     if "\0" not in text and text.isascii():
         return text
     return "".join("\ufffd" if char == "\0" or "\ud800" <= char <= "\udfff" else char for char in text)
@@ -239,7 +239,7 @@ encode: Callable[[Any], str] = json.JSONEncoder(ensure_ascii=False, allow_nan=Fa
 
 
 def as_text(body: Any) -> str:
-    """A body as JSON, mended where it must be."""
+    """A body as JSON, with the values replaced that a database cannot store."""
     try:
         text = encode(body)
         if "\\u0000" not in text and (text.isascii() or text.encode()):  # which fails at a lone surrogate
@@ -253,7 +253,7 @@ def as_text(body: Any) -> str:
 
 
 def mended(value: Any) -> Any:
-    """The same without what no database stores alike."""
+    """A copy of a value, with the parts replaced that a database cannot store."""
     if isinstance(value, str):
         return clean(value)
     if isinstance(value, float):

@@ -1,9 +1,9 @@
-"""Who speaks for a board: the streams of one outbox, and until when another one of the same name is refused.
+"""Which outbox may use a board's name, and how long another one is refused.
 
-A stream is what numbering.py says: a name that an outbox has drawn, and numbers. A board's name belongs to the outbox that was
-accepted last. Another one is refused while that one has been heard within LEASE seconds: these are two boards of one name,
-a copied card perhaps. After a silence it is accepted: a board that has lost its outbox, or its successor.
-Whoever is refused keeps its records; whoever is accepted has numbers of its own, so that nobody's are taken for others'.
+uplink/numbering.py says what a stream is. A board's name belongs to the outbox that was accepted last. Another outbox of the
+same name is refused as long as that one was heard in the last LEASE seconds: they are two boards of one name, such as a copied
+card. Later it is accepted: it is a board that has lost its outbox, or a board that replaces another.
+A refused board keeps its records. An accepted one has streams of its own, so that its numbers are never mixed with others.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-LEASE = 300.0  # seconds: a board that was disconnected by its twin is back sooner, and says so
+LEASE = 300.0  # seconds: a board that another one of its name has disconnected is back sooner
 MOST = 64  # streams that are remembered of one board
 
 
 @dataclass
 class Line:
-    """What the mothership has of one stream."""
+    """What the mothership knows of one stream."""
 
-    seq: int = 0  # all up to this number
-    held: bool = False  # it is of the outbox that the name belongs to
+    seq: int = 0  # records up to this number are stored
+    held: bool = False  # its outbox has the board's name
     heard: float = 0.0  # wall time
 
     def row(self) -> tuple[int, int, float]:
-        """As the database has it."""
+        """The columns of its row in the database."""
         return self.seq, int(self.held), self.heard
 
 
 def admit(lines: dict[str, Line], outbox: str, own: Iterable[str] | None, now: float) -> str:
-    """Let a stream in, or say why not. `own` are all streams of who asks; None for a batch, which does not say."""
+    """Accept a stream, or return why not. `own` are all streams of the outbox; None for a batch, which does not list them."""
     holders = {name for name, line in lines.items() if line.held}
     claimed = {outbox} if own is None else set(own)
     heard = max((lines[name].heard for name in holders), default=0.0)
@@ -49,7 +49,7 @@ def admit(lines: dict[str, Line], outbox: str, own: Iterable[str] | None, now: f
 
 
 def surplus(lines: dict[str, Line]) -> list[str]:
-    """Streams that need not be remembered any more: a board that draws names without end must not fill the database."""
+    """Streams to delete, the oldest first, above MOST: a board with ever new names must not fill the database."""
     others = sorted((name for name, line in lines.items() if not line.held), key=lambda name: lines[name].heard)
     held = sorted((name for name, line in lines.items() if line.held), key=lambda name: lines[name].heard)
     return [*others, *held][: max(0, len(lines) - MOST)]

@@ -1,4 +1,4 @@
-"""What arrives, live, one line each: states, records, results. It only listens: nothing is stored or acknowledged."""
+"""`mothership watch`: print states, records and results as they arrive. It stores and acknowledges nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BELOW = ("sv/+", "res/+")  # these have a name of their own below them
 
 
 def lines(topic: str, payload: bytes) -> Iterator[str]:
-    """What a message says."""
+    """A message as lines for people."""
     _, board, what = topic.split("/", 2)
     if what == "up":
         for number, kind, body in wire.unpack(payload).records:

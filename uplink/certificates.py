@@ -1,4 +1,4 @@
-"""Until when a certificate is valid (RFC 5280, 4.1.2.5), and the sentence that says so weeks before it ends."""
+"""When a certificate ends (RFC 5280, 4.1.2.5), and the warning some weeks before."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SEQUENCE, VERSION, UTC_TIME = 0x30, 0xA0, 0x17  # tags (ITU-T X.690)
 
 
 def until(der: bytes) -> float:
-    """When it ends, in seconds since 1970; ValueError for what is no certificate."""
+    """When a certificate in DER ends, in seconds since 1970; ValueError if it is no certificate."""
     try:
         certificate = next(_parts(der))[1]
         fields = list(_parts(next(_parts(certificate))[1]))
@@ -26,7 +26,7 @@ def until(der: bytes) -> float:
 
 
 def until_of(path: str) -> float | None:
-    """Of a file in PEM; None where there is none yet, or nobody can read it."""
+    """When the certificate in a PEM file ends; None if the file cannot be read."""
     try:
         with open(path, encoding="ascii") as file:
             text = file.read(1 << 20)
@@ -38,7 +38,7 @@ def until_of(path: str) -> float | None:
 
 
 def warning(whose: str, end: float | None, now: float) -> str:
-    """What people should know; empty where there is time."""
+    """The warning for people; "" while there is time."""
     if end is None or end - now > WARN:
         return ""
     day = time.strftime("%Y-%m-%d", time.gmtime(end))
@@ -48,7 +48,7 @@ def warning(whose: str, end: float | None, now: float) -> str:
 
 
 def _parts(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Tags and contents of what follows one another in DER."""
+    """Tag and contents of each element in a sequence of DER."""
     while data:
         tag, length, start = data[0], data[1], 2
         if length & 0x80:

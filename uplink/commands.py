@@ -1,7 +1,8 @@
-"""Commands of the mothership: carried out once, and answered; wire.py has their format.
+"""Commands of the mothership: each is carried out once, and answered. wire.py has their format.
 
-The id is on the disk before the act: after a reboot that was commanded, or a death in the middle, the same command is not
-carried out again but answered with what is known of it. What may be commanded is the table COMMANDS, and PID 1 sees to it.
+The id of a command is on the disk before the command is carried out. If it arrives again after the reboot that it asked for, or
+after uplink died in between, uplink does not carry it out again: it answers with what it knows. The setting COMMANDS lists what
+the mothership may ask for, and PID 1 enforces it.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from uplink.outbox import Outbox
 
 LONGEST = 7 * 86400.0  # seconds ahead that a command may expire at most: so long its id has to be remembered
 SHOWN = ("name", "state", "exit", "restart")  # of a service, in a result
-UNKNOWN = "was begun before uplink.py was started anew; how it ended is not known"
+UNKNOWN = "uplink had begun it when uplink was restarted; how it ended is not known"
 
 
 class Commands:
-    """The board's end. `ask(request)` speaks to PID 1; `tell(data)` makes a record of what was asked and answered."""
+    """Carries out commands on the board. `ask(request)` asks PID 1; `tell(data)` makes a record of command and result."""
 
     def __init__(
         self, outbox: Outbox, boot_id: str, ask: Callable[[dict[str, Any]], Any], tell: Callable[[dict[str, Any]], object]
@@ -29,10 +30,10 @@ class Commands:
         self.boot_id = boot_id
         self.ask = ask
         self.tell = tell
-        self.refused = 0  # that had no id, and so no answer
+        self.refused = 0  # commands without an id, which cannot be answered
 
     def take(self, payload: bytes, clock: float | None) -> dict[str, Any] | None:
-        """The result to send for a command; None for one that cannot be answered. `clock` is the mothership's, if known."""
+        """Carry out a command and return its result; None for one without an id. `clock` is the mothership's, if known."""
         try:
             command = wire.parse(payload)
         except wire.Malformed:
@@ -58,7 +59,7 @@ class Commands:
         return {"id": name, **result}
 
     def _fault(self, command: dict[str, Any], clock: float) -> str:
-        """Why it is refused, as a sentence; empty where it is not."""
+        """Why a command is refused, as a sentence; "" if it is not."""
         operation, expires = command.get("op"), command.get("expires")
         if not isinstance(operation, str) or operation not in wire.COMMANDS:
             return f"there is no command {str(operation)[:64]!r}; there are {', '.join(wire.COMMANDS)}"
@@ -90,5 +91,5 @@ class Commands:
 
 
 def failure(why: str) -> dict[str, Any]:
-    """The result of what was not done."""
+    """The result of a command that was not carried out."""
     return {"ok": False, "result": None, "error": why}

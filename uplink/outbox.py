@@ -1,11 +1,11 @@
-"""The outbox: what must reach the mothership is on disk before it is sent, and stays until the mothership has it.
+"""The outbox: a record is on the disk before it is sent, and stays there until the mothership has it.
 
 SQLite with a write-ahead log and synchronous=FULL (sqlite.org/wal.html): what a flush has committed survives a power cut.
-Records are numbered (numbering.py says how), and leave by `acknowledged`, or, where there is no room, in the order of what is
-given up first. Beside them are marks (how far a source of records has been read, committed together with what was read) and
-the ids of commands.
-Where the disk refuses, records are kept in memory until it takes them again, and what it has and we could not read is then
-sent too, under its own numbers.
+numbering.py says how records are numbered. `acknowledged` deletes them. Where there is no room the outbox deletes the oldest
+ones, in the order of `give_up`. The database also holds marks (how far a source of records has been read, committed together
+with what was read) and the ids of commands.
+While the disk takes no write, the outbox keeps records in memory; once it does, they go to the disk, and what could not be read
+there is sent too.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ from uplink.outbox_file import (
 
 BATCH = 20  # records of one commit...
 DELAY = 0.2  # ...or what has come in so many seconds
-ROOM = 0.9  # of what is allowed, after something was given up
+ROOM = 0.9  # of the allowed bytes: down to this it deletes, once there is no room
 RETRY = 60.0  # seconds until a disk that failed is tried again
 REMEMBERED = 3600.0  # seconds that a command's id is kept after the command has expired
 
 
 class Record(NamedTuple):
-    """One record as it waits."""
+    """One record that waits to be sent."""
 
     number: int
     kind: str
@@ -74,12 +74,12 @@ class Outbox:
         self.marks: dict[str, int | str] = {}  # to be committed with them
         self.now = 0.0
         self.due: float | None = None  # of their commit
-        self.retry: float | None = None  # when to try the disk again; None: records are on it
-        self.hidden = False  # another file system has come over our file
+        self.retry: float | None = None  # when to try the disk again; None while records are on it
+        self.hidden = False  # another file system was mounted over our file
         self.file = (0, 0)  # device and inode of the database
         self.numbers, self.database = Numbering(), open_database(":memory:")
         self.unread = True  # the disk may have records that we do not: it could not be read when we left it, or began
-        self._begin(self.database, Numbering())
+        self._begin(self.database, self.numbers)
         if disk := self._open_disk():
             self.database.close()
             self.unread, self.database = False, disk
@@ -93,16 +93,16 @@ class Outbox:
 
     @property
     def durable(self) -> bool:
-        """Whether what is committed is on the disk."""
+        """True if committed records are on the disk, False if they are in memory alone."""
         return self.retry is None
 
     @property
     def next(self) -> int:
-        """The id of the next record: none that was given is as high."""
+        """The id of the next record, above all that were given."""
         return self.numbers.next
 
     def _open_disk(self) -> sqlite3.Connection | None:
-        """The disk's database, with our numbering on it before any number is given: later it may refuse. None where it does."""
+        """Open the disk's database and store our numbering in it before a number is given. None if the disk refuses."""
         try:
             disk = open_disk(self.folder, self.say)
         except Unusable as error:
@@ -112,7 +112,7 @@ class Outbox:
         try:
             found = numbering_of(disk)
             if before := stamped(disk, self.machine):  # that board may still be there, and goes on with these numbers
-                self.say(f"outbox: {self.path} comes from the board {before!r}, and this is {self.machine!r}: numbered anew")
+                self.say(f"outbox: {self.path} comes from the board {before!r}, this is {self.machine!r}: a new stream begins")
                 found.disown()
             stamp(disk, self.machine)
             self._begin(disk, found, new=bool(before))
@@ -132,7 +132,7 @@ class Outbox:
             self.size = size_of(self.database)
 
     def _begin(self, database: sqlite3.Connection, numbers: Numbering, *, new: bool = False) -> None:
-        """Number from here on, in this database."""
+        """Store the numbering in this database, and go on with it."""
         numbers = Numbering(numbers.streams, numbers.next)
         if new or not numbers.streams:
             numbers.begin()
@@ -147,7 +147,7 @@ class Outbox:
         self.retry = self.now + RETRY
 
     def mark(self, name: str) -> Any:
-        """A mark that was committed with a record; None where there is none."""
+        """The mark of this name; None if there is none."""
         row = self.database.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
         return row[0] if row else None
 
@@ -155,7 +155,7 @@ class Outbox:
     def put(
         self, kind: str, body: bytes, now: float, *, urgent: bool = False, marks: dict[str, int | str] | None = None
     ) -> None:
-        """Take a record: committed with its batch, after DELAY, or at once where it is urgent. Marks are committed with it."""
+        """Take a record and marks. They are committed with the batch, after DELAY seconds, or at once if urgent."""
         self.pending.append((kind, body))
         self.marks |= marks or {}
         self.due = now + DELAY if self.due is None else self.due
@@ -166,7 +166,7 @@ class Outbox:
         return min((time for time in (self.due, self.retry) if time is not None), default=None)
 
     def tick(self, now: float) -> None:
-        """Whatever is due: a commit, or another try of a disk that failed."""
+        """Do what is due: commit, or try a disk again that failed."""
         self.now = now
         if self.durable and file_identity(self.path) != self.file:  # the data partition has come over it, or it was removed
             self.unread = self.hidden = True
@@ -177,14 +177,14 @@ class Outbox:
             self.flush(now)
 
     def flush(self, now: float) -> None:
-        """Commit what is pending. Where the disk refuses, go on in memory."""
+        """Commit what is pending; in memory, if the disk refuses."""
         self.now, self.due = now, None
         if not self.pending:
             return
         numbers, marks, first = self.numbers, self.marks, self.numbers.next
         taken = [Record(first + index, kind, body) for index, (kind, body) in enumerate(self.pending)]
         numbers.next = first + len(taken)
-        known = numbers.next <= numbers.reserved  # by the disk: it will not give these ids again, even if it refuses now
+        known = numbers.next <= numbers.reserved  # to the disk: it will not give these ids again, even if it refuses this write
         if not known:
             marks = marks | {"reserved": numbers.reserve()}
 
@@ -198,7 +198,7 @@ class Outbox:
         self._make_room()
 
     def _write(self, step: Callable[[sqlite3.Connection], object], *, sync: bool = True, new_from: int = 0) -> None:
-        """Commit a step; without `sync` it reaches the disk with the next one. Where the disk refuses, go on in memory."""
+        """Commit a step; in memory, if the disk refuses. Without `sync` it reaches the disk with the next step."""
         try:
             self.database.execute(f"PRAGMA synchronous={'FULL' if sync else 'NORMAL'}")
             with transaction(self.database):
@@ -209,10 +209,8 @@ class Outbox:
                 step(self.database)
 
     def _leave_disk(self, why: str, new_from: int) -> None:
-        """What is on the disk stays there; what waits, as far as it can be read, is sent from memory.
-
-        A new stream begins: the disk does not hear of the numbers that are given from now on.
-        """
+        """Copy the records that can be read to memory, and go on there, in a new stream: the disk does not learn which numbers
+        are given from now on."""
         self._disk_failed(why)
         disk, self.database = self.database, open_database(":memory:")
         try:
@@ -227,7 +225,7 @@ class Outbox:
         self.size = size_of(self.database)
 
     def _return_to_disk(self) -> None:
-        """Take what has gathered in memory back to the disk, in place of what the disk remembers."""
+        """Move the records from memory to the disk, in place of what the disk has."""
         ours, disk = self.numbers, self._open_disk()
         if disk is None:
             return
@@ -237,7 +235,7 @@ class Outbox:
                 self.numbers = put_behind(disk, theirs, self.database, ours)
                 self.unread, self.size = False, size_of(self.database)
             copy(self.database, disk)
-            # A hidden file has this stream too, and may go on with it after another boot.
+            # The hidden file has this stream too, and a later boot may go on with it there.
             self._begin(disk, self.numbers, new=self.hidden)
         except sqlite3.Error as error:
             disk.close()
@@ -249,7 +247,7 @@ class Outbox:
 
     # --- room ------------------------------------------------------------------------------------------------------
     def _make_room(self) -> None:
-        """Give up the oldest records of the least kinds until the rest fits; a record tells how many of what."""
+        """Delete the oldest records, kind by kind in the order of `give_up`, until the rest fits. `lost` counts them."""
         allowed = min(self.most, self.size + self._free() - self.spare)
         if self.size <= allowed:
             return
@@ -259,16 +257,16 @@ class Outbox:
         self._give_up("no room", list(oldest_of(self.database, order, over)))
 
     def give_up_damaged(self, most: int) -> None:
-        """Of the oldest records, those that the disk has damaged: no mothership takes a batch with one of them."""
+        """Delete the damaged ones of the `most` oldest records: a mothership refuses a batch with one of them."""
         if damaged := list(damaged_of(self.database, most)):
             self._give_up("damaged on the disk", damaged)
 
     def give_up_oldest(self, why: str) -> None:
-        """The oldest record, which nobody takes and which keeps all others back."""
+        """Delete the oldest record: the mothership refuses it, and it keeps all others back."""
         self._give_up(why, self.database.execute("SELECT number, kind FROM record ORDER BY number LIMIT 1").fetchall())
 
     def _give_up(self, why: str, records: list[tuple[int, str]]) -> None:
-        """Delete records, and commit together with that how many of which kind somebody has to be told of."""
+        """Delete records, and in the same commit count them in `lost`, by kind."""
         gone = Counter(kind for _, kind in records)
         self.lost = {kind: self.lost.get(kind, 0) + gone[kind] for kind in self.lost | gone}
 
@@ -281,7 +279,7 @@ class Outbox:
         self.say(f"outbox: {why}: {', '.join(f'{count} of {kind}' for kind, count in gone.items())} given up")
 
     def _free(self) -> int:
-        """Bytes that the disk could still take; what memory could, where the records are there."""
+        """Free bytes of the disk; `most` while records are in memory."""
         if not self.durable:
             return self.most
         disk = os.statvfs(self.folder)
@@ -289,27 +287,28 @@ class Outbox:
 
     # --- out -------------------------------------------------------------------------------------------------------
     def sending(self) -> Stream:
-        """The stream of the oldest record that waits; the last one where none does."""
+        """The stream of the oldest record that waits; the last stream if none waits."""
         oldest = self.database.execute("SELECT min(number) FROM record").fetchone()[0]
         if self.numbers.forget(self.next if oldest is None else oldest):
             self._write(lambda database: save(database, self.numbers), sync=False)
         return self.numbers.streams[-1] if oldest is None else self.numbers.of(oldest)
 
     def heard(self, identity: str, last: int) -> bool:
-        """The mothership's last number of a stream; False where we never gave it, and so the stream has another name now.
+        """Compare the mothership's last number of a stream with ours. False if we never gave it: the stream gets a new name.
 
-        Somebody else has spoken under this name, or the disk has forgotten more than it may: of what waits nothing may be
-        taken for what the mothership has.
+        Another board has sent under this name, or the disk has lost commits: the mothership would drop our next records.
         """
         if last <= self.numbers.given(identity) or identity not in self.numbers.own():
-            return True  # also a stream that another board goes on with, whose card was copied
+            return True  # or it is the stream of the board whose card was copied, which goes on with it
         self.numbers.rename(identity)
         self._write(lambda database: save(database, self.numbers))
-        self.say(f"outbox: the mothership has number {last} of ours, which was never given: what waits is numbered anew")
+        self.say(
+            f"outbox: the mothership has number {last} of ours, which was never given: its records get the name of a new stream"
+        )
         return False
 
     def waiting(self, stream: Stream, above: int, most: int, size: int) -> list[Record]:
-        """The oldest committed records of a stream above this number: at most so many, and so many bytes; one at least."""
+        """The oldest records of a stream above this number: at most `most` records and `size` bytes, but one at least."""
         found: list[Record] = []
         query = "SELECT * FROM record WHERE number > ? AND number < ? ORDER BY number LIMIT ?"
         above = max(above + stream.shift, stream.first - 1)
@@ -321,15 +320,15 @@ class Outbox:
         return found
 
     def acknowledged(self, identity: str, number: int) -> None:
-        """The mothership has all of a stream up to this number."""
+        """Delete the records of a stream up to this number: the mothership has them."""
         for first, end in self.numbers.up_to(identity, number):
-            if size := size_of(self.database, first, end):  # else none of them is here: no record is empty
+            if size := size_of(self.database, first, end):  # 0: none of them is here, for no record is empty
                 self.size -= size
-                # A power cut may undo it: what is sent again is known there.
+                # A power cut may undo this: the mothership drops what it has when it is sent again.
                 self._write(partial(delete, first=first, end=end), sync=False)
 
     def under_way(self, stream: Stream, sent: int) -> int:
-        """How many records of a stream up to this number wait."""
+        """How many records of a stream up to this number are not acknowledged."""
         return count_of(self.database, stream.first, sent + stream.shift + 1)
 
     def count(self) -> int:
@@ -338,12 +337,12 @@ class Outbox:
 
     # --- ids of commands ---------------------------------------------------------------------------------------------
     def result(self, name: str) -> str | None:
-        """What was remembered of a command; None where it is not known."""
+        """The stored result of a command; None if the command is not known."""
         row = self.database.execute("SELECT result FROM command WHERE id = ?", (name,)).fetchone()
         return str(row[0]) if row else None
 
     def remember(self, name: str, result: str, expires: float, clock: float) -> bool:
-        """Commit a command's id and result; whether it is on the disk. What has expired by `clock` is forgotten in time."""
+        """Commit a command's id and result. True if they are on the disk. Long expired commands are deleted."""
 
         def write(database: sqlite3.Connection) -> None:
             database.execute("DELETE FROM command WHERE expires < ?", (clock - REMEMBERED,))
@@ -353,7 +352,7 @@ class Outbox:
         return self.durable
 
     def close(self, now: float) -> None:
-        """Commit and close; the next life goes on with the next number."""
+        """Commit and close. The next start goes on with the next number."""
         self.flush(now)
         if self.durable:
             self._write(lambda database: database.execute("REPLACE INTO meta VALUES ('reserved', ?)", (self.next,)))

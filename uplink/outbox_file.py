@@ -15,7 +15,7 @@ from uplink.numbering import LEGACY, Numbering, Stream, new_identity
 PAGE = 2048  # bytes: a commit writes each page that it has touched
 # Pages of the write-ahead log, then it begins anew: a file that does not grow costs the card no entry in ext4's journal.
 LOG_PAGES = 256
-# What the disk, not the file, is to blame for (sqlite.org/rescode.html); with anything else the file is set aside.
+# Errors of the disk, not of the file (sqlite.org/rescode.html). After any other error the file is set aside.
 FAULTS_OF_DISK = (
     sqlite3.SQLITE_PERM, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_READONLY,
     sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN,
@@ -32,11 +32,11 @@ TABLES = {"record": "(?, ?, ?)", "meta": "(?, ?)", "command": "(?, ?, ?)", "stre
 
 
 class Unusable(Exception):
-    """The disk takes no database now; the text says why."""
+    """The disk cannot hold the database now; the text says why."""
 
 
 def open_disk(folder: str, say: Callable[[str], object]) -> sqlite3.Connection:
-    """The database below a folder, a new one in place of a corrupt one; Unusable where the disk does not take any."""
+    """Open the database in a folder; a corrupt one is set aside, and a new one made. Unusable if the disk takes none."""
     path = f"{folder}/outbox.db"
     for _ in range(2):
         try:
@@ -80,7 +80,7 @@ def open_database(path: str) -> sqlite3.Connection:
 
 
 def set_aside(folder: str, why: str, say: Callable[[str], object]) -> str:
-    """Keep a corrupt database for whoever can still read it, instead of the one before it. Why not, where it cannot be."""
+    """Rename a corrupt database, for whoever can still read it; it replaces the last one. The reason if that fails, else ""."""
     try:
         for suffix in ("", "-wal", "-shm"):
             with contextlib.suppress(FileNotFoundError):
@@ -92,7 +92,7 @@ def set_aside(folder: str, why: str, say: Callable[[str], object]) -> str:
 
 
 def file_identity(path: str) -> tuple[int, int]:
-    """Device and inode; zeroes where there is no such file."""
+    """Device and inode of a file; zeroes if there is none."""
     try:
         found = os.stat(path)
     except OSError:
@@ -112,7 +112,7 @@ def count_of(database: sqlite3.Connection, first: int = 0, end: int = 1 << 62) -
 
 
 def damaged_of(database: sqlite3.Connection, most: int) -> Iterator[tuple[int, str]]:
-    """Ids and kinds of the records that the disk has damaged, among so many of the oldest."""
+    """Ids and kinds of the damaged records among the `most` oldest."""
     for number, kind, body in database.execute("SELECT * FROM record ORDER BY number LIMIT ?", (most,)):
         try:
             json.loads(body)
@@ -121,12 +121,12 @@ def damaged_of(database: sqlite3.Connection, most: int) -> Iterator[tuple[int, s
 
 
 def delete(database: sqlite3.Connection, first: int, end: int) -> None:
-    """Records from this id on, and below that."""
+    """Delete the records from id `first` up to, not including, `end`."""
     database.execute("DELETE FROM record WHERE number >= ? AND number < ?", (first, end))
 
 
 def copy(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
-    """All that one has, in place of what the other one has."""
+    """Replace all tables of one database by those of another."""
     with transaction(target):
         for table, width in TABLES.items():
             target.execute(f"DELETE FROM {table}")
@@ -135,7 +135,7 @@ def copy(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
 
 @contextlib.contextmanager
 def transaction(database: sqlite3.Connection) -> Iterator[None]:
-    """All or nothing."""
+    """A transaction: committed at the end of the block, rolled back by an exception."""
     database.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -147,38 +147,38 @@ def transaction(database: sqlite3.Connection) -> Iterator[None]:
 
 
 def numbering_of(disk: sqlite3.Connection) -> Numbering:
-    """As the disk has it; of a database of the time before streams, what was numbered then."""
+    """The numbering that a database stores. One from before there were streams has a single stream."""
     rows = disk.execute("SELECT first, identity, shift, own FROM stream ORDER BY first").fetchall()
     meta = dict(disk.execute("SELECT name, value FROM meta WHERE name IN ('reserved', 'met')").fetchall())
     numbers = Numbering((Stream(*row) for row in rows), meta.get("reserved", 1))
     if not rows and "reserved" in meta:
-        # Without "met" nothing of it was ever sent.
+        # Without the mark "met" none of its records was ever sent.
         numbers.streams = [Stream(1, LEGACY if "met" in meta else new_identity(), 0)]
         numbers.begin()
     return numbers
 
 
 def save(database: sqlite3.Connection, numbers: Numbering) -> None:
-    """Part of a transaction: the streams, and the id below which all are taken."""
+    """Store the streams and `reserved`, inside the caller's transaction."""
     database.execute("DELETE FROM stream")
     database.executemany(f"INSERT INTO stream VALUES {TABLES['stream']}", numbers.rows())
     database.execute("REPLACE INTO meta VALUES ('reserved', ?)", (numbers.reserved,))
 
 
 def stamped(disk: sqlite3.Connection, machine: str) -> str:
-    """The name of the other machine that this card comes from, where machines have names; "" for none."""
+    """The name of the other machine that wrote this card; "" if it is this machine's, or unknown."""
     row = disk.execute("SELECT value FROM meta WHERE name = 'machine'").fetchone()
     return str(row[0]) if row and machine and row[0] != machine else ""
 
 
 def stamp(disk: sqlite3.Connection, machine: str) -> None:
-    """Note whose card it is."""
+    """Store the name of this machine, if it has one."""
     if machine:
         disk.execute("REPLACE INTO meta VALUES ('machine', ?)", (machine,))
 
 
 def put_behind(disk: sqlite3.Connection, others: Numbering, database: sqlite3.Connection, ours: Numbering) -> Numbering:
-    """Take what a disk has into our database, before what we have gathered; our own marks stay. The numbering of both."""
+    """Copy a disk's records into our database, before our own; our marks win. Returns the numbering of both."""
     both, by = ours.behind(others)
     both.reserve()
     with transaction(database):
@@ -195,7 +195,7 @@ def put_behind(disk: sqlite3.Connection, others: Numbering, database: sqlite3.Co
 
 
 def oldest_of(database: sqlite3.Connection, kinds: list[str], size: int) -> Iterator[tuple[int, str]]:
-    """Ids and kinds of records that make so many bytes together: kind by kind, of each the oldest first."""
+    """Ids and kinds of records that have `size` bytes together: kind by kind, and of each kind the oldest first."""
     query = "SELECT number, length(body) FROM record WHERE kind = ? ORDER BY number"
     for kind in kinds:
         for number, length in database.execute(query, (kind,)):

@@ -15,12 +15,15 @@ from _log import get_logger
 from onboard import mqtt
 from onboard.mqtt import BACKLOG, KEEPALIVE
 
-INBOX = 16 * 1024 * 1024  # bytes that wait for whoever is to take them
-REMOTE_FIRST, REMOTE_MAX = 5.0, 120.0  # seconds between two tries; doubled, drawn: a fleet shares the broker
+INBOX = 16 * 1024 * 1024  # bytes in the inbox that nobody has taken
+REMOTE_FIRST, REMOTE_MAX = (
+    5.0,
+    120.0,
+)  # seconds between two tries, doubled after each and partly random: a fleet shares the broker
 
 
 class Tls(NamedTuple):
-    """Files in PEM: who may vouch for the broker, and who we are."""
+    """Files in PEM: the authority that signs the broker's certificate, our own certificate, its key."""
 
     ca: str
     certificate: str | None = None
@@ -69,7 +72,7 @@ class Remote(threading.Thread):
         self._lost = False
 
     def run(self) -> None:
-        """Connect, serve, and after each end wait, longer each time and by a drawn part: a fleet must not return as one."""
+        """Connect and serve; after each end wait, longer each time and partly at random, so that a fleet spreads."""
         waits, addresses = self._pauses(), cycle(self.addresses)
         while not self._ending.is_set():
             self.address = next(addresses)
@@ -89,12 +92,12 @@ class Remote(threading.Thread):
         return pauses(min(REMOTE_FIRST, self.longest), min(REMOTE_MAX, self.longest))
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 0, retain: bool = False) -> bool:
-        """Whether it was given to the connection; that is all it says."""
+        """Hand a message to the connection. True says no more than that it was taken."""
         client = self._client
         return bool(self.connected and client and client.publish(topic, payload, qos, retain).rc == mqtt.SENT)
 
     def take(self) -> Iterator[tuple[str, bytes]]:
-        """What has arrived."""
+        """All messages in the inbox; they leave it."""
         with contextlib.suppress(BlockingIOError):
             os.read(self.fd, 65536)
         while self.inbox:
@@ -103,7 +106,7 @@ class Remote(threading.Thread):
             yield topic, payload
 
     def broker_certificate(self) -> bytes:
-        """What the broker has shown, in DER; empty without a connection or without TLS."""
+        """The broker's certificate in DER; empty without a connection or without TLS."""
         link = self._client.socket() if self._client and self.connected else None
         shown = getattr(link, "getpeercert", None)
         try:
@@ -112,7 +115,7 @@ class Remote(threading.Thread):
             return b""
 
     def end(self) -> None:
-        """Disconnect in order: no last will."""
+        """Send DISCONNECT, so that the broker does not publish our last will."""
         self._ending.set()
         if self._client and self.connected:
             self._client.disconnect()
@@ -138,7 +141,7 @@ class Remote(threading.Thread):
 
     def _arrived(self, topic: str, payload: bytes) -> None:
         while (len(self.inbox) >= BACKLOG or self._in - self._out >= INBOX) and not self._ending.wait(0.05):
-            pass  # whoever takes is slow: so is the connection
+            pass  # the inbox is full: stop reading, so that the broker waits
         self._in += len(payload)
         self.inbox.append((topic, payload))
         with contextlib.suppress(BlockingIOError):  # full: it can be read already
@@ -154,7 +157,7 @@ class Remote(threading.Thread):
             self._ready()
 
     def _on_subscribe(self, client: mqtt.Client, _data: Any, _number: int, reasons: list[Any], *_: Any) -> None:
-        """Refused rights or a broker's limits: who hears nothing is not connected, and tries again."""
+        """The broker may refuse a subscription (rights, limits). Without it we hear nothing: disconnect, and try again."""
         refused = [
             f"{pattern} ({reason})" for pattern, reason in zip(self.patterns, reasons, strict=False) if reason.is_failure
         ]
@@ -178,14 +181,14 @@ class Remote(threading.Thread):
             self._say_lost(str(arguments[3]))
 
     def _say_lost(self, why: str) -> None:
-        """Once, not at every try."""
+        """Log that the connection is lost: once, not at every try."""
         if not self._lost:
             self.log.warning("uplink: no connection to %s (%s), trying again", self.address, why)
         self._lost = True
 
 
 def pauses(first: float, most: float) -> Iterator[float]:
-    """Seconds to wait before each further try: drawn from twice as long a time each time, so that a fleet is spread over it."""
+    """Seconds to wait before each further try: random, from a range that doubles, so that a fleet spreads over it."""
     while True:
         yield first * random.uniform(0.1, 1.0)
         first = min(2 * first, most)

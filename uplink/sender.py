@@ -1,4 +1,4 @@
-"""What of the outbox is sent when: asked for first, sent in order, and sent again until the mothership has acknowledged it."""
+"""When which record is sent: first ask what the mothership has, then send in order, and again until it is acknowledged."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from uplink.remote import pauses
 WINDOW = 400  # records under way
 BATCH = 100  # records of one message...
 BATCH_SIZE = 64 * 1024  # ...or so many bytes, before they are compressed
-SMALLEST = 4096  # bytes: a broker that does not take so much is none for us, and no record of this size is given up for it
-SILENCE = 10.0  # seconds without an acknowledgement, and what is under way is sent again
-ASK_FIRST, ASK_MAX = 2.0, 60.0  # seconds without an answer, and the question is asked again; doubled, jittered
-TOLD = 60.0  # seconds of a mothership that acknowledges nothing, until somebody is told
-GROWTH = 50  # acknowledgements in a row, and batches that had to be small may be twice as large again
+SMALLEST = 4096  # bytes that every usable broker takes: no record of this size is deleted because a broker refuses it
+SILENCE = 10.0  # seconds without an acknowledgement until the batches under way are sent again
+ASK_FIRST, ASK_MAX = 2.0, 60.0  # seconds without an answer until the question is asked again; doubled each time, partly random
+TOLD = 60.0  # seconds in which the mothership acknowledges nothing until we log it
+GROWTH = 50  # acknowledgements in a row until batches that were halved are doubled again
 
 
 class Sender:
-    """What is sent when: go-back-N over a connection that may be gone at any time. Time is an argument."""
+    """Go-back-N over a connection that may end at any time. Time is an argument."""
 
     def __init__(
         self, outbox: Outbox, board: str, send: Callable[[str, bytes], bool], boot_id: str = "",
@@ -39,22 +39,22 @@ class Sender:
         self.nonce = ""  # of the question that has not been answered; "" once it has
         self.patience = pauses(ASK_FIRST, ASK_MAX)  # for its answer
         self.sent = 0  # the highest number of the stream that is under way
-        self.highest = 0  # that was ever sent in it, or that the mothership has answered with
-        self.acked = 0  # the mothership's last word on it
+        self.highest = 0  # the highest number that was sent in it, or that the mothership has answered with
+        self.acked = 0  # the last number that the mothership has of it
         self.ahead: float | None = None  # the mothership's clock minus our monotonic one
         self.due: float | None = None  # to ask, or to send again
         self.connected = False
         self.resent = 0
         self.batch_size = BATCH_SIZE
-        self.doubt = False  # what is under way got no answer: is it lost, or nobody there?
+        self.doubt = False  # batches under way got no answer: they may be lost, or the mothership is away
         self.moved = True  # the mothership has taken records over this connection
         self.good = 0  # acknowledgements since the batches were made smaller
         self.waited = 0.0  # seconds of a connection in which nothing was taken though something waits...
         self.since: float | None = None  # ...counted up to here
-        self.complained = ""  # what people have been told, until it is over
+        self.complained = ""  # the complaint that was logged, until it is over
 
     def up(self, now: float) -> None:
-        """A new connection: ask what the mothership has, before anything is sent."""
+        """There is a connection: ask what the mothership has before sending anything."""
         self.connected = True
         # A broker that disconnects who sends too much looks like a bad connection: what was under way goes in smaller parts.
         self.doubt = self.doubt or (not self.moved and self.outbox.under_way(self.stream, self.sent) > 0)
@@ -62,12 +62,12 @@ class Sender:
         self._ask_anew(now)
 
     def down(self) -> None:
-        """The connection is gone."""
+        """The connection has ended."""
         self.connected = False
         self.due = self.since = None
 
     def _ask_anew(self, now: float) -> None:
-        """A question of its own about the stream whose turn it is."""
+        """Ask a new question, about the stream that is sent next."""
         if (stream := self.outbox.sending()) != self.stream:
             self.sent = self.highest = self.acked = 0
         self.stream = stream
@@ -76,7 +76,7 @@ class Sender:
         self._ask(now)
 
     def _ask(self, now: float) -> None:
-        """The same question each time: an answer that is later than our patience is an answer too."""
+        """Send the question, with the same nonce each time: a late answer counts too."""
         question: dict[str, Any] = {"nonce": self.nonce, "outbox": self.stream.identity, "own": self.outbox.numbers.own()}
         question |= {"boot": self.boot_id, "mono": round(now, 3)}
         self.send(wire.topic(self.board, "hello"), json.dumps(question).encode())
@@ -84,7 +84,7 @@ class Sender:
 
     # --- answers ------------------------------------------------------------------------------------------------------
     def on_ack(self, payload: bytes, now: float) -> bool:
-        """An acknowledgement, or the answer to our question; whether it is one, and nothing that the broker had retained."""
+        """Take an acknowledgement or an answer. False for one that the broker had retained."""
         answer = wire.parse(payload)
         seq, nonce, stream = answer.get("seq"), answer.get("nonce"), answer.get("outbox", "")
         if stream != self.stream.identity:
@@ -106,9 +106,9 @@ class Sender:
             self.sent = 0
             self.highest = max(self.highest, seq)
         if self.nonce or seq > self.highest:
-            return False  # an answer to an earlier question, or about what we have not sent
+            return False  # an answer to an earlier question, or for records that we have not sent
         news = answered or seq > self.acked
-        if news:  # what is no news does not put off sending again
+        if news:  # an answer that tells nothing new does not delay sending again
             self.due = None
         self._learn(progress=seq > self.acked, answered=answered)
         fresh, self.acked = nonce is not None or seq > self.acked, seq if answered else max(seq, self.acked)
@@ -119,19 +119,19 @@ class Sender:
         return fresh
 
     def _of_another(self, answer: dict[str, object]) -> bool:
-        """An answer about a stream that we have not asked for: an earlier one of ours, another outbox's, or none at all."""
+        """An answer about a stream that we did not ask about: an older one of ours, another outbox's, or an unknown one."""
         if self.nonce and answer.get("nonce") == self.nonce and "outbox" not in answer:
             self._complain("the mothership is older than this board and knows no streams: nothing is sent; update the receiver")
         return False
 
     def _refused(self, why: str, now: float) -> None:
-        """Somebody else is using our name: nothing is sent, nothing is lost; it is asked again, ever more rarely."""
+        """Another outbox uses our name. Send nothing, keep all records, and ask again, each time later."""
         self._complain(f"the mothership refuses our records: {why[:300]}")
         if not self.nonce:
             self._ask_anew(now)
 
     def _learn(self, *, progress: bool, answered: bool) -> None:
-        """How large batches may be: half as large after one without an answer where a question has one, later larger again."""
+        """Halve the batches if a question is answered and a batch is not; double them again after some acknowledgements."""
         if self.doubt and answered and not progress and self.outbox.count():
             if self.batch_size <= SMALLEST:
                 self._give_up_alone()
@@ -144,13 +144,13 @@ class Sender:
             self.doubt = False
 
     def _give_up_alone(self) -> None:
-        """The oldest record, where it is sent alone and is too large for this broker."""
+        """Delete the oldest record if it was sent alone and is too large for this broker."""
         oldest = self.outbox.waiting(self.stream, 0, 1, 1)
         if oldest and len(oldest[0].body) > SMALLEST:
             self.outbox.give_up_oldest(f"the broker does not take a message with a record of {len(oldest[0].body)} bytes")
 
     def _heard_of(self, now: float, *, moved: bool) -> None:
-        """The mothership has spoken to us; `moved`: it has taken records."""
+        """The mothership has answered; `moved`: it has taken records."""
         if moved or not self.outbox.count():
             self.moved, self.waited = True, 0.0
             if self.complained:
@@ -158,14 +158,14 @@ class Sender:
                 self.say("the mothership takes our records again")
 
     def _complain(self, why: str) -> None:
-        """Once, until it is over."""
+        """Log a complaint once, until it is over."""
         if self.complained != why:
             self.complained = why
             self.say(why)
 
     # --- records ------------------------------------------------------------------------------------------------------
     def pump(self, now: float) -> None:
-        """Send what the window takes."""
+        """Send batches until the window is full."""
         if not self.connected or self.nonce:
             return
         if self.outbox.sending() != self.stream:
@@ -183,7 +183,7 @@ class Sender:
             self.due = now + SILENCE
 
     def tick(self, now: float) -> None:
-        """No answer for too long: ask whether somebody is there, and from the beginning."""
+        """After too long without an answer ask again, and send again from the first record that is not acknowledged."""
         if self.connected and self.outbox.count():
             self.waited += now - self.since if self.since is not None else 0.0
             self.since = now

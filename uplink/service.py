@@ -1,7 +1,7 @@
-"""To the mothership: records of the local bus and of PID 1 go to the outbox, and are sent until they are acknowledged.
+"""The uplink service: it puts records of the local bus and of PID 1 into the outbox, and sends them to the mothership.
 
-A record is committed before it is sent, and deleted only when the mothership says that it has committed it. wire.py has the
-format. The connection, whose broker may be far away or nowhere, has a thread of its own; everything else happens here.
+It commits a record before it sends it, and deletes it only after the mothership has acknowledged it. wire.py has the format.
+The connection has a thread of its own (remote.py), because its broker may be far away. Everything else runs in this thread.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from uplink.remote import Remote, Tls
 from uplink.sender import Sender
 
 LARGEST = 256 * 1024  # bytes of one record
-DEPTH = 8  # brackets around a record on its way and at its destination: one that is nested too deep for them would never arrive
-MOST_SERVICES = 1000  # whose state is told
-LONGEST = 200  # characters of what is told of one
-SAY_EVERY = 60.0  # seconds between two lines about what is dropped of one kind
-BOOTING = 5.0  # seconds between two looks whether the boot is over
-BIRTH = "/sys/firmware/devicetree/base"  # what a board says of itself (Devicetree Specification, 2.3 and 3.2)
+DEPTH = 8  # levels of brackets that a batch and the database add: a record that leaves no room for them would never arrive
+MOST_SERVICES = 1000  # services whose state is published
+LONGEST = 200  # characters of one published state
+SAY_EVERY = 60.0  # seconds between two log lines about dropped records of one kind
+BOOTING = 5.0  # seconds between two checks whether the boot is over
+BIRTH = "/sys/firmware/devicetree/base"  # the board's model and serial number (Devicetree Specification, 2.3 and 3.2)
 
 
 class Uplink:
@@ -44,14 +44,16 @@ class Uplink:
         self.remote = remote
         self.sender = Sender(outbox, board, partial(remote.publish, qos=1), bus.boot_id, self.complain)
         self.commands = Commands(outbox, bus.boot_id, ask, lambda data: self.take("cmd", "cmd", bus.envelope("cmd", data)))
-        self.event = outbox.mark("event") if outbox.mark("events of") == bus.boot_id else 0  # PID 1's last one
+        self.event = (
+            outbox.mark("event") if outbox.mark("events of") == bus.boot_id else 0
+        )  # number of PID 1's last event that is in the outbox
         self.state = ""
-        self.services: dict[str, tuple[Any, float]] = {}  # the last that we know of each, and since when
+        self.services: dict[str, tuple[Any, float]] = {}  # the last known state of each service, and since when
         self.look: float | None = None  # whether the boot is over
         self.certificate = chosen.UPLINK_TLS[1] if getattr(chosen, "UPLINK_TLS", ()) and len(chosen.UPLINK_TLS) > 1 else ""
-        self.check_due = 0.0  # when to look at certificates again
-        self.dropped: Counter[str] = Counter()  # what is not passed on, by kind
-        self.quiet: dict[str, float] = {}  # until when nothing more is said of a kind
+        self.check_due = 0.0  # when to check the certificates again
+        self.dropped: Counter[str] = Counter()  # dropped records, by kind
+        self.quiet: dict[str, float] = {}  # until when no more is logged of a kind
         for kind, pattern in chosen.UPLINK_TOPICS:
             bus.subscribe(pattern, partial(self.take, kind))
         bus.subscribe("diag", self.on_diag)
@@ -59,12 +61,12 @@ class Uplink:
         self.watch_pid_1()
 
     def complain(self, why: str) -> None:
-        """What people should know of the connection."""
+        """Log what people should know of the connection."""
         self.bus.log.warning("uplink: %s", why)
 
     # --- records ----------------------------------------------------------------------------------------------------
     def take(self, kind: str, topic: str, message: Message, marks: dict[str, int | str] | None = None) -> None:
-        """A record, in the envelope of the bus."""
+        """Put a record into the outbox, in the envelope of the bus (bus.py)."""
         now = time.monotonic()
         try:
             # A lone half of a surrogate pair is no UTF-8, and NaN no JSON: the mothership could not read the whole batch.
@@ -82,7 +84,7 @@ class Uplink:
             self.sender.pump(now)
 
     def drop(self, kind: str, why: str) -> None:
-        """Count what is not passed on, and say so: not each of a flood."""
+        """Count a dropped record, and log it, but not each one of a flood."""
         self.dropped[kind] += 1
         now = time.monotonic()
         if now >= self.quiet.get(kind, now):
@@ -90,7 +92,7 @@ class Uplink:
             self.bus.log.warning("uplink: %s (%d of this kind so far)", why[:300], self.dropped[kind])
 
     def watch_pid_1(self) -> None:
-        """Hear of each line that PID 1 adds to its events, and of the record that the keeper makes of the last boot's end."""
+        """Watch the file of PID 1's events, and the keeper's record of how the last boot ended (`man 7 inotify`)."""
         fd = inotify_init()
         folder = os.path.dirname(events.FILE)
         try:
@@ -106,7 +108,7 @@ class Uplink:
         self.read_events()
 
     def read_events(self) -> None:
-        """What PID 1 and the keeper have told of since we last looked, in this life or in an earlier one of this boot."""
+        """Read what PID 1 and the keeper have written since the last call, in this process or an earlier one of this boot."""
         boot_id = self.bus.boot_id
         for event in events.since(self.event):
             if missed := event["seq"] - self.event - 1:
@@ -123,7 +125,7 @@ class Uplink:
 
     # --- retained state ---------------------------------------------------------------------------------------------
     def tell(self, what: str, data: dict[str, Any], qos: int = 1) -> bool:
-        """A retained message below our name; what cannot be one is dropped, and keeps nothing else back."""
+        """Publish a retained message below our name. One that is no JSON is dropped, so that it keeps no other back."""
         try:
             payload = json.dumps(data, allow_nan=False).encode()
             if len(payload) > LARGEST:
@@ -134,12 +136,12 @@ class Uplink:
             return False
 
     def tell_state(self, state: str) -> None:
-        """init, ready, stopping or disconnected."""
+        """Publish the board's state: init, ready, stopping or disconnected."""
         self.state = state
         self.tell("state", {"state": state, "boot": self.bus.boot_id})
 
     def tell_info(self) -> None:
-        """The birth certificate: which boot of which board, with which software."""
+        """Publish the birth message: which boot of which board, with which software."""
         record = boot_ends.read(boot_ends.RECORD)
         end = record.get("last_end") or {}
         self.tell("info", {
@@ -150,7 +152,7 @@ class Uplink:
         })  # fmt: skip
 
     def on_diag(self, _topic: str, message: Message) -> None:
-        """diagnostic.py's report as it is, and of its services those that have changed."""
+        """Publish diagnostic.py's report unchanged, and the state of each service that has changed."""
         data = message.get("data") if isinstance(message, dict) else None
         if not isinstance(data, dict):
             self.drop("diag", "a report that is no dictionary is not told")
@@ -161,7 +163,7 @@ class Uplink:
         self.tell_services(rows if isinstance(rows, dict) else {}, message.get("mono"))
 
     def tell_services(self, rows: dict[Any, Any], mono: Any) -> None:
-        """What is new: a report that the bus has retained may be older than what PID 1 told. Without a connection, later."""
+        """Publish the states that are new. A report that the bus has retained may be older than PID 1's events."""
         for name, row in rows.items():
             if fault := why_no_service(name, row, mono) or self._one_too_many(name):
                 self.drop("sv", f"the state of service {str(name)[:100]!r} is not told: {fault}")
@@ -177,7 +179,7 @@ class Uplink:
         return f"there are {MOST_SERVICES} already" if more else ""
 
     def tell_all(self, now: float) -> None:
-        """A new connection: the broker's successor has retained nothing of what we told this one."""
+        """Publish everything again after a new connection: another broker has retained nothing of it."""
         self.tell_state("init")
         self.look = now
         self.tell_info()
@@ -186,7 +188,7 @@ class Uplink:
 
     # --- from the mothership ----------------------------------------------------------------------------------------
     def arrived(self) -> None:
-        """From the mothership's broker."""
+        """Take a message of the mothership's broker."""
         now = time.monotonic()
         for topic, payload in self.remote.take():
             if not topic:
@@ -196,7 +198,7 @@ class Uplink:
                 self.on_command(payload, now)
             else:
                 try:
-                    with self.bus.uninterrupted():  # numbers on the disk and ours must not part
+                    with self.bus.uninterrupted():  # the numbers on the disk and ours must stay the same
                         fresh = self.sender.on_ack(payload, now)
                 except wire.Malformed as error:
                     self.bus.log.warning("uplink: %s: %s", topic, error)
@@ -206,7 +208,7 @@ class Uplink:
                     self.check_certificates(now)
 
     def check_certificates(self, now: float) -> None:
-        """Once a day, by the mothership's clock: ours may not be set."""
+        """Check the certificates once a day, by the mothership's clock: ours may not be set."""
         ahead = self.sender.ahead
         if not self.certificate or ahead is None or now < self.check_due:
             return
@@ -220,7 +222,7 @@ class Uplink:
                 self.bus.log.warning("uplink: %s", text)
 
     def on_command(self, payload: bytes, now: float) -> None:
-        """Carry out a command, and answer: also where the command is a reboot, and PID 1 has us stopped at once."""
+        """Carry out a command and answer it; also a reboot, after which PID 1 stops us at once."""
         ahead = self.sender.ahead
         with self.bus.uninterrupted():
             result = self.commands.take(payload, None if ahead is None else now + ahead)
@@ -232,12 +234,12 @@ class Uplink:
 
     # --- time -------------------------------------------------------------------------------------------------------
     def due(self) -> float | None:
-        """When there is something to do."""
+        """Monotonic time of the next thing to do; None if there is none."""
         times = (self.outbox.next_deadline(), self.sender.due, self.look if self.remote.connected else None)
         return min((time for time in times if time is not None), default=None)
 
     def turn(self, now: float) -> None:
-        """Commits and repeats that are due, and losses that nobody has been told of."""
+        """Do what is due: commit, send again, and make a record of what was lost."""
         if not self.remote.connected:
             self.sender.down()
         elif self.look is not None and now >= self.look:
@@ -252,7 +254,7 @@ class Uplink:
         self.sender.pump(now)
 
     def end(self, now: float) -> None:
-        """The last records, committed; and on their way, if there is one."""
+        """Commit the last records, and send them if there is a connection."""
         self.read_events()
         self.outbox.flush(now)
         self.sender.pump(now)
@@ -262,7 +264,7 @@ class Uplink:
 
 
 def why_no_service(name: object, row: object, mono: object) -> str:
-    """Why this is no state of a service that the mothership could be told; empty where it is. Anything may be on a bus."""
+    """Why this is no state of a service; "" if it is one. Anything may be on a bus."""
     if not isinstance(name, str) or not wire.is_name(name.replace("@", "-")):
         return "its name cannot be part of a topic: letters, digits, - _ . @"
     if not isinstance(row, dict) or not wire.is_seconds(mono):
@@ -282,7 +284,7 @@ def ask(request: dict[str, Any]) -> Any:
 
 
 def pid_1() -> dict[str, Any]:
-    """What PID 1 says of the board; empty where it does not answer."""
+    """PID 1's answer to `board`; empty if it does not answer."""
     try:
         found = ask({"op": "board"})
     except to_pid1.SVError:
@@ -304,7 +306,7 @@ def birth(name: str) -> str | None:
 
 
 def run(chosen: Any, addresses: tuple[str, ...]) -> None:
-    """Until SIGTERM, with these settings."""
+    """Run until SIGTERM, with these settings."""
     bus = Bus("uplink")
     board = chosen.UPLINK_BOARD or os.uname().nodename
     if not wire.is_name(board):

@@ -1,7 +1,7 @@
-"""What board and mothership say to each other: topics, batches of records, acknowledgements, commands.
+"""The protocol between board and mothership: topics, batches of records, acknowledgements, commands.
 
     v1/BOARD/up       batch      board to mothership
-    v1/BOARD/hello    question   which of mine do you have?
+    v1/BOARD/hello    question   up to which number do you have my records?
     v1/BOARD/ack      answer     all up to this one; retained
     v1/BOARD/state    JSON       init, ready, stopping, disconnected; lost by the broker (last will); retained
     v1/BOARD/info     JSON       which boot of which board with which software; retained
@@ -53,7 +53,7 @@ class Malformed(ValueError):
 
 
 class Batch(NamedTuple):
-    """Records on their way."""
+    """A batch of records, as it was received."""
 
     prev: int
     records: list[tuple[int, str, Any]]
@@ -67,7 +67,7 @@ def topic(board: str, what: str) -> str:
 
 
 def parse_topic(text: str) -> tuple[str, str]:
-    """Board and what; Malformed for anything that no board of ours would say."""
+    """Board and last part of a topic; Malformed for a topic that no board uses."""
     version, board, what = (*text.split("/", 2), "", "")[:3]
     kind, below, name = what.partition("/")
     known = kind in OF_NAMES and is_name(name.replace("@", "-")) if below else kind in TOPICS
@@ -77,7 +77,7 @@ def parse_topic(text: str) -> tuple[str, str]:
 
 
 def is_name(text: object) -> bool:
-    """Whether it can name a board: letters, digits, - _ . and at most 64 of them; "." and ".." are folders."""
+    """True if it can name a board: at most 64 letters, digits, - _ and ., but not "." or "..", which are folders."""
     return isinstance(text, str) and 0 < len(text) <= LONGEST and not set(text) - NAME and text.strip(".") != ""
 
 
@@ -85,14 +85,14 @@ NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789
 
 
 def pack(prev: int, records: Iterable[tuple[int, str, bytes]], outbox: str = "") -> bytes:
-    """A batch; each body is JSON already."""
+    """Pack a batch; each body is JSON already."""
     rows = b",".join(b'[%d,"%s",%s]' % (number, kind.encode(), body) for number, kind, body in records)
     text = b'{"outbox":"%s","prev":%d,"records":[%s]}' % (outbox.encode(), prev, rows)
     return bytes([BATCHES[-1]]) + zlib.compress(text, 6)
 
 
 def unpack(payload: bytes) -> Batch:
-    """A batch, checked to the last number; Malformed where it is none."""
+    """Unpack a batch and check every field of it; Malformed if one is wrong."""
     if not payload or payload[0] not in BATCHES:
         known = " and ".join(map(str, BATCHES))
         raise Malformed(f"a batch of version {payload[:1].hex() or 'none'}, where {known} are known")
@@ -121,7 +121,7 @@ def unpack(payload: bytes) -> Batch:
 
 
 def parse(payload: bytes, most: int = SMALL) -> dict[str, Any]:
-    """A JSON object of at most so many bytes: a question, an answer, a command."""
+    """A JSON object of at most so many bytes (a question, an answer, a command); Malformed for anything else."""
     try:
         found = json.loads(payload) if len(payload) <= most else None
     except (ValueError, RecursionError):
@@ -132,15 +132,15 @@ def parse(payload: bytes, most: int = SMALL) -> dict[str, Any]:
 
 
 def is_seconds(value: object) -> bool:
-    """Whether it is a time, on any clock."""
+    """True for a finite number of seconds."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e12
 
 
 def is_number(value: object) -> bool:
-    """Whether it can number a record: what one side sends the other side takes."""
+    """True for a number that a record can have, by the same bounds on both sides."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= HIGHEST
 
 
 def is_stream(value: object) -> bool:
-    """Whether it can name a stream; "" is the one of version 1."""
+    """True for a name that a stream can have; "" is the stream of version 1."""
     return value == "" or is_name(value)
