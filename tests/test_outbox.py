@@ -435,7 +435,7 @@ def test_a_card_from_another_board_is_numbered_anew(lab: Lab) -> None:
     box.close(0.0)
     box = Outbox(str(lab.folder), 1 << 20, 0, GIVE_UP, lab.said.append, "serial 2")
     fill(box, 1)
-    assert "comes from the board 'serial 1', and this is 'serial 2'" in lab.said[-1]
+    assert "comes from the board 'serial 1', this is 'serial 2'" in lab.said[-1]
     new = named(box)[-1][0]
     assert (named(box), box.numbers.own()) == ([(name, 1), (name, 2), (name, 3), (new, 1)], [new])
     assert box.heard(name, 500) is True, "the other board's word on it"
