@@ -18,7 +18,7 @@ MACHINE ?= x86_64
 MACHINES = x86_64 virt-arm64 raspi3b
 
 .PHONY: help run prompt boot test test-qemu test-arm test-pythons chaos fleet lint bench bench-boot image install install-board uninstall-board
-.PHONY: setup clean install-files docs demo mothership pins
+.PHONY: setup clean install-files docs demo mothership pins push
 
 help:
 	@echo "make run [SECONDS=n] [PROFILE=FILE] [MOTHERSHIP=HOST:PORT] [OPTIONS='stack.debug ...']   boot the board in namespaces"
@@ -34,6 +34,7 @@ help:
 	@echo "make bench-boot [ROUNDS=n] [MACHINE=...]   boots beside busybox init and systemd, in QEMU"
 	@echo "make fleet [BOARDS='200 2000'] [SECONDS=n] [RATE=n] [PERIOD=n] [BROKER=mosquitto|nats|both]   many boards, one mothership"
 	@echo "make image BOARD=name BUILDROOT=path   a card for a board, by a checkout of Buildroot 2026.05.1"
+	@echo "make push BOARD=root@host             this tree's modules on a board, until its next boot or keep()"
 	@echo "make install DESTDIR= PREFIX=         what an image needs"
 	@echo "make install-board | uninstall-board  on this Raspberry Pi OS or Debian, beside its systemd"
 	@echo "make docs                             the documentation as a site, in build/site"
@@ -147,6 +148,15 @@ docs: setup
 	@$(PYTHON) -B docs/generate.py
 	@NO_MKDOCS_2_WARNING=1 $(PYTHON) -P -m mkdocs build --quiet --strict
 	@echo "docs: build/site/index.html (for the search: $(PYTHON) -m http.server -d build/site)"
+
+# To a board that runs, for as long as it is not booted: see docs/prompt.md.
+SSH_COMMAND ?= ssh
+SV ?= sv
+push: setup
+	@[ -n "$(BOARD)" ] || { echo "push: say BOARD=root@host" >&2; exit 1; }
+	@rm -rf build/push
+	@$(MAKE) -s install DESTDIR="$(CURDIR)/build/push" PREFIX=/usr SITEDIR= TARGET_PYTHON=$(PYTHON)
+	@$(PYTHON) laptop/send_push.py --ssh "$(SSH_COMMAND)" --sv "$(SV)" "$(BOARD)" build/push/usr/lib/stack
 
 install-board:
 	@./install_board.sh install

@@ -245,6 +245,9 @@ BOOT = Service(
     restart="never",
     memory_max="50%",
 )
+PUSHED = Service(  # of the code that `make push` has brought, and keep() kept
+    "pushed", ("pushed", "{KEEP}"), ("storage",), module="services.kept_push", restart="never", memory_max="128M",
+)  # fmt: skip
 KEEPER = Service(
     "keeper",
     ("keeper", "{KEEP}"),
@@ -298,6 +301,7 @@ SERVICES: tuple[Service, ...] = (
     LOGD,
     STORAGE,
     BOOT,
+    PUSHED,
     KEEPER,
     Service("klogd", ("klogd", "-n"), memory_max="16M"),
     Service("syslogd", ("syslogd", "-n", "-C64"), memory_max="16M"),

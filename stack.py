@@ -14,8 +14,8 @@ import time
 import _log
 from base.stdlib import TYPE_CHECKING, signal, socket
 from base.syscalls import Reboot, interface_up, limit_descriptors, mount, mount_options, reboot
-from onboard import board_table, clock, events, to_pid1
-from onboard.mounts import make_device, make_directory, mount_row, write_sysctl
+from onboard import board_table, boot_ends, clock, events, to_pid1
+from onboard.mounts import make_device, make_directory, mount_row, mounted, write_sysctl
 from onboard.to_pid1 import SVError
 from pid1 import anew
 from pid1.control import Control
@@ -134,7 +134,12 @@ class Init(Life):
             _log.debug(f"reboot(CAD_OFF): {error}")
 
     def mount_all(self) -> None:
+        there = (
+            {target for _, target in mounted()} if boot_ends.started_anew() else ()
+        )  # by the PID 1 before this one (pid1/again.py)
         for row in self.tables.MOUNTS:
+            if row.target in there and "remount" not in row.options:
+                continue
             try:
                 mount_row(row)
             except OSError as error:
@@ -278,6 +283,14 @@ class Init(Life):
         _log.info("reload: " + "; ".join(f"{what} {', '.join(names)}" for what, names in changes.items() if names))
         return changes
 
+    def execute_anew(self, command: int) -> None:
+        """All processes have ended: become another PID 1, where there is a reason; come back where there is none."""
+        if self.into and command == Reboot.RESTART:
+            from pid1 import again
+
+            again.execute(self.into)
+        anew.execute(command, self.tables, self.watchdog)
+
     # --- run and end ------------------------------------------------------------------------------------------------
     def run(self) -> int:
         """Boot, and run until the services are down; the command for reboot(2)."""
@@ -329,7 +342,7 @@ def main(arguments: list[str], began: float = 0.0) -> int:
             last = init
             tear_down(
                 command, init.tables, init.watchdog.wait, init.watchdog.disarm,
-                lambda: anew.execute(command, last.tables, last.watchdog),
+                lambda: last.execute_anew(command),
             )  # fmt: skip
         else:
             tear_down(command, Tables())

@@ -26,7 +26,11 @@ GRACE = 40.0  # seconds for a teardown that we asked for; its own deadlines are 
 def become_init(options: argparse.Namespace, console: str, words: list[str]) -> None:
     """In the first process of the new PID namespace: make the root view and become stack.py."""
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    folders = {"stack": options.installed} | ({"test": options.files} if options.files else {})
+    folders = (
+        {"stack": options.installed}
+        | ({"test": options.files} if options.files else {})
+        | ({"+data": options.data} if options.data else {})
+    )
     files = {}
     if options.profile:
         with open(options.profile, "rb") as file:

@@ -52,6 +52,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--once", action="store_true", help="end when the board reboots; exit status 3")
     parser.add_argument("--init", nargs="+", default=["/stack/sbin/stack.py"], help="what to run as PID 1, for tests")
     parser.add_argument("--files", help="a folder that the board sees as /test")
+    parser.add_argument("--data", help="a folder of its root's that the board sees as /data, and may write")
     parser.add_argument("--live", action="store_true", help="what is saved in the project's folder reaches the board")
     parser.add_argument(
         "--mothership", type=address, metavar="HOST:PORT", help="the mothership's broker, as this machine reaches it"

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 RECORD = "/run/stack/boot.json"  # the keeper's, for everybody: this boot's number, how the last one ended, how often each
 ENDING = "/run/stack/ending.json"  # PID 1's, for the keeper: how this boot ends
+PUSHED = "/run/stack/pushed.json"  # onboard/pushed.py's: pushed code that runs, or that this boot has dropped
 STUCK = "/run/stack/stuck"  # a FIFO from PID 1 to the keeper: its stack, when it has been stuck for long
 RECOVERED = "PID 1 goes on\n"  # the word in it that takes all this back
 
@@ -26,6 +27,11 @@ def read(path: str) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def started_anew() -> bool:
+    """Whether a PID 1 has run before this one since the kernel started: pushed code runs (onboard/pushed.py)."""
+    return bool(read(PUSHED).get("running"))
 
 
 def tell(path: str, facts: dict[str, Any]) -> None:

@@ -78,6 +78,7 @@ class Life:
         self.events = events.Events()
         self.steps: list[tuple[str, float, float]] = []  # of the boot: name, start, seconds
         self.command: int | None = None  # for reboot(2), once somebody has asked for the end
+        self.into = ""  # the folder of pushed modules with which PID 1 starts anew instead (pid1/again.py)
         self.faults: list[str] = []  # what went wrong in this boot, for board()
         self.booted = False  # every step of the boot has been taken
         self.at_end: list[Callable[[float], None]] = []  # called once, when the shutdown begins
@@ -103,10 +104,10 @@ class Life:
         """Read the tables again and take them; SVError, and nothing is changed, where they cannot be read as a whole."""
         raise NotImplementedError
 
-    def shut_down(self, command: int, reason: str, now: float, cause: str = "") -> None:
+    def shut_down(self, command: int, reason: str, now: float, cause: str = "", into: str = "") -> None:
         """Begin the shutdown. If asked again, the newest request says whether it is a reboot, a halt or a poweroff."""
         _log.info(f"{Reboot.NAMES[command]}: {reason}")
-        self.command = command
+        self.command, self.into = command, into
         facts = {"cause": cause or Reboot.NAMES[command], "reason": reason}
         self.loop.guard("the end's reason", lambda now: boot_ends.tell(boot_ends.ENDING, facts), now)
         self.tell("stop", {"command": Reboot.NAMES[command], **facts}, now)

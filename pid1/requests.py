@@ -30,7 +30,11 @@ if TYPE_CHECKING:
 
 A_REPLY = 100  # rows of a list in one reply; the client asks for the rest
 ENDS = {name: command for command, name in Reboot.NAMES.items()}  # reboot, halt, poweroff
-FACTS = ("storage", "bootfiles")  # what services have found out about the board: /run/stack/NAME.json is NAME of board()
+FACTS = (
+    "storage",
+    "bootfiles",
+    "pushed",
+)  # what services have found out about the board: /run/stack/NAME.json is NAME of board()
 
 
 class Requests:
@@ -53,15 +57,15 @@ class Requests:
             case {"op": "stats"}:
                 return [self.stats(process, now) for process in page(list(sv.processes.values()), request)]
 
-            case {"op": "reboot" | "halt" | "poweroff" | "reload" | "snooze" as op} if uid != 0:
+            case {"op": "reboot" | "halt" | "poweroff" | "reload" | "snooze" | "push" as op} if uid != 0:
                 raise SVError(f"only root may {op} the board; you are uid {uid}")
             case {"op": "reboot" | "halt" | "poweroff" as op}:
                 life.shut_down(ENDS[op], f"asked by uid {uid}", now)
                 return f"{op} has begun"
             case {"op": "reload"}:
                 return {**life.reload(now), "rejected": life.tables.rejected}
-            case {"op": "snooze"}:
-                return self._snooze(request.get("minutes"), now)
+            case {"op": "snooze" | "push" as op}:
+                return self._snooze(request.get("minutes"), now) if op == "snooze" else self._push(request.get("folder"), now)
 
             case {"op": "start" | "stop" | "restart" | "signal" | "run" as op} if uid != 0:
                 raise SVError(f"only root may {op} services; you are uid {uid}")
@@ -106,6 +110,11 @@ class Requests:
         if not isinstance(minutes, (int, float)) or not minutes >= 0:
             raise SVError(f"snooze for how many minutes? {minutes!r} is no such number")
         return self.watchdog.snooze(minutes, now)
+
+    def _push(self, folder: Any, now: float) -> str:
+        from pid1 import again  # at first use: most boards never do
+
+        return again.begin(self.life, str(folder), now)
 
     def _run(self, argv: list[str], now: float) -> Process:
         """Run a command of the prompt as a service of its own, under its program's name."""

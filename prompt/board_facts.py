@@ -14,7 +14,7 @@ def board() -> Stats:
     `last_boot` is how the boot before this one ended, {} where that is not known; post_mortem() has more.
     """
     end = boot_ends.read(boot_ends.RECORD).get("last_end") or {}
-    return Facts(ask("board") | {"last_boot": {name: end[name] for name in ("cause", "reason") if name in end}})
+    return Facts(ask("board") | {"last_boot": {name: end[name] for name in ("cause", "reason", "pushed") if name in end}})
 
 
 def post_mortem() -> Stats:
@@ -22,7 +22,7 @@ def post_mortem() -> Stats:
 
     number (of this boot), cause (reboot, halt, poweroff; critical: a board beyond repair by restarts; watchdog: PID 1 hung;
     panic; unknown: a power cut, or a reset that left no trace), reason, counts, stack (PID 1's, where it hung), panic (the
-    kernel's last words).
+    kernel's last words), pushed (where that boot ran pushed code: which).
     """
     record = boot_ends.read(boot_ends.RECORD)
     if not record:

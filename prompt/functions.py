@@ -22,6 +22,9 @@ from prompt.processes import start_process as start_process
 from prompt.processes import stats_process as stats_process
 from prompt.processes import status as status
 from prompt.processes import stop_process as stop_process
+from prompt.push import drop as drop
+from prompt.push import keep as keep
+from prompt.push import push as push
 from prompt.top import top as top
 from prompt.watch import watch as watch
 

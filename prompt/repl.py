@@ -14,6 +14,8 @@ from typing import Any
 
 if __name__ == "__main__":  # root's shell runs this file: our modules are in the folder above
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from base.printable import printable
+from onboard import boot_ends
 from prompt import functions, hooks
 from prompt.asking import tables
 from prompt.shapes import terminal_width
@@ -124,6 +126,9 @@ def interact() -> None:
     if host := os.environ.get("SSH_CONNECTION") and os.uname().nodename:
         leave += f"; for a shell: ssh -t {host} sh"
     print(f"Tab completes, help(NAME) explains, {leave}")
+    if (running := boot_ends.read(boot_ends.PUSHED)).get("running"):
+        until = "kept: drop() gives it up" if running.get("kept") else "until the next boot: keep() keeps it"
+        print(f"this board runs pushed code ({printable(str(running.get('what')))}), {until}")
     Prompt(names).interact(banner="", exitmsg="")
 
 

@@ -31,6 +31,8 @@ def restore(folder: str) -> None:
     Raises OSError where the record cannot be written.
     """
     if os.path.exists(boot_ends.RECORD):
+        if boot_ends.started_anew():
+            save(folder)  # the PID 1 before this one has written how it ended, and the board goes on
         return
     old = parsed(kept(f"{folder}/boot.json"))
     dumps = {path: read_file(path)[-DUMP_SIZE:] for path in entries(PSTORE) if "/dmesg-" in path}
@@ -44,7 +46,7 @@ def restore(folder: str) -> None:
     record = {
         "number": old.get("number", 0) + 1, "boot_id": read_file("/proc/sys/kernel/random/boot_id"),
         "started": round(time.time()), "began": time.monotonic(),
-        "last_end": end, "counts": counts, "escalated": escalated, "lived": False, "ended": None,
+        "last_end": end, "counts": counts, "escalated": escalated, "lived": False, "ended": None, "pushed": pushed_code(),
     }  # fmt: skip
     written = False
     try:
@@ -62,11 +64,18 @@ def save(folder: str) -> None:
     if not record:
         raise OSError(f"there is no {boot_ends.RECORD}: the record could not be restored")
     record["ended"] = boot_ends.read(boot_ends.ENDING) or None
+    record["pushed"] = pushed_code()
     if time.monotonic() - record["began"] >= HOUR:
         record["lived"], record["escalated"] = True, False
     if record["ended"] and record["ended"].get("cause") == "critical":
         record["escalated"] = True
     write(folder, record)
+
+
+def pushed_code() -> dict[str, Any] | None:
+    """Which pushed code runs: its id, and what its sender has said of it; None where the root's does."""
+    found = boot_ends.read(boot_ends.PUSHED)
+    return {name: found.get(name) for name in ("id", "what")} if found.get("running") else None
 
 
 def kept(path: str) -> str:
@@ -108,7 +117,8 @@ def last_end(folder: str, old: dict[str, Any], dumps: dict[str, str]) -> dict[st
         cause, reason = ended["cause"], ended["reason"]
     else:
         cause, reason = "unknown", "a power cut, or a reset that left no trace"
-    return {"cause": cause, "reason": reason, "boot_id": old.get("boot_id"), "stack": stack[:MOST], "panic": panic[:MOST]}
+    facts = {"cause": cause, "reason": reason, "boot_id": old.get("boot_id"), "stack": stack[:MOST], "panic": panic[:MOST]}
+    return facts | ({"pushed": old["pushed"]} if old.get("pushed") else {})
 
 
 def clear_away(folder: str, dumps: dict[str, str], number: int) -> None:

@@ -98,6 +98,7 @@ class Settings:
     LOGD: Service
     STORAGE: Service
     BOOT: Service
+    PUSHED: Service
     KEEPER: Service
     DROPBEAR: Service
     BROKER: Service
