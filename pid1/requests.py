@@ -18,7 +18,8 @@ from onboard.to_pid1 import SVError
 from pid1.instances import fits, instance_row
 from pid1.process import Process, State
 from pid1.spawn import find
-from tables.check_services import OWN_NAMES, column_faults, exec_faults
+from tables.check_services import OWN_NAMES, column_faults, exec_faults, service_faults
+from tables.plain import plain, unpack
 from tables.rows import Service
 from tables.values import signal_number
 
@@ -71,8 +72,8 @@ class Requests:
                 raise SVError(f"only root may {op} services; you are uid {uid}")
             case {"op": "start" | "restart" | "run"} if sv.stopping is not None:
                 raise SVError("the board is shutting down")
-            case {"op": "run", "argv": [str(_), *_] as argv} if all(isinstance(word, str) for word in argv):
-                process = self._run(argv, now)
+            case {"op": "run", "argv": [str(_), *_]} | {"op": "run", "row": {"Service": {}}}:
+                process = self._run_row(request, now) if "row" in request else self._run(request, now)
             case {"op": "start" | "stop" | "restart" as op, "name": str(name)}:
                 process = self._act(op, name, now)
             case {"op": "signal", "name": str(name), "signal": str() | int() as number}:
@@ -116,8 +117,11 @@ class Requests:
 
         return again.begin(self.life, str(folder), now)
 
-    def _run(self, argv: list[str], now: float) -> Process:
+    def _run(self, request: dict[str, Any], now: float) -> Process:
         """Run a command of the prompt as a service of its own, under its program's name."""
+        argv = request["argv"]
+        if not all(isinstance(word, str) for word in argv):
+            raise SVError(f"no such request: {str(request)[:200]}")
         words = tuple(argv)
         faults = (*column_faults(Service("a", words)), *exec_faults(self.life.tables.environment, words, ()))
         if faults:
@@ -130,6 +134,26 @@ class Requests:
         names = (base if count == 1 else f"{base}-{count}" for count in range(1, 1000))
         name = next(name for name in names if name not in (*OWN_NAMES, *self.life.sv.processes))
         return self.life.sv.add(Service(name, words, restart="on-failure"), now)
+
+    def _run_row(self, request: dict[str, Any], now: float) -> Process:
+        """Run a row that is not in the table, as tables/plain.py packs it, with all checks that one of the table has."""
+        tables = self.life.tables
+        try:
+            row = plain(unpack(request["row"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise SVError(f"this is no row of SERVICES: {error}") from None
+        faults = [*column_faults(row)] or [*service_faults(tables, row)]
+        if not faults and (row.module or row.logger or row.may or row.name.endswith("@") or not row.argv):
+            faults = ["module, logger, may, templates and rows without argv are the table's alone"]
+        if faults:
+            raise SVError(f"{str(row.name)[:64]} cannot be run: {faults[0]}")
+        if row.name in self.life.sv.processes:
+            raise SVError(f"{row.name} is there already")
+        try:
+            find(row.argv[0], dict(row.env).get("PATH", tables.PATH), row.cwd)
+        except OSError as error:
+            raise SVError(f"{row.name} cannot be run: {error.strerror}: {row.argv[0][:64]!r}") from None
+        return self.life.sv.add(row, now)
 
     # --- answers ----------------------------------------------------------------------------------------------------
     def board(self, now: float) -> dict[str, Any]:
