@@ -19,7 +19,10 @@ else:
     Settings = object
 
 LIB = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-OPTIONS = ("stack.debug", "stack.profile", "stack.rescue", "stack.skip")
+OPTIONS = (
+    "stack.debug", "stack.profile", "stack.rescue", "stack.skip",
+    "stack.run", "stack.seconds", "stack.config", "stack.report", "stack.end",  # services/workload.py reads these
+)  # fmt: skip
 
 # Enough for the rescue prompt, where settings.py itself cannot be read. What is not named here is then the first of ANYTHING
 # that the setting's check takes: ten seconds, an empty table.
