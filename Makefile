@@ -17,7 +17,7 @@ MOTHERSHIP ?=
 MACHINE ?= x86_64
 MACHINES = x86_64 virt-arm64 raspi3b
 
-.PHONY: help run prompt boot test test-qemu test-arm test-pythons chaos fleet lint bench bench-boot image install install-board uninstall-board
+.PHONY: help run prompt boot test test-qemu test-arm test-pythons chaos fleet lint bench bench-boot microvm image install install-board uninstall-board
 .PHONY: setup clean install-files docs demo mothership pins push
 
 help:
@@ -26,6 +26,7 @@ help:
 	@echo "make mothership                       what a mothership needs, in an environment of its own: build/mothership"
 	@echo "make prompt                           the prompt of a board that runs in another terminal"
 	@echo "make boot [MACHINE=x86_64|virt-arm64|raspi3b] [PROFILE=FILE] [OPTIONS=...]   a real kernel, in QEMU"
+	@echo "make microvm [RUN='PROGRAM ...'] [CONFIG=FILE] [OPTIONS=...]   a microVM with one program, in QEMU"
 	@echo "make test-qemu                        the tests on real kernels"
 	@echo "make test-arm [ARCH=arm64|armhf]      the tests on ARM's Debian, under qemu-user"
 	@echo "make test-pythons [PYTHONS='3.12 3.13']   the tests without real kernels, under each Python that is here"
@@ -90,6 +91,13 @@ ARM = qemu-system-aarch64:qemu-system-arm qemu-aarch64-static:qemu-user-static
 boot: export PROGRAMS = $(LAB) $(if $(filter x86_64,$(MACHINE)),qemu-system-x86_64:qemu-system-x86,$(ARM))
 boot: setup
 	@$(AS_ROOT) $(PYTHON) lab/boot.py $(if $(PROFILE),--profile "$(PROFILE)") $(MACHINE) -- $(OPTIONS)
+
+RUN ?=
+CONFIG ?=
+microvm: NEEDS = requirements-dev.txt
+microvm: export PROGRAMS = $(LAB) qemu-system-x86_64:qemu-system-x86
+microvm: setup
+	@$(AS_ROOT) $(PYTHON) lab/microvm.py $(if $(RUN),--run "$(RUN)") $(if $(CONFIG),--config "$(CONFIG)") -- $(OPTIONS)
 
 # The longest first: a worker takes a file.
 QEMU_TESTS = $(patsubst %,tests/qemu_%.py,wifi powercuts watchdog exits cgroup storage install bootfiles board ssh hotplug uplink outbox raspi clock card)
