@@ -165,13 +165,18 @@ def close_disks(seconds: float, meanwhile: Callable[[], object] = nothing) -> No
 
 
 def unmount_all(do: Callable[..., int], ours: bool) -> None:
-    """Unmount, the newest first; what was busy again, as long as something else has gone: a mount on it, a loop device."""
-    targets = [target for target in file_systems() if target != "/"]
+    """Unmount, the newest first; what was busy again, as long as something else has gone: a mount on it, a loop device.
+
+    A target is there twice where one mount covers another. The kernel says yes to each detach of a loop device that is in use.
+    """
+    targets, detached = [target for target in file_systems() if target != "/"], set[str]()
     while targets:
-        results = {target: do(f"umount {target}", umount, target) for target in targets}
-        freed = len(targets) - sum(map(bool, results.values()))
-        freed += sum(do(f"detach /dev/{name}", loop_detach, f"/dev/{name}") == 0 for name in loops()) if ours else 0
-        targets = [target for target in targets if results[target] == EBUSY] if freed else []
+        results = [(target, do(f"umount {target}", umount, target)) for target in targets]
+        freed = sum(number == 0 for _, number in results)
+        for name in [name for name in loops() if name not in detached] if ours else ():
+            freed += do(f"detach /dev/{name}", loop_detach, f"/dev/{name}") == 0
+            detached.add(name)
+        targets = [target for target, number in results if number == EBUSY] if freed else []
 
 
 def write_protect(do: Callable[..., int]) -> None:

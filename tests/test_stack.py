@@ -199,6 +199,24 @@ def test_in_a_namespace_the_super_blocks_are_left_alone(
     assert recorder.text == "umount /var/run\numount /var\numount /run\n"
 
 
+def test_a_busy_mount_that_was_covered_and_a_busy_loop_device_end_the_unmounting(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An initramfs has mounted /run before us: of two mounts of one name one goes and one stays, once and not for ever."""
+    recorder.mounts = ["/", "/run", "/run", "/var"]
+    answers = {"/run": [0, 16, 16], "/var": [16, 16, 16]}
+
+    def do(what: str, step: object, path: str) -> int:
+        recorder.lines.append(what)
+        assert len(recorder.lines) < 20, "it does not end"
+        return answers[path].pop(0) if path in answers else 0
+
+    monkeypatch.setattr(teardown, "loops", lambda: ["loop0"])  # LOOP_CLR_FD of one in use: 0, and it is still there
+    teardown.unmount_all(do, True)
+    first = ["umount /var", "umount /run", "umount /run", "detach /dev/loop0"]
+    assert recorder.lines == [*first, "umount /var", "umount /run"]
+
+
 def test_a_file_system_that_stays_busy_ends_read_only(
     init: stack.Init, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
