@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import stat
 import sys
@@ -11,13 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import test_file_checks
 from conftest import Board, eventually
 from test_file_checks import key
 
 import diagnostic
 from services import bootfiles, storage
 from tables import load as tables
+from tables.accounts import own_number
+from tables.tables import Tables
 
+certificates = test_file_checks.certificates
 KEY, OTHER = key().encode() + b"\n", key("ssh-ed25519", bytes(32)).encode() + b"\n"
 WIFI = b'network={\n    ssid="harbour"\n    psk="long enough"\n}\n'
 
@@ -395,3 +400,47 @@ def test_what_is_kept_is_roots_alone(look: Callable[..., bootfiles.BootFiles], t
     assert modes == {"kept": "700", "authorized_keys": "600", "settings_prod.py": "600"}
     modes = {path.name: f"{stat.S_IMODE(path.stat().st_mode):o}" for path in (tmp_path / "force").iterdir()}
     assert modes == {"authorized_keys": "600", "settings_prod.py": "600"}, "a profile may hold passphrases"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize(("profile", "reader"), [
+    ("", "uplink"), ("SERVICES = changed(SERVICES, 'uplink', user='daemon')\n", "daemon"), ("SERVICES = ()\n", "uplink"),
+])  # fmt: skip
+def test_the_boards_key_is_handed_to_the_uplink_alone(
+    tmp_path: Path, look: Callable[..., bootfiles.BootFiles], certificates: Path, monkeypatch: pytest.MonkeyPatch,
+    profile: str, reader: str,
+) -> None:  # fmt: skip
+    """Whoever the uplink is by the new settings; also on a board that has none now, so that no other user can be given it."""
+    real, owners = tables.load, tmp_path / "force/settings_prod.py"
+    monkeypatch.setattr(tables, "load", lambda options=None, path=str(owners): real(options, path))
+    if profile.endswith("()\n"):
+        monkeypatch.setattr(bootfiles, "BEFORE_US", ())
+    pem, secret = (certificates / "board.pem").read_bytes(), (certificates / "board.key").read_bytes()
+    files = {"ca.pem": pem, "board.pem": pem, "board.key": secret, "authorized_keys": KEY, "settings_prod.py": profile.encode()}
+    one = look({name: data for name, data in files.items() if data})
+    assert one.notes == []
+    group = real(None, str(owners)).owners["uplink"].gid
+    assert group == (pwd.getpwnam(reader).pw_gid if reader == "daemon" else own_number(reader))
+    found = {path.name: (path.stat().st_uid, path.stat().st_gid, stat.S_IMODE(path.stat().st_mode))
+             for path in (tmp_path / "force").iterdir() if path.is_file()}  # fmt: skip
+    theirs = dict.fromkeys(("ca.pem", "board.pem", "board.key"), (0, group, 0o640))
+    assert found == theirs | {name: (0, 0, 0o600) for name in found if name not in theirs}
+    assert "authorized_keys" in found
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
+def test_a_key_stays_roots_where_the_uplinks_user_is_none_of_this_board(
+    tmp_path: Path, look: Callable[..., bootfiles.BootFiles], certificates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a user namespace that does not have it; and it is root's from the first moment on, before it is handed out."""
+    monkeypatch.setattr(tables, "load", lambda *words, real=tables.load: unmapped(real(*words)))
+    pem, secret = (certificates / "board.pem").read_bytes(), (certificates / "board.key").read_bytes()
+    one = look({"ca.pem": pem, "board.pem": pem, "board.key": secret})
+    assert one.notes == []
+    status = (tmp_path / "force/board.key").stat()
+    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (0, 0, 0o600)
+
+
+def unmapped(board: Tables) -> Tables:
+    board.owners["uplink"] = board.owners["uplink"]._replace(mapped=False)
+    return board
