@@ -39,7 +39,7 @@ def send(remote: Remote, board: str, order: dict[str, Any], say: Callable[[str],
 
     What ends a boot ends the one that the board is in, as the broker's retained state of it says.
     """
-    due, ready = 0.0, order["op"] not in wire.ENDS
+    due, ready, last = 0.0, order["op"] not in wire.ENDS, ""
     while (now := time.time()) < order["expires"]:
         if now >= due and remote.connected and ready:
             remote.publish(wire.topic(board, "cmd"), json.dumps(order).encode(), qos=1)
@@ -60,8 +60,20 @@ def send(remote: Remote, board: str, order: dict[str, Any], say: Callable[[str],
                 continue
             if not result.get("again"):
                 return result
-            say(f"{board}: {result.get('error')}")
+            if result.get("error") != last:  # it is asked again and again
+                last = str(result.get("error"))
+                say(f"{board}: {last}")
     return None
+
+
+def sentence(answer: Any) -> str:
+    """What a board has answered, for people: `gps@ttyUSB0: running again after 1.2 s`."""
+    if not isinstance(answer, dict):
+        return answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
+    if "after" not in answer:
+        return ", ".join(f"{name} {value}" for name, value in answer.items() if value not in (None, "", []))
+    again = " again" if answer.get("state") == "running" and answer.get("restart") else ""
+    return f"{answer.get('name')}: {answer.get('state')}{again} after {answer['after']} s"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,6 +82,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("operation", metavar="COMMAND", choices=wire.COMMANDS, help=", ".join(wire.COMMANDS))
     parser.add_argument("words", nargs="*", metavar="NAME", help="of a service; signal also takes a SIGNAL, snooze MINUTES")
     parser.add_argument("--expires", type=float, default=60.0, metavar="SECONDS", help="from now; 60")
+    parser.add_argument("--json", action="store_true", help="print the board's answer as JSON")
     parser.add_argument("--id", default="", help="of a command that was sent before: it is not carried out twice")
     add_tls(parser)
     parser.set_defaults(run=run)
@@ -95,4 +108,4 @@ def run(options: argparse.Namespace) -> None:
         print(visible(f"{options.board}: {result.get('error')}"), file=sys.stderr)
         sys.exit(1)
     answer = result.get("result")
-    print(visible(answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)))
+    print(visible(json.dumps(answer, ensure_ascii=False) if options.json else sentence(answer)))

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pid1.life import Life
     from pid1.watchdog import Watchdog
 
+ACTS = ("start", "stop", "restart", "signal", "run", "reload", "snooze", "push", "reboot", "halt", "poweroff")
 A_REPLY = 100  # rows of a list in one reply; the client asks for the rest
 ENDS = {name: command for command, name in Reboot.NAMES.items()}  # reboot, halt, poweroff
 FACTS = (
@@ -85,11 +86,20 @@ class Requests:
         return self.stats(process, now)
 
     def permits(self, pid: int, request: dict[str, Any], since: float) -> bool:
-        """Whether this is a service's main process whose row lets it ask that, though it is not root."""
+        """Whether this is a service's main process whose row lets it ask that, though it is not root. SVError where its rules
+        refuse an act; all may read."""
         alive = (process for process in self.life.sv.processes.values() if process.pid == pid and process.started <= since)
         row = next((process.row for process in alive), None)
-        rules = getattr(self.life.tables, row.may) if row and row.may else ()
-        return any(op == request["op"] and fits(pattern, request.get("name", "")) for op, pattern in rules)
+        if row is None or not row.may:
+            return False
+        rules = getattr(self.life.tables, row.may)
+        if any(op == request["op"] and fits(pattern, request.get("name", "")) for op, pattern in rules):
+            return True
+        if request["op"] in ACTS:
+            what = " ".join(str(request[word])[:64] for word in ("op", "name") if word in request)
+            listed = ", ".join(f"{op} {pattern}".strip() for op, pattern in rules)
+            raise SVError(f"this board's {row.may} refuses {what}; it lists {listed or 'nothing'}")
+        return False
 
     def _named(self, name: str) -> Process:
         processes = self.life.sv.processes

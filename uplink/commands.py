@@ -8,8 +8,9 @@ the mothership may ask for, and PID 1 enforces it.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from onboard.to_pid1 import SVError
 from uplink import wire
@@ -18,6 +19,23 @@ from uplink.outbox import Outbox
 LONGEST = 7 * 86400.0  # seconds ahead that a command may expire at most: so long its id has to be remembered
 SHOWN = ("name", "state", "exit", "restart")  # of a service, in a result
 UNKNOWN = "uplink had begun it when uplink was restarted; how it ended is not known"
+SETTLED = {"start": ("running", "backoff", "stopped"), "restart": ("running", "backoff", "stopped"), "stop": ("stopped",)}
+PATIENCE = 30.0  # seconds for a service to get there, as in the prompt
+LOOK = 0.1  # seconds between two looks at it
+
+
+class Pending(NamedTuple):
+    """A command that PID 1 has begun, and whose outcome is not known yet."""
+
+    command: dict[str, Any]
+    since: float  # monotonic
+    before: int | None  # how often the service had been restarted
+
+    def settled(self, row: dict[str, Any]) -> bool:
+        """Whether the service is where the command wants it; after a restart in a later life than before."""
+        operation = self.command["op"]
+        later = operation != "restart" or self.before is None or row.get("restart") != self.before
+        return row.get("state") in SETTLED[operation] and later
 
 
 class Commands:
@@ -31,9 +49,13 @@ class Commands:
         self.ask = ask
         self.tell = tell
         self.refused = 0  # commands without an id, which cannot be answered
+        self.pending: dict[str, Pending] = {}  # by id
 
-    def take(self, payload: bytes, clock: float | None) -> dict[str, Any] | None:
-        """Carry out a command and return its result; None for one without an id. `clock` is the mothership's, if known."""
+    def take(self, payload: bytes, clock: float | None, now: float) -> dict[str, Any] | None:
+        """Carry out a command and return its result; None for one without an id. `clock` is the mothership's, if known.
+
+        One that takes time is answered with `again` until look() has its outcome.
+        """
         try:
             command = wire.parse(payload)
         except wire.Malformed:
@@ -43,6 +65,8 @@ class Commands:
             self.refused += 1
             return None
         assert isinstance(name, str)
+        if name in self.pending:
+            return under_way(name, self.pending[name].command)
         known = self.outbox.result(name)
         if known is not None:
             return {"id": name, **(json.loads(known) if known else failure(UNKNOWN))}
@@ -53,10 +77,60 @@ class Commands:
             result, expires = failure(fault), clock
         else:
             expires = command["expires"]
+            before = self._restarts(command)
             result = self._carry_out(command, durable=self.outbox.remember(name, "", expires, clock))
+            ours = isinstance(result["result"], dict) and result["result"].pop("pid", None) == os.getpid()
+            if result["ok"] and command["op"] in SETTLED and not ours:  # who could not tell how it ends
+                self.pending[name] = Pending(command, now, before)
+                return self._outcome(name, now, clock) or under_way(name, command)
+        return self._answer(name, command, result, expires, clock)
+
+    def _answer(
+        self, name: str, command: dict[str, Any], result: dict[str, Any], expires: float, clock: float
+    ) -> dict[str, Any]:
+        """Store a result, make a record of it, and return it."""
         self.outbox.remember(name, json.dumps(result), expires, clock)
         self.tell({**command, **result})
         return {"id": name, **result}
+
+    def look(self, now: float, clock: float) -> list[dict[str, Any]]:
+        """The results of commands whose outcome is known now."""
+        found = (self._outcome(name, now, clock) for name in list(self.pending))
+        return [result for result in found if result is not None]
+
+    def due(self, now: float) -> float | None:
+        """When to look again; None where nothing is under way."""
+        return now + LOOK if self.pending else None
+
+    def _outcome(self, name: str, now: float, clock: float) -> dict[str, Any] | None:
+        """The result of a command that was begun; None where it is not over."""
+        one = self.pending[name]
+        service, took = one.command["name"], round(now - one.since, 1)
+        try:
+            row = shown(self.ask({"op": "stats", "name": service})[0])
+        except (SVError, LookupError) as error:
+            result = failure(f"{service}: {error}")
+        else:
+            if not one.settled(row) and took < PATIENCE:
+                return None
+            if not one.settled(row):
+                result = failure(f"{service} is still {row['state']} after {took:g} s")
+            elif row["state"] == "backoff":
+                result = failure(f"{service} failed, and is tried again: {row['exit']}")
+            else:
+                result = {"ok": True, "result": {**row, "after": took}, "error": None}
+        del self.pending[name]
+        return self._answer(name, one.command, result, one.command["expires"], clock)
+
+    def _restarts(self, command: dict[str, Any]) -> int | None:
+        """How often the service of a restart has been restarted so far; None where there is none yet."""
+        if command["op"] != "restart":
+            return None
+        try:
+            count = self.ask({"op": "stats", "name": command["name"]})[0].get("restart")
+        except (SVError, LookupError):
+            return None
+        return count if isinstance(count, int) else None
 
     def _fault(self, command: dict[str, Any], clock: float) -> str:
         """Why a command is refused, as a sentence; "" if it is not."""
@@ -86,8 +160,18 @@ class Commands:
         except SVError as error:
             return failure(str(error))
         if isinstance(answer, dict) and "state" in answer:
-            answer = {field: answer.get(field) for field in SHOWN}
+            answer = shown(answer) | ({"pid": answer.get("pid")} if command["op"] in SETTLED else {})
         return {"ok": True, "result": answer, "error": None}
+
+
+def shown(row: dict[str, Any]) -> dict[str, Any]:
+    """What the mothership sees of a service."""
+    return {field: row.get(field) for field in SHOWN}
+
+
+def under_way(name: str, command: dict[str, Any]) -> dict[str, Any]:
+    """The answer until the outcome is known: a mothership asks again."""
+    return {"id": name, **failure(f"{command['op']} {command['name']} is under way"), "again": True}
 
 
 def failure(why: str) -> dict[str, Any]:

@@ -225,17 +225,21 @@ class Uplink:
         """Carry out a command and answer it; also a reboot, after which PID 1 stops us at once."""
         ahead = self.sender.ahead
         with self.bus.uninterrupted():
-            result = self.commands.take(payload, None if ahead is None else now + ahead)
+            result = self.commands.take(payload, None if ahead is None else now + ahead, now)
             if result is None:
                 self.bus.log.warning("uplink: a command without an id: %r", payload[:100])
                 return
-            topic = wire.topic(self.sender.board, f"res/{result['id']}")
-            self.remote.publish(topic, json.dumps(result).encode(), qos=1)
+            self.answer(result)
+
+    def answer(self, result: dict[str, Any]) -> None:
+        """The result of a command, to whoever has sent it."""
+        self.remote.publish(wire.topic(self.sender.board, f"res/{result['id']}"), json.dumps(result).encode(), qos=1)
 
     # --- time -------------------------------------------------------------------------------------------------------
     def due(self) -> float | None:
         """Monotonic time of the next thing to do; None if there is none."""
-        times = (self.outbox.next_deadline(), self.sender.due, self.look if self.remote.connected else None)
+        look = self.look if self.remote.connected else None
+        times = (self.outbox.next_deadline(), self.sender.due, look, self.commands.due(time.monotonic()))
         return min((time for time in times if time is not None), default=None)
 
     def turn(self, now: float) -> None:
@@ -246,6 +250,8 @@ class Uplink:
             self.look = None if is_complete() else now + BOOTING
             if self.look is None:
                 self.tell_state("ready")
+        for result in self.commands.look(now, now + (self.sender.ahead or 0.0)):
+            self.answer(result)
         self.outbox.tick(now)
         if self.outbox.lost:
             lost, self.outbox.lost = self.outbox.lost, {}
