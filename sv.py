@@ -56,6 +56,7 @@ class SV(Supervisor):
         self.deaths: dict[int, int] = {}  # wait statuses by pid, of reaped children that no service has taken yet
         self.dependents: dict[str, list[str]] = {}
         self.loggers: list[Process] = []
+        self.delays = life.tables.delays()
         self.escalate: Callable[[str, float], None] = lambda reason, now: None  # what bad health asks for
 
     # --- once a turn ------------------------------------------------------------------------------------------------
@@ -131,7 +132,7 @@ class SV(Supervisor):
         self.world.changed.append(process)  # it may have stopped before
 
     def _add(self, row: Service) -> Process:
-        process = self.processes[row.name] = Process(row, self.world, self.life.tables.delays())
+        process = self.processes[row.name] = Process(row, self.world, self.delays)
         return process
 
     def _link(self) -> None:
@@ -244,8 +245,9 @@ class SV(Supervisor):
         """Take new tables; at boot everything is new. pid1/changes.py plans what happens to each service."""
         tables = self.life.tables
         self.loop.limit = tables.LOOP_TURN_MAX
+        self.delays = tables.delays()
         for process in self.processes.values():
-            process.delays = tables.delays()
+            process.delays = self.delays
         done: dict[str, list[str]] = {"started": [], "stopped": [], "restarted": [], "adjusted": [], "taken": []}
         for change in plan(self.processes.values(), tables, everything=everything):
             done[self._carry_out(change, now)].append(change.name)

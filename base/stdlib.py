@@ -31,6 +31,7 @@ else:
             cls._fields = tuple(cls.__annotations__)
             cls._index = {name: index for index, name in enumerate(cls._fields)}
             cls._defaults = [cls.__dict__.get(name, MISSING) for name in cls._fields]
+            cls._needed = cls._defaults.count(MISSING)  # the first columns
             for index, name in enumerate(cls._fields):
                 setattr(cls, name, _tuplegetter(index, name))
 
@@ -48,7 +49,7 @@ else:
                 row[index] = value
             if len(row) > len(cls._fields):
                 raise TypeError(f"{cls.__name__} has {len(cls._fields)} columns, not {len(row)}")
-            if MISSING in row:
+            if MISSING in row[: cls._needed]:
                 raise TypeError(f"{cls.__name__}: {cls._fields[row.index(MISSING)]} is missing")
             return tuple.__new__(cls, row)
 
@@ -59,7 +60,10 @@ else:
             return dict(zip(self._fields, self, strict=True))
 
         def _replace(self, **changes):
-            return type(self)(**(self._asdict() | changes))
+            cells = list(self)
+            for name in changes.keys() & self._index.keys():
+                cells[self._index[name]] = changes.pop(name)
+            return type(self)(*cells, **changes)  # which says what is no column
 
         def __repr__(self) -> str:
             pairs = zip(self._fields, self, strict=True)

@@ -216,7 +216,7 @@ def _known_after(tables: Tables, row: Service, known: set[str]) -> Service:
         tables.rejected.append(
             f"SERVICES {row.name}: after names {shown(other)}, which is {what}; it does not wait for that{known_as}"
         )
-    return row._replace(after=tuple(other for other in row.after if other not in missing))
+    return row._replace(after=tuple(other for other in row.after if other not in missing)) if missing else row
 
 
 def start_order(services: dict[str, Service]) -> list[str]:

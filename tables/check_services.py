@@ -50,23 +50,30 @@ PAIR = '(("TZ", "UTC"),)'
 OWN_NAMES = ("stack", "rescue")  # PID 1's own log, and its last resort
 
 
+def given(row: Service) -> set[str]:
+    """The columns that a row sets. Only these are checked: most of a table are defaults, and a default is right."""
+    cells = zip(row._fields, row, row._defaults, strict=True)  # type: ignore[attr-defined]
+    return {name for name, cell, usual in cells if cell is not usual}
+
+
 def column_faults(row: Service) -> Iterator[str]:
     """Columns that hold another kind of thing than they should: the first look, before anything is done with them."""
+    names = given(row)
     for name in TEXTS:
-        if not is_text(value := getattr(row, name)):
+        if name in names and not is_text(value := getattr(row, name)):
             yield f"{name} is {_not_text(value)}"
     for name, example in TUPLES.items():
         value = getattr(row, name)
-        if name == "capabilities" and value is None:
+        if name not in names or (name == "capabilities" and value is None):
             continue
         if fault := tuple_fault(value, example, quote=name != "argv"):
             yield f"{name} {fault}"
         elif wrong := [word for word in value if not is_text(word)]:
             yield f"{name} has {_not_text(wrong[0]).removesuffix(', not text')} in it; each of its words must be text"
     for name in TRUTHS:
-        if fault := truth_fault(getattr(row, name)):
+        if name in names and (fault := truth_fault(getattr(row, name))):
             yield f"{name} {fault}"
-    if fault := pairs_fault(row.env, PAIR):
+    if "env" in names and (fault := pairs_fault(row.env, PAIR)):
         yield f"env{'' if fault.startswith('[') else ' '}{fault}"
     if fault := tuple_fault(row.rlimits, '(("nofile", 1024),)'):
         yield f"rlimits {fault}"
@@ -78,6 +85,7 @@ def _not_text(value: object) -> str:
 
 def service_faults(tables: Tables, row: Service) -> Iterator[str]:
     """Every fault of a row whose columns are of the right kind, as a sentence."""
+    names = given(row)
     yield from _name_faults(tables, row)
     if row.argv and not row.argv[0]:
         yield "argv has no program: its first word is empty"
@@ -90,10 +98,10 @@ def service_faults(tables: Tables, row: Service) -> Iterator[str]:
     elif is_ours(row.ready):
         yield f"ready {shown(row.ready)} is in /run/stack, where PID 1's own files are; take another folder of /run"
     for name, choices in CHOICES.items():
-        if getattr(row, name) not in choices:
+        if name in names and getattr(row, name) not in choices:
             yield f"{name} {shown(getattr(row, name))} is not one of {', '.join(choices)}"
     for name, path in (("cwd", row.cwd), ("tty", row.tty or "/")):
-        if path_fault(path):
+        if name in names and path_fault(path):
             yield f"{name} {shown(path)} is not absolute"
     allowed = tables.values.get(row.may) if row.may else ()
     if type(allowed) is not tuple or not all(map(is_pair, allowed)):
@@ -102,7 +110,7 @@ def service_faults(tables: Tables, row: Service) -> Iterator[str]:
         yield f"enabled {shown(row.enabled)} is no setting{did_you_mean(row.enabled, tables.values)}"
     if row.logger and any(other.logger for other in tables.services.values()):
         yield "there is a logger already"
-    yield from _number_faults(row)
+    yield from _number_faults(row, names)
     yield from _rights_faults(tables, row)
     yield from exec_faults(tables.environment, row.argv, row.env)
 
@@ -167,19 +175,23 @@ def _rlimit_fault(pair: Any) -> str:
     return "" if -1 <= value <= most else f"rlimit {limit} of {value} is not from -1 (no limit) to {most}"
 
 
-def _number_faults(row: Service) -> Iterator[str]:
+def _number_faults(row: Service, names: set[str]) -> Iterator[str]:
     try:
         signal_number(row.stop_signal)
     except ValueError as error:
         yield f"stop_signal {error}"
     try:
-        if 0 < memory_bytes(row.memory_max) < LEAST_MEMORY:
+        if "memory_max" not in names:
+            pass
+        elif 0 < memory_bytes(row.memory_max) < LEAST_MEMORY:
             yield f"memory_max {shown(row.memory_max)} is not enough for any program"
         elif memory_bytes(row.memory_max) >= 1 << 63:
             yield f"memory_max {shown(row.memory_max)} is more than any board has; 0 is no limit"
     except ValueError as error:
         yield f"memory_max {error}"
     for name, least, most in (*SECONDS, *NUMBERS):
+        if name not in names:
+            continue
         value, kinds = getattr(row, name), (int,) if (name, least, most) in NUMBERS else (int, float)
         if type(value) not in kinds or not least <= value <= most:
             whole = "whole " if kinds == (int,) else ""

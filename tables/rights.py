@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 WILD = {"#", "+"}
 LONGEST_TOPIC = 200  # characters
+USUAL = dict(zip(Service._fields, Service._defaults, strict=True))  # type: ignore[attr-defined]
 ROW = "bus_rights"  # the service that writes the broker's access list...
 CONFIGURATION = "data/mosquitto.conf"  # ...and the file that makes mosquitto read it
 
@@ -93,6 +94,8 @@ def topic_faults(row: Service) -> Iterator[str]:
     """What is no pattern of topics, as sentences."""
     for column, topics in (("publishes", row.publishes), ("hears", row.hears)):
         values: object = topics
+        if values is USUAL[column]:
+            continue
         if not isinstance(values, tuple):
             yield f'{column} {values!r} is not a tuple such as ("wifi/#",)'
             return

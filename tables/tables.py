@@ -126,6 +126,8 @@ class Tables(Settings):
 
     def unknown_name(self, text: str) -> str:
         """What is wrong with a `{NAME}` that `expand` leaves; empty where nothing is."""
+        if "{" not in text:
+            return ""
         for name in names_in(self.expand(text)):
             if name not in self.values:
                 return f"has {{{name}}} in it, which is no setting{did_you_mean(name, self.values)}"

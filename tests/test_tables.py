@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tables import accounts, check
+from tables import accounts, check, check_services, rights
 from tables import load as tables
 from tables.rows import Device, Directory, Mount, Service
 from tables.tables import Tables
@@ -287,3 +287,14 @@ def test_a_setting_that_is_off_leaves_a_row_out(tmp_path: Path) -> None:
         assert board.rejected == []
     text = load(tmp_path, "SERVICES += (Service('one', ('true',), enabled='FAKE_GSP'),)").rejected[0]
     assert "one: enabled 'FAKE_GSP' is no setting; did you mean FAKE_GPS" in text
+
+
+def test_a_default_needs_no_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checks look at the columns that a row sets: looking at all of them must find the same, which is nothing."""
+    row = Service("x", ("true",))
+    assert check_services.given(row) == {"name", "argv"}
+    monkeypatch.setattr(check_services, "given", lambda row: set(row._fields))
+    monkeypatch.setattr(rights, "USUAL", dict.fromkeys(Service._fields))
+    board = Tables()
+    board.environment = {}
+    assert [*check_services.column_faults(row), *check_services.service_faults(board, row)] == []
