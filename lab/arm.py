@@ -59,8 +59,8 @@ SESSIONS = {  # side by side: boards mostly wait
 }
 SOURCES = os.environ.get("LAB_SOURCES", "").splitlines()  # of sources.list, in place of mmdebstrap's own
 BOARD_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-OUR_ROOT = 1_800_000_000  # whom the tests' root is outside: ids that nobody has, beside those of laptop.py
-PATIENCE = "4"  # everything may take so many times as long
+OUR_ROOT = 1_800_000_000  # the ids outside of the tests' users: nobody has them, and laptop/namespaces.py uses others
+PATIENCE = "4"  # the factor of all time limits
 
 
 def debian(arch: str) -> Path:
@@ -85,7 +85,7 @@ def debian(arch: str) -> Path:
 
 
 def main_archive() -> list[str]:
-    """Where this machine has its packages from: a mirror's security archive may lag behind for a rare architecture."""
+    """The archive that this machine's packages come from: a security archive may lag behind for a rare architecture."""
     known = run("apt-get", "indextargets", "--format", "$(REPO_URI) $(CODENAME)", "Created-By: Packages")
     return [f"deb {line.split()[0]} {SUITE} main" for line in known.splitlines() if line.split()[-1] == SUITE][:1]
 
@@ -194,7 +194,7 @@ def enter(arch: str, folder: Path, fuse: str, *, emulated: bool) -> None:
 
 
 def become_pytest(arguments: list[str], environment: dict[str, str], uid: int, gid: int) -> None:
-    """In the child of the session's first process, as the user who called: one user namespace further in, if not root."""
+    """Become pytest as the user who called, in a child of the first process; if not root, in one more user namespace."""
     if uid != 0:
         unshare(CLONE_NEWUSER)
         for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} 0 1"), ("gid_map", f"{gid} 0 1")):
@@ -205,7 +205,7 @@ def become_pytest(arguments: list[str], environment: dict[str, str], uid: int, g
 
 
 def session(arch: str, folder: Path, arguments: list[str]) -> int:
-    """Run pytest in namespaces; its exit status. Emulated is all of it, otherwise the boards that it boots."""
+    """Run pytest in namespaces, and return its exit status. Either all of it is emulated, or the boards that it boots."""
     emulated = arguments[:1] == ["emulated"]
     environment = {"PATH": BOARD_PATH if emulated else os.environ.get("PATH", os.defpath), "HOME": "/tmp", "LANG": "C.UTF-8",
                    "PYTHONDONTWRITEBYTECODE": "1", "STACK_PATIENCE": os.environ.get("STACK_PATIENCE", PATIENCE)}  # fmt: skip
@@ -222,7 +222,7 @@ def session(arch: str, folder: Path, arguments: list[str]) -> int:
 
 
 def keep(arch: str, folder: Path, arguments: list[str], environment: dict[str, str], *, emulated: bool) -> int:
-    """The parent of the session's first process: its exit status."""
+    """Wait for the session's first process, and return its exit status."""
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     uid, gid = os.getuid(), os.getgid()
     fuse = fuse_node(BUILD / "nodes")

@@ -32,19 +32,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = sys.executable
 FAKETIME = next(iter(glob.glob("/usr/lib/*/faketime/libfaketimeMT.so.1")), "")
-# A tmpfs of our own mount namespace, over a folder in which nothing of ours is.
+# A tmpfs in our own mount namespace; the folder below it has no file of ours.
 FOLDER = next(path for path in map(Path, ("/mnt", "/media", "/srv")) if path.is_dir() and path not in ROOT.parents)
 FAR = "10.99.0.2"
 DISK = 12 * 1024 * 1024  # bytes of the outbox's disk
 RATE = 1500  # observations a second
-YOUTH = 15.0  # seconds of a board that has committed nothing yet
-DRAIN = 120.0  # seconds for what waits at the end
+YOUTH = 15.0  # seconds for a board's first commit
+DRAIN = 120.0  # seconds for the waiting records at the end
 STAMP = FOLDER / "clock"
 
 BUS = f"listener 0 {FOLDER}/bus.sock\nallow_anonymous true\npersistence false\nmax_queued_messages 100000\nuser root\n"
 BROKER = f"listener 1883 {FAR}\nallow_anonymous true\npersistence false\nuser root\n"
 
-# The real uplink.py. It runs faster through its times, and tells what it has committed to the disk.
+# The real uplink, with shorter times. It prints what it has committed to the disk.
 UPLINK = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
@@ -71,8 +71,8 @@ if sys.argv[4] == "trust":  # what must not be done: take for stored what was gi
 own = {"UPLINK_BOARD": "chaos", "OUTBOX": f"{sys.argv[2]}/disk/outbox", "OUTBOX_SPARE": 0}
 uplink.run(type("Chosen", (), {**vars(settings), **own}), (sys.argv[3],))
 """
-# The real receiver, its lease as much shorter as the board's times. A board that has come up without its disk, and then dies,
-# comes back under another name, which is refused until then: it loses nothing by that but time.
+# The real receiver, with a lease that is shorter by the same factor. A board that came up without its disk and then died comes
+# back with another stream, which is refused until the lease ends: it loses time, no record.
 RECEIVER = """
 import sys
 sys.path.insert(0, sys.argv.pop(1))
@@ -81,7 +81,7 @@ streams.LEASE = 10.0
 import runpy
 runpy.run_module("receiver", run_name="__main__")
 """
-# Observations as wifi_analyzer.py makes them, each with a number of its own in all lives.
+# Observations as wifi_analyzer.py makes them, each with a number that no other one has, also after a restart.
 SOURCE = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
@@ -97,23 +97,25 @@ for _ in bus.every(0.05):
 
 
 class Chaos:
-    """The world, and what is done to it. One loop, one clock, one heap of what comes next."""
+    """Board, broker and receiver, and the faults. One loop, one clock, one heap of what comes next."""
 
     def __init__(self, seed: int, how: str) -> None:
         self.seed = seed
-        self.how = how  # uplink.py deletes what it has sent: "ack", or, where the test shall fail, "trust"
+        self.how = (
+            how  # uplink deletes a record after its acknowledgement ("ack"), or after sending it ("trust"), which must fail
+        )
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         self.plan: list[tuple[float, int, Callable[[], object]]] = []
         self.told: set[int] = set()
         self.lives = 0
-        self.born, self.born_with = 0.0, 0  # when this life of the board began, and how many records were told then
+        self.born, self.born_with = 0.0, 0  # when the board was started last, and how many records had been committed then
         self.counts = dict.fromkeys(
             ("kills of board", "kills of broker", "kills of receiver", "cuts", "slow", "disk full", "clocks"), 0
         )
-        self.tail = b""  # of a line that uplink.py is still writing
+        self.tail = b""  # the beginning of a line that uplink is still writing
         self.far = self._namespace()
 
-    # --- the world --------------------------------------------------------------------------------------------------
+    # --- processes --------------------------------------------------------------------------------------------------
     def _namespace(self) -> int:
         """The mothership's network namespace: the pid that holds it open."""
         holder = subprocess.Popen(
@@ -131,7 +133,7 @@ class Chaos:
         return holder.pid
 
     def start(self, name: str) -> None:
-        """One of the processes; on the mothership's side in its network namespace."""
+        """Start a process; broker and receiver in the mothership's network namespace."""
         far = ["nsenter", "-t", str(self.far), "-n"]
         commands = {
             "bus": ["mosquitto", "-c", f"{FOLDER}/bus.conf"],
@@ -160,7 +162,7 @@ class Chaos:
             self.hear(process, whole=True)
 
     def hear(self, process: subprocess.Popen[bytes], *, whole: bool = False) -> None:
-        """What uplink.py has told as committed; a line that was cut by its death is none."""
+        """Read what uplink has committed; a line that its death has cut does not count."""
         assert process.stdout
         os.set_blocking(process.stdout.fileno(), False)
         text = self.tail + (process.stdout.read() or b"")
@@ -169,9 +171,9 @@ class Chaos:
         if whole:
             self.tail = b""
 
-    # --- what is done to it -----------------------------------------------------------------------------------------
+    # --- faults -----------------------------------------------------------------------------------------
     def begin(self) -> None:
-        """Start everything, and draw the plan: one generator for each kind of fault, so that they do not shift each other."""
+        """Start everything and plan the faults, each kind by a random generator of its own, so that kinds are independent."""
         STAMP.write_text("+0")
         for name in ("broker", "receiver"):
             self.start(name)
@@ -201,7 +203,7 @@ class Chaos:
             self.start(name)
 
     def kill_board(self, chance: random.Random) -> None:
-        """Not before it has committed something, or it would never come to that on a busy machine."""
+        """Kill the board, but only after its first commit: on a busy machine it would never get there otherwise."""
         if len(self.told) == self.born_with and time.monotonic() < self.born + YOUTH:
             self.at(0.1, lambda: self.kill_board(chance))
             return
@@ -227,13 +229,13 @@ class Chaos:
         self.at(chance.uniform(0.5, 3.0), lambda: run("ip link set near0 up"))
 
     def slow(self, chance: random.Random) -> None:
-        """512 kbit/s, and what has to wait for longer than 0.2 s is dropped."""
+        """Limit the link to 512 kbit/s; a packet that waits longer than 0.2 s is dropped."""
         run("tc qdisc replace dev near0 root tbf rate 512kbit burst 8kbit latency 200ms")
         self.counts["slow"] += 1
         self.at(chance.uniform(0.5, 3.0), lambda: run("tc qdisc del dev near0 root"))
 
     def fill(self, chance: random.Random) -> None:
-        """Not a byte is left on the outbox's disk, for a while."""
+        """Fill the outbox's disk for a while."""
         with open(FOLDER / "disk/ballast", "ab", buffering=0) as file, contextlib.suppress(OSError):
             while True:
                 file.write(bytes(65536))
@@ -241,15 +243,15 @@ class Chaos:
         self.at(chance.uniform(0.5, 3.0), lambda: os.truncate(FOLDER / "disk/ballast", 0))
 
     def set_clock(self, chance: random.Random) -> None:
-        """By up to two days, forth or back."""
+        """Set the clock by up to two days forward or back."""
         new = STAMP.with_suffix(".new")
         new.write_text(f"{chance.uniform(-172800, 172800):+.0f}")
         new.rename(STAMP)
         self.counts["clocks"] += 1
 
-    # --- life and end -----------------------------------------------------------------------------------------------
+    # --- run and end -----------------------------------------------------------------------------------------------
     def run(self, kills: int, records: int, seconds: float) -> None:
-        """Until there were so many kills, so many records, and so much time."""
+        """Run until there were enough kills, records and seconds."""
         deadline, limit = time.monotonic() + seconds, time.monotonic() + max(600.0, 2 * seconds)
         self.begin()
         while self.kills < kills or len(self.told) < records or time.monotonic() < deadline:
@@ -271,7 +273,7 @@ class Chaos:
         return sum(count for what, count in self.counts.items() if what.startswith("kills"))
 
     def drain(self) -> float:
-        """Mend everything, make no more records, and wait until the mothership has them all; how long that took."""
+        """Undo all faults, make no more records, and wait until the mothership has them all; returns the seconds that took."""
         began = time.monotonic()
         for mend in ("ip link set near0 up", "tc qdisc del dev near0 root"):
             run(mend, may_fail=True)
@@ -286,7 +288,7 @@ class Chaos:
         return time.monotonic() - began
 
     def arrived(self) -> list[int]:
-        """The numbers that are in the mothership's database."""
+        """The numbers of the observations in the mothership's database."""
         with contextlib.closing(sqlite3.connect(FOLDER / "mothership.db", timeout=30)) as database:
             rows = database.execute("SELECT body FROM record WHERE kind = 'wifi'").fetchall()
         return [json.loads(body)["data"]["n"] for (body,) in rows]
@@ -304,7 +306,7 @@ def run(words: str, *, may_fail: bool = False) -> None:
 
 @contextlib.contextmanager
 def chaos(seed: int, how: str) -> Iterator[Chaos]:
-    """A file system of our own, in it the disk of the outbox."""
+    """Run in a mount namespace of our own, with a tmpfs as the outbox's disk."""
     run(f"mount -t tmpfs -o size=2g tmpfs {FOLDER}")
     for name in ("disk", "events"):
         (FOLDER / name).mkdir()

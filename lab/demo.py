@@ -36,24 +36,24 @@ END = 60.0  # seconds for a board to shut down, whose own deadlines are shorter
 
 
 class Child:
-    """A process that we have started, and that does not survive us."""
+    """A process that we started, and that ends with us."""
 
     def __init__(self, name: str, argv: list[str], folder: Path, **environment: str) -> None:
         self.name, self.log = name, folder / f"{name}.log"
         with self.log.open("wb") as file:
-            # A session of its own: ^C on the terminal is ours, who ends one after the other.
+            # In a session of its own: ^C on the terminal reaches us alone, and we end the children one after the other.
             self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
                                             env={**os.environ, **environment}, preexec_fn=die_with_us)  # noqa: PLW1509 - we have no threads  # fmt: skip
 
     def check(self) -> None:
-        """Say so if it has ended."""
+        """Raise an error if it has ended."""
         if self.process.poll() is not None:
             raise SystemExit(
                 f"demo: {self.name} has ended; the last of {self.log}:\n{self.log.read_text(errors='replace')[-1500:]}"
             )
 
     def end(self, seconds: float) -> None:
-        """Ask, wait, kill."""
+        """Send SIGTERM, wait, send SIGKILL."""
         self.process.terminate()
         try:
             self.process.wait(seconds)
@@ -80,7 +80,7 @@ class Demo:
         self.children: list[Child] = []
 
     def start(self) -> None:
-        """Each after what it needs."""
+        """Start each process after the ones that it needs."""
         address = f"127.0.0.1:{self.port}"
         if find("mosquitto"):
             self.add("broker", make_broker("mosquitto", self.port, self.folder).argv)
@@ -101,12 +101,12 @@ class Demo:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def check(self) -> None:
-        """All of them still run."""
+        """Raise an error if one of them has ended."""
         for child in self.children:
             child.check()
 
     def wait_for(self, ready: Callable[[], bool], seconds: float) -> None:
-        """Look again and again; none of our children may end."""
+        """Wait until a check is true; raise an error if a child ends meanwhile."""
         deadline = time.monotonic() + seconds
         while not ready():
             self.check()
@@ -120,17 +120,17 @@ class Demo:
         """How many observations of each board are in the database."""
         try:
             found = dict(query(self.database, "SELECT board, count(*) FROM record WHERE kind = 'wifi' GROUP BY board"))
-        except sqlite3.OperationalError:  # its tables are being made
+        except sqlite3.OperationalError:  # the receiver is making its tables
             found = {}
         return {name: found.get(name, 0) for name in self.names}
 
     def draw(self) -> str:
-        """The map of what there is so far; what the program says of it."""
+        """Write the map of the observations so far; returns what the program prints."""
         argv = [sys.executable, str(ROOT / "mothership"), "map", str(self.database), "-o", str(self.map), "--fake"]
         return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.strip()
 
     def end(self) -> None:
-        """The boards first: their last words still reach the database."""
+        """End the boards first, so that their last records still reach the database."""
         for child in self.children:
             if child.name in self.names:
                 child.process.terminate()
@@ -149,7 +149,7 @@ def has_display() -> bool:
 
 
 def attend(demo: Demo, seconds: float | None) -> None:
-    """Say what arrives, and draw the map again and again, until it is enough."""
+    """Print what arrives and write the map, again and again, until the time is over."""
     deadline = None if seconds is None else time.monotonic() + seconds
     drawn, opened, said, next_line = -MAP_EVERY, False, "", 0.0
     print(

@@ -36,7 +36,7 @@ FILES = {
 
 
 class FakeSys(mfusepy.Operations):  # type: ignore[misc]
-    """Files of one line each."""
+    """A file system whose files have one line each."""
 
     use_ns = True
 
@@ -44,7 +44,7 @@ class FakeSys(mfusepy.Operations):  # type: ignore[misc]
         self.files = {f"/{path}": text for path, text in files.items()}
 
     def init(self, path: str) -> None:
-        """The kernel has taken us: tell PID 1 (`man 3 sd_notify`)."""
+        """The kernel has mounted us: notify PID 1 (`man 3 sd_notify`)."""
         notify("READY=1")
 
     def children(self, path: str) -> list[str]:

@@ -29,12 +29,12 @@ from fleet_programs import Program, find, free_port, make_broker, query
 
 ROOT = Path(__file__).resolve().parent.parent
 MEMORY = "/dev/shm"  # for the boards' disks: those of 2,000 boards are not one disk
-DESCRIPTORS = 10  # of a simulated board, at most: database, log and its index, connection, two pipes, and to spare
-BOUND = 120.0  # seconds for what must happen at last
+DESCRIPTORS = 10  # descriptors of a simulated board, at most: database, log and its index, connection, two pipes, some to spare
+BOUND = 120.0  # seconds until a phase counts as failed
 
 
 class Chosen(NamedTuple):
-    """What the caller wants."""
+    """The options of a run."""
 
     seconds: float = 60.0  # of the steady state
     rate: float = 2000.0  # records a second, of the whole fleet
@@ -47,7 +47,7 @@ class Chosen(NamedTuple):
 
 # --- the fleet -------------------------------------------------------------------------------------------------------------
 class Fleet:
-    """So many boards in some processes, their mothership, and what is measured."""
+    """Boards in some processes, their mothership, and the figures."""
 
     def __init__(self, kind: str, boards: int, chosen: Chosen, folder: Path, disks: Path) -> None:
         self.kind = kind
@@ -74,13 +74,13 @@ class Fleet:
         self.row: dict[str, str] = {"boards": str(boards), "broker": kind}
 
     def order(self, order: str, *arguments: Any) -> list[Any]:
-        """To all processes; their answers."""
+        """Send an order to all processes; returns their answers."""
         for pipe in self.pipes:
             pipe.send((order, *arguments))
         return [pipe.recv() for pipe in self.pipes]
 
     def figures(self) -> Counter[str]:
-        """Sums of the boards' figures; their lists are gathered."""
+        """The boards' figures: numbers are added, lists are joined."""
         sums: Counter[str] = Counter()
         for found in self.order("figures"):
             self.lags += found.pop("lags")
@@ -90,7 +90,7 @@ class Fleet:
         return sums
 
     def until(self, what: str, check: Callable[[Counter[str]], bool], seconds: float = BOUND) -> Counter[str]:
-        """Ask the boards for their figures until these are so."""
+        """Ask the boards for their figures until a check of them is true."""
         deadline = time.monotonic() + seconds
         while not check(found := self.figures()):
             self.cost()  # neither has ended
@@ -100,11 +100,11 @@ class Fleet:
         return found
 
     def stored(self) -> int:
-        """Records in the database, by the boards' last numbers: nobody's have gaps here."""
+        """Number of records in the database: the sum of the boards' last numbers, which have no gaps."""
         return int(query(self.database, "SELECT coalesce(sum(seq), 0) FROM board")[0][0])
 
     def scan(self) -> None:
-        """Let boards observe at the wanted rate."""
+        """Make the boards observe at the wanted rate."""
         count = max(1, round(self.chosen.rate * self.chosen.period / self.boards))
         self.order("observe", count * self.boards / self.chosen.rate, count)
 
@@ -113,7 +113,7 @@ class Fleet:
 
     # --- phases --------------------------------------------------------------------------------------------------------
     def connect(self) -> None:
-        """All at once, and until the mothership has answered each."""
+        """Connect all boards at once, and wait until the mothership has answered each."""
         self.order("connect", 1)  # of each process: until the receiver is there
         self.until("the receiver is there", lambda _: len(self.answers) >= self.chosen.workers)
         began = time.monotonic()
@@ -124,7 +124,7 @@ class Fleet:
         self.say(f"all {self.boards} connected within {connected:.1f} s, answered within {answered:.1f} s")
 
     def steady(self) -> None:
-        """Observations at the wanted rate: what arrives, how late, and what it costs."""
+        """Measure a steady rate of observations: what arrives, how late, and what it costs."""
         self.scan()
         time.sleep(min(self.chosen.period, self.chosen.seconds))  # until each board's first scan is over
         before, stored, used = self.figures(), self.stored(), self.cost()
@@ -144,11 +144,11 @@ class Fleet:
         )
 
     def cost(self) -> tuple[float, float]:
-        """Processor seconds of receiver and broker."""
+        """CPU seconds of receiver and broker."""
         return self.receiver.used(), self.broker.used()
 
     def storm(self) -> None:
-        """The broker is killed; when it is back, so are all boards."""
+        """Kill the broker, start it again, and wait until all boards are back."""
         self.broker.kill()
         self.until("all boards have noticed", lambda sums: not sums["connected"])
         time.sleep(self.chosen.outage)
@@ -167,7 +167,7 @@ class Fleet:
         )
 
     def restart(self) -> None:
-        """The receiver is killed; when it is back, until as many are acknowledged as had been made by then."""
+        """Kill the receiver, start it again, and wait until all records made by then are acknowledged."""
         before = self.figures()
         self.receiver.kill()
         time.sleep(self.chosen.outage)
@@ -184,14 +184,14 @@ class Fleet:
         )
 
     def drain(self) -> None:
-        """No more observations; until nobody has anything left."""
+        """Stop observing, and wait until no board has a record left."""
         self.order("observe", 1.0, 0)
         began = time.monotonic()
         sums = self.until("all is acknowledged", lambda sums: sums["acked"] >= sums["made"])
         self.say(f"drained within {time.monotonic() - began:.1f} s: {sums['made']} records made, {sums['resent']} sent again")
 
     def fastest(self) -> None:
-        """Every board has a backlog and sends what its window takes; the receiver, stopped until then, takes it all."""
+        """Measure the receiver's fastest rate: it is stopped while every board gathers a backlog and fills its window."""
         each = max(1, self.chosen.backlog // self.boards)
         self.order("gather", each)
         first = self.stored()
@@ -214,7 +214,7 @@ class Fleet:
         self.until("all is acknowledged", lambda sums: sums["acked"] >= sums["made"])
 
     def check(self) -> list[str]:
-        """What is wrong: of each board, every record that it committed must be in the database, once."""
+        """Check that each record that a board committed is in the database once; returns what is wrong."""
         counted = """SELECT board, count(*), count(DISTINCT json_extract(body, '$.seq')), min(json_extract(body, '$.seq')),
                    max(json_extract(body, '$.seq')) FROM record WHERE kind = 'wifi' GROUP BY board"""
         found = {name: tuple(counts) for name, *counts in query(self.database, counted)}
@@ -251,7 +251,7 @@ class Fleet:
 
 
 def _serve(*arguments: Any) -> None:
-    """In a process of its own: this one must not import what boards do."""
+    """Run boards in a process of its own: this one must not import their modules."""
     from fleet_boards import serve
 
     raise_descriptors()
@@ -259,7 +259,7 @@ def _serve(*arguments: Any) -> None:
 
 
 def raise_descriptors() -> int:
-    """As many as this process may have."""
+    """Raise the limit of descriptors to the hard limit."""
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     return most
@@ -267,14 +267,14 @@ def raise_descriptors() -> int:
 
 @contextlib.contextmanager
 def folders(disks: str) -> Iterator[tuple[Path, Path]]:
-    """Folders for the mothership and for the boards, gone afterwards."""
+    """Temporary folders for the mothership and for the boards."""
     where = disks if os.access(disks, os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="fleet-") as one, tempfile.TemporaryDirectory(prefix="fleet-", dir=where) as other:
         yield Path(one), Path(other)
 
 
 def run(kind: str, boards: int, chosen: Chosen) -> tuple[dict[str, str], list[str]]:
-    """All phases with so many boards; the figures, and what is wrong."""
+    """Run all phases with so many boards; returns the figures, and what is wrong."""
     with folders(chosen.disks) as (folder, disks):
         memory = " (memory: no board waits for a disk here)" if str(disks).startswith(MEMORY) else ""
         print(f"{boards} boards in {chosen.workers} processes, {kind}: {chosen.rate:g} records/s in all", flush=True)

@@ -1,7 +1,8 @@
 """The boards of a simulated fleet: each the real uplink, outbox, format and connection; many in one process.
 
-What is not real: their local bus, and the loop that serves them. Remote has a thread for each connection, and select(2) ends
-at descriptor 1024; here one epoll serves paho's external loop for all. `serve` is a process, told what to do through a pipe.
+Not real are their local bus and the loop that serves them: Remote has a thread for each connection, and select(2) takes no
+descriptor above 1023, so here one epoll serves paho's external loop of all boards. `serve` is a process that gets its orders
+through a pipe.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ NEVER = float("inf")
 
 
 class LocalBus:
-    """What an uplink asks of its bus."""
+    """The part of a bus that an uplink uses."""
 
     uninterrupted = staticmethod(contextlib.nullcontext)
 
@@ -46,28 +47,28 @@ class LocalBus:
         self.boot_id = f"{random.getrandbits(128):032x}"
 
     def subscribe(self, pattern: str, handler: Any) -> None:
-        """Records come by `Uplink.take` itself."""
+        """Do nothing: records come through `Uplink.take`."""
 
     def watch(self, fd: int, handler: Any) -> None:
-        """Our loop looks after each read."""
+        """Do nothing: our loop looks after each read."""
 
     def publish(self, topic: str, data: Any, *, retain: bool = False) -> None:
-        """Nobody listens."""
+        """Do nothing: nobody listens."""
 
     def envelope(self, topic: str, data: Any) -> dict[str, Any]:
-        """As the real one's."""
+        """The envelope of the real bus."""
         return {"v": 1, "kind": topic.split("/")[0], "data": data}
 
 
 class Uplink(uplink.Uplink):
-    """Of a board whose PID 1 has nothing to tell: 2,000 of them would take more inotify instances than a kernel gives."""
+    """An uplink without PID 1's events: 2,000 of them would take more inotify instances than a kernel gives."""
 
     def watch_pid_1(self) -> None:
-        """Nobody."""
+        """Watch nothing."""
 
 
 class SimulatedBoard:
-    """One board: an access point scan every so often, and the connection."""
+    """One board: a scan of access points now and then, and the connection."""
 
     def __init__(self, name: str, address: str, folder: str) -> None:
         self.name = name
@@ -107,7 +108,7 @@ class SimulatedBoard:
         self.times.append((self.made, now))
 
     def acknowledged(self, now: float) -> list[float]:
-        """Seconds that each scan took which is acknowledged since the last call."""
+        """How long (s) each scan took that was acknowledged since the last call."""
         took = []
         while self.times and self.times[0][0] <= self.uplink.sender.acked:
             took.append(now - self.times.popleft()[1])
@@ -115,7 +116,7 @@ class SimulatedBoard:
 
     # --- its connection --------------------------------------------------------------------------------------------
     def connect(self, now: float) -> int | None:
-        """Begin a connection, without waiting for it; its descriptor."""
+        """Begin to connect without waiting; returns the descriptor."""
         host, _, port = self.address.rpartition(":")
         client = self.remote._make_client()
         self.remote._client = client
@@ -123,7 +124,7 @@ class SimulatedBoard:
         def create_socket() -> socket.socket:
             link = socket.socket()
             link.setblocking(False)
-            link.connect_ex((host, int(port)))  # what has become of it, the first write says
+            link.connect_ex((host, int(port)))  # the first write tells whether it has worked
             return link
 
         client._create_socket = create_socket  # type: ignore[method-assign]
@@ -132,17 +133,17 @@ class SimulatedBoard:
         return self.fd()
 
     def fd(self) -> int | None:
-        """Of the connection, while there is one."""
+        """The descriptor of the connection, while there is one."""
         link = self.remote._client.socket() if self.remote._client else None
         return link.fileno() if link else None
 
     def lost(self, now: float) -> None:
-        """Wait as Remote does."""
+        """The connection is lost: wait as Remote does, then connect again."""
         self.remote.connected = False
         self.next_try = now + next(self.waits)
 
     def ask_paho(self, now: float) -> None:
-        """Pings are due, or patience is over."""
+        """Let paho send pings that are due, or give up a silent connection."""
         assert self.remote._client
         self.misc = now + KEEPALIVE / 3
         if not self.remote.connected and now >= self.patience:
@@ -151,7 +152,7 @@ class SimulatedBoard:
             self.remote._client.loop_misc()
 
     def deadline(self) -> float:
-        """When it wants its turn."""
+        """Monotonic time at which the board has something to do."""
         wanted = [self.scan, self.next_try, self.misc if self.next_try == NEVER else NEVER]
         wanted += [self.patience] if self.next_try == NEVER and not self.remote.connected else []
         wanted += [time for time in (self.uplink.due(),) if time is not None]
@@ -159,7 +160,7 @@ class SimulatedBoard:
 
 
 class Loop:
-    """One wait for all boards of this process, and figures of what they saw."""
+    """The loop of all boards of this process, and their figures."""
 
     def __init__(self, names: list[str], address: str, folder: str) -> None:
         self.boards = [SimulatedBoard(name, address, f"{folder}/{name}") for name in names]
@@ -170,12 +171,12 @@ class Loop:
         self.number = {board.name: index for index, board in enumerate(self.boards)}
         self.period, self.count = NEVER, 0  # seconds between a board's scans, and observations of one
         self.lags: list[float] = []
-        self.connects: list[float] = []  # monotonic times of the broker's yes
+        self.connects: list[float] = []  # monotonic times of the broker's CONNACK
         self.answers: list[float] = []  # monotonic times of the mothership's first answer on a connection
         self.asking: set[str] = set()
 
     def turn(self, most: float) -> None:
-        """Wait, at most so long, and do what there is to do."""
+        """Wait for events, at most so long, and handle them."""
         now = time.monotonic()
         wait = min(most, max(0.0, self.heap[0][0] - now) if self.heap else most)
         for fd, event in self.poll.poll(wait):
@@ -224,7 +225,7 @@ class Loop:
         self._after(board, fd, now)
 
     def _after(self, board: SimulatedBoard, fd: int | None, now: float) -> None:
-        """Follow what has become of its connection, and plan its next turn."""
+        """Look after a board's connection once it was served, and plan its next turn."""
         if board.fd() is None:
             if fd is not None:  # closing it has taken it out of the poll
                 self.by_fd.pop(fd, None)
@@ -237,20 +238,20 @@ class Loop:
         self.plan(board)
 
     def plan(self, board: SimulatedBoard) -> None:
-        """Its next turn."""
+        """Plan a board's next turn."""
         if (wanted := board.deadline()) < board.planned:
             board.planned = wanted
             heappush(self.heap, (wanted, self.number[board.name]))
 
     # --- orders ----------------------------------------------------------------------------------------------------
     def connect(self, most: int) -> None:
-        """So many, at once: the power is back."""
+        """Connect so many boards at once, as after a power cut."""
         for board in [board for board in self.boards if board.next_try == NEVER and board.fd() is None][:most]:
             board.next_try = time.monotonic()
             self.plan(board)
 
     def observe(self, period: float, count: int) -> None:
-        """From now on so many observations of each board every so many seconds, the boards spread over the period."""
+        """From now on each board makes so many observations every so many seconds; the boards are spread over the period."""
         self.period, self.count = period, count
         now = time.monotonic()
         for board in self.boards:
@@ -258,7 +259,7 @@ class Loop:
             self.plan(board)
 
     def gather(self, count: int) -> None:
-        """So many observations of each board at once, committed."""
+        """Make so many observations of each board at once, and commit them."""
         for board in self.boards:
             board.uplink.sender.connected = False  # until `pump`
             board.observe(count)
@@ -266,14 +267,14 @@ class Loop:
             self.plan(board)
 
     def pump(self) -> None:
-        """What the boards' windows take, at once."""
+        """Send what the boards' windows take."""
         for board in self.boards:
             board.uplink.sender.connected = board.remote.connected
             board.uplink.turn(time.monotonic())
             self._after(board, board.fd(), time.monotonic())
 
     def figures(self) -> dict[str, Any]:
-        """What happened since the last call, and how things stand."""
+        """The figures since the last call, and the present state."""
         found = {
             "connected": sum(board.remote.connected for board in self.boards), "lags": self.lags, "connects": self.connects,
             "answers": self.answers, "resent": sum(board.uplink.sender.resent for board in self.boards),
@@ -284,14 +285,14 @@ class Loop:
         return found
 
     def committed(self) -> dict[str, tuple[int, int]]:
-        """Of each board, the records committed in all, and those that still wait."""
+        """For each board the number of records committed, and of those that still wait."""
         for board in self.boards:
             board.outbox.flush(time.monotonic())
         return {board.name: (board.outbox.next - 1, board.outbox.count()) for board in self.boards}
 
 
 def serve(orders: Connection, names: list[str], address: str, folder: str) -> None:
-    """The process: boards until the order is "end"; each order is a method of Loop and its arguments, each answered."""
+    """The process: serve boards until the order is "end". An order is a method of Loop with its arguments; each is answered."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
     uplink.pid_1 = lambda: {"complete": True}  # nobody answers at the control socket
     os.makedirs(folder, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What a simulated fleet speaks to: the broker, the receiver and its database, each a process that is killed and starts again.
+"""The programs that a simulated fleet needs: broker, receiver and database, each a process that is killed and started again.
 
 The brokers are mosquitto and nats-server. What the latter's MQTT, which is JetStream inside, can and cannot is said at NATS.
 """
@@ -34,7 +34,7 @@ mqtt {{ listen: "127.0.0.1:{port}", consumer_memory_storage: true }}
 
 
 class Program:
-    """A process that is killed and starts again, and the processor time of all its lives."""
+    """A process that can be killed and started again, and the CPU time of all its runs."""
 
     def __init__(self, name: str, argv: list[str], output: Path) -> None:
         self.name = name
@@ -48,7 +48,7 @@ class Program:
             self.process = subprocess.Popen(self.argv, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
 
     def kill(self) -> None:
-        """As a power cut would."""
+        """Kill it with SIGKILL, as a power cut would end it."""
         if self.process:
             self.earlier = self.used()
             self.process.kill()
@@ -60,7 +60,7 @@ class Program:
             self.process.send_signal(number)
 
     def used(self) -> float:
-        """Processor seconds so far."""
+        """CPU seconds so far."""
         if self.process is None:
             return self.earlier
         if self.process.poll() is not None:
@@ -81,12 +81,12 @@ def free_port() -> int:
 
 
 def find(broker: str) -> str | None:
-    """Where the broker's program is."""
+    """The path of the broker's program."""
     return shutil.which({"mosquitto": "mosquitto", "nats": "nats-server"}[broker], path=PATH)
 
 
 def query(database: Path, statement: str) -> list[Any]:
-    """Rows of a database that others write."""
+    """Rows of a database that other processes write."""
     with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=30)) as one:
         return one.execute(statement).fetchall()
 

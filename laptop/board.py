@@ -19,7 +19,7 @@ from laptop.live import Live
 from laptop.namespaces import FOREIGN_ROOT, enter_namespaces
 from laptop.root import make_root
 
-ESCAPE = b"\x1d"  # Ctrl-]: shuts the board down, whatever its console does
+ESCAPE = b"\x1d"  # Ctrl-]: shuts the board down, also when its console is stuck
 GRACE = 40.0  # seconds for a teardown that we asked for; its own deadlines are shorter
 
 
@@ -39,7 +39,7 @@ def become_init(options: argparse.Namespace, console: str, words: list[str]) -> 
         files["mothership.py"] = forward.profile(options.name).encode()
     devices = {os.path.basename(path): path for path in options.device} | {"console": console}
     make_root(folders, options.python, files, devices, options.root)
-    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # becoming another user has cleared it
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # setresuid(2) has cleared PR_SET_PDEATHSIG
     fd = os.open("/dev/console", os.O_RDWR | os.O_NOCTTY)
     for target in (0, 1, 2):
         os.dup2(fd, target)
@@ -51,7 +51,7 @@ def become_init(options: argparse.Namespace, console: str, words: list[str]) -> 
 
 
 class Board:
-    """One boot: the process between us and PID 1, and the board's console."""
+    """One boot: a keeper process, which is PID 1's parent, and the board's console."""
 
     def __init__(self, options: argparse.Namespace, words: list[str], *, interactive: bool) -> None:
         self.master, slave = pty.openpty()
@@ -77,7 +77,7 @@ class Board:
         theirs.close()
         os.close(slave)
         self.status: int | None = None
-        self.asked: float | None = None  # when somebody wanted the board to shut down
+        self.asked: float | None = None  # monotonic time at which somebody asked the board to shut down
         self._reader = reader
         first = os.read(reader, 4096).decode()
         if not first.startswith("pid "):
@@ -89,7 +89,7 @@ class Board:
         ours.close()
 
     def _keep(self, options: argparse.Namespace, console: str, words: list[str], writer: int, channel: socket.socket) -> None:
-        """The parent of PID 1: tells its pid, waits for it, tells its wait status."""
+        """The keeper: write PID 1's pid to the pipe, wait for it, write its wait status."""
         try:
             os.setsid()  # ^C on the terminal is for the board's prompt, not for us
             prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -117,7 +117,7 @@ class Board:
             os._exit(0)
 
     def ended(self) -> None:
-        """The keeper has spoken: PID 1's wait status."""
+        """The keeper has written: PID 1's wait status."""
         last = os.read(self._reader, 64).decode()
         self.status = int(last.split()[1]) if last.startswith("status ") else 256
         os.waitpid(self.keeper, 0)
@@ -126,11 +126,11 @@ class Board:
             os.waitpid(self.forwarder, 0)
 
     def signal(self, number: int) -> None:
-        """Send PID 1 a signal, as the parent of its namespace."""
+        """Send PID 1 a signal, from the parent namespace."""
         os.kill(self.pid, number)
 
     def attend(self, *, interactive: bool, deadline: float | None, wakeup: int, live: Live | None) -> None:
-        """Carry bytes between console and terminal, and saved files to the board, until it has ended."""
+        """Copy bytes between console and terminal, and saved files to the board, until it has ended."""
         poller = select.poll()
         for fd in [self.master, self._reader, wakeup, *([0] if interactive else []), *([live.fd] if live else [])]:
             poller.register(fd, select.POLLIN)
@@ -158,7 +158,7 @@ class Board:
         os.close(self._reader)
 
     def _ask_again(self, now: float) -> None:
-        """Every second: before PID 1 has its handlers, the kernel drops what we send."""
+        """Send the signal again every second: until PID 1 has installed its handlers, the kernel drops it."""
         if self.asked is not None and now >= self.asked + GRACE:
             print(f"the board did not shut down within {GRACE:g} s; killed", file=sys.stderr)
             self.signal(signal.SIGKILL)
@@ -166,7 +166,7 @@ class Board:
             self.signal(signal.SIGUSR2)
 
     def _keys(self) -> bool:
-        """What was typed is for the console; false at its end."""
+        """Pass typed bytes to the console; False at the end of the input."""
         keys = os.read(0, 65536)
         os.write(self.master, keys)
         if ESCAPE in keys:

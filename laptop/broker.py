@@ -1,4 +1,4 @@
-"""The broker of a laptop without mosquitto: amqtt from PyPI, on loopback TCP, inside the board's own network namespace."""
+"""The broker of a laptop that has no mosquitto: amqtt from PyPI, on loopback TCP, in the board's own network namespace."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from laptop.namespaces import (  # noqa: E402
 )
 from laptop.running import running  # noqa: E402
 
-# The user namespace first: in it we may enter the others.
+# The user namespace first: only from inside it we have the right to enter the others.
 SPACES = {"user": CLONE_NEWUSER, "pid": CLONE_NEWPID, "net": CLONE_NEWNET, "uts": CLONE_NEWUTS, "ipc": CLONE_NEWIPC,
           "mnt": CLONE_NEWNS}  # fmt: skip
 LIBRARY = "/stack/lib/stack"
@@ -30,7 +30,7 @@ ENVIRONMENT = {"HOME": "/root", "LANG": "C.UTF-8", "PYTHONPATH": f"{LIBRARY}/nam
 
 
 def enter(pid: int) -> None:
-    """The board's namespaces, as its root; our next child lives in its PID namespace."""
+    """Enter the board's namespaces as its root. Our next child is in its PID namespace."""
     descriptors = {name: os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in SPACES}
     for name, flag in SPACES.items():
         check(libc.setns(descriptors[name], flag), name)
@@ -39,7 +39,7 @@ def enter(pid: int) -> None:
 
 
 def run(command: list[str], environment: dict[str, str]) -> int:
-    """A command as the terminal's foreground job: Ctrl-C is for it, not for us and for make. Its exit status."""
+    """Run a command as the terminal's foreground job, so that Ctrl-C does not reach us or make; returns its exit status."""
     terminal = os.isatty(0)
     go, ready = os.pipe()
     child = os.fork()
@@ -50,7 +50,7 @@ def run(command: list[str], environment: dict[str, str]) -> int:
             os.execve(command[0], command, environment)
         finally:
             os._exit(127)
-    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # so that we may take the terminal back
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # else tcsetpgrp(3) would stop us when we take the terminal back
     signal.signal(signal.SIGINT, lambda *_: None)
     if terminal:
         os.setpgid(child, child)
@@ -64,7 +64,7 @@ def run(command: list[str], environment: dict[str, str]) -> int:
 
 
 def main() -> int:
-    """The prompt of the board that was started last."""
+    """Open the prompt of the board that was started last."""
     boards = running(f"{HERE}/build/boards")
     if not boards:
         print("prompt: no board runs from this folder; `make run` in another terminal starts one", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""A board's way to a mothership: a port of its loopback that leads to an address outside.
+"""Lets a board reach a mothership: a port of its loopback is forwarded to an address outside.
 
 A board in namespaces has no network but its own loopback. A socket belongs to the network namespace in which it was made: the
 keeper makes one that listens inside the board, and hands it to a process outside, which accepts there and connects here.
@@ -19,14 +19,14 @@ PATIENCE = 10.0  # seconds for a connection to the mothership
 
 
 def profile(name: str) -> str:
-    """The settings of a board that has this way out, and this name."""
+    """The settings of a board of this name whose mothership is behind the forwarded port."""
     return f'"""The mothership of the launcher."""\n\nUPLINK = ("127.0.0.1:{PORT}",)\n' + (
         f"HOSTNAME = {name!r}\n" if name else ""
     )
 
 
 def listen(channel: socket.socket) -> None:
-    """In the board's network namespace: a socket that listens there, for whoever is at the channel's other end."""
+    """In the board's network namespace: make a listening socket, and send it through the channel."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
         listener.bind(("127.0.0.1", PORT))
@@ -35,7 +35,7 @@ def listen(channel: socket.socket) -> None:
 
 
 def start(channel: socket.socket, target: tuple[str, int]) -> int:
-    """Take the socket from the channel, and forward what connects to it, in a process that ends with us; its pid."""
+    """Receive the socket from the channel, and forward its connections in a process that ends with us; returns its pid."""
     _, fds, _, _ = socket.recv_fds(channel, 1, 1)
     if not fds:
         raise OSError("the board has no socket for its mothership")
@@ -44,7 +44,7 @@ def start(channel: socket.socket, target: tuple[str, int]) -> int:
     if pid == 0:
         try:
             prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-            os.setsid()  # ^C is for the board, whose last words go through us
+            os.setsid()  # ^C is for the board, whose last messages pass through this process
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 signal.signal(number, signal.SIG_DFL)
             signal.set_wakeup_fd(-1)
@@ -56,7 +56,7 @@ def start(channel: socket.socket, target: tuple[str, int]) -> int:
 
 
 def forward(listener: socket.socket, target: tuple[str, int]) -> None:
-    """For ever: each connection in two threads, one a direction."""
+    """Forward connections for ever, each in two threads, one for each direction."""
     while True:
         client = listener.accept()[0]
         threading.Thread(target=_join, args=(client, target), daemon=True).start()
@@ -84,6 +84,6 @@ def _copy(source: socket.socket, target: socket.socket) -> None:
         pass
     for end in (source, target):
         try:
-            end.shutdown(socket.SHUT_RDWR)  # MQTT has no use for a connection that is half open
+            end.shutdown(socket.SHUT_RDWR)  # MQTT has no half-open connections
         except OSError:
             pass

@@ -26,7 +26,7 @@ BOARDS = f"{HERE}/build/boards"  # who runs
 
 
 def explain(status: int) -> str:
-    """How a board ended that was not a clean shutdown, for people; empty for a clean one."""
+    """Why a board's end was no clean shutdown, for people; "" if it was one."""
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGINT, signal.SIGHUP):
         return ""
     return f"PID 1 ended with {'signal' if os.WIFSIGNALED(status) else 'exit status'} {os.waitstatus_to_exitcode(status)}: " \
@@ -34,7 +34,7 @@ def explain(status: int) -> str:
 
 
 def address(text: str) -> tuple[str, int]:
-    """HOST:PORT."""
+    """Parse HOST:PORT."""
     host, _, port = text.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT, such as localhost:1883")

@@ -1,4 +1,4 @@
-"""Edit and try: what is saved in the project's folder is at once what the running board's next restart takes."""
+"""Edit and try: a file that is saved in the project's folder is copied to the running board, whose next restart runs it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Live:
                 self.folders.setdefault(number, set()).add(os.path.abspath(folder))
 
     def changed(self) -> None:
-        """inotify has something to say."""
+        """Read inotify's events."""
         try:
             block = os.read(self.fd, 65536)
         except BlockingIOError:
@@ -49,7 +49,7 @@ class Live:
                     print(f"{folder}/{name} did not reach the board: {error}\r", file=sys.stderr)
 
     def take(self, folder: str, name: str) -> None:
-        """One saved file: the profile, a module of the board, or nothing to us."""
+        """Copy one saved file, if it is the profile or a module of the board."""
         path = f"{folder}/{name}"
         if path == self.profile and self.board:
             # In place: its file system belongs to the board's users, and takes no new file of ours.

@@ -1,4 +1,4 @@
-"""New namespaces for a board, and who its users are outside."""
+"""New namespaces for a board, and the ids of its users outside."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def enter_namespaces(map_users: Callable[[int, int, int], None] = map_ids) -> No
 
 
 def become_root() -> None:
-    """The root of our user namespace. Until here we were the user who started us, and could open that user's files."""
+    """Become root of our user namespace. Until here we were the user who started us, and could open that user's files."""
     try:
         os.setgroups([])
     except OSError:

@@ -21,7 +21,7 @@ class Source:
         self.fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
 
     def bind(self, target: str, *, read_only: bool = True) -> None:
-        """Bind it with all that is mounted below it; nothing propagates back."""
+        """Bind a source with all mounts below it; no mount propagates back (`man 7 mount_namespaces`)."""
         if self.is_folder:
             os.makedirs(target, exist_ok=True)
         elif not os.path.lexists(target):
@@ -77,7 +77,7 @@ def make_root(folders: dict[str, str], python: str, files: dict[str, bytes], dev
 
 
 def python_folders(python: str) -> dict[str, Source]:
-    """/python, where it is a virtual environment, and the installation that it stands on."""
+    """The folders of the Python: /python, and if it is a virtual environment also the installation below it."""
     found = {}
     folder = os.path.dirname(os.path.dirname(python))
     prefix = os.path.dirname(os.path.dirname(os.path.realpath(python)))
@@ -89,7 +89,7 @@ def python_folders(python: str) -> dict[str, Source]:
 
 
 def make_dev(nodes: dict[str, Source]) -> None:
-    """A /dev with nothing that reaches the host's hardware: no kmsg, no watchdog, no disks."""
+    """Make a /dev without any of the host's hardware: no kmsg, no watchdog, no disks."""
     os.mkdir("dev")
     mount("dev", "dev", "tmpfs", MOUNT_FLAGS["nosuid"] | MOUNT_FLAGS["noexec"], "mode=755,size=1m")
     for name, source in nodes.items():

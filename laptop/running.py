@@ -1,4 +1,4 @@
-"""Which boards run from this folder: `make prompt` finds them."""
+"""The list of boards that run from this folder, for `make prompt`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 
 
 def register(folder: str, pid: int) -> None:
-    """Write down a board's PID 1, with its PID namespace: a number alone may be somebody else's later."""
+    """Note a board's PID 1 with its PID namespace: the pid alone may be another process's later."""
     with contextlib.suppress(OSError):  # a folder that cannot be written: only `make prompt` will not find it
         os.makedirs(folder, exist_ok=True)
         with open(f"{folder}/{pid}", "w", encoding="ascii") as file:
@@ -15,7 +15,7 @@ def register(folder: str, pid: int) -> None:
 
 
 def forget(folder: str, pid: int) -> None:
-    """The board has ended."""
+    """Remove a board that has ended."""
     with contextlib.suppress(OSError):
         os.unlink(f"{folder}/{pid}")
 
