@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -354,6 +355,52 @@ def test_a_greedy_app_ends_neither_the_broker_nor_its_neighbours(broker: Broker)
     eventually(lambda: neighbour.heard)
     memory = int(Path(f"/proc/{broker.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     assert memory < 56 << 20, "its row has memory_max=64M"
+
+
+FLOOD = (
+    HOSTILE
+    + """
+facts = json.load(open("/run/bus-rights/flood"))
+while True:
+    try:
+        one = client("flood", facts["password"])
+        time.sleep(0.2)
+        for count in range(10 ** 9):  # each opens a level of topics of its own, which costs the broker most
+            if count % 500 == 0: said("at", count)
+            last = one.publish(f"flood/{count}/x", b"x", 1, True)
+            if count % 100 == 99: last.wait_for_publish(2)
+            if not one.is_connected(): break
+    except (OSError, RuntimeError, ValueError) as error:
+        said(error)
+    time.sleep(0.1)
+"""
+)
+RETAINS = APP.format(name="retains") + "bus.publish('retains', 'still here', retain=True)\nbus.run()\n"
+
+
+@needs_mosquitto
+@pytest.mark.timeout(180)
+def test_small_retained_messages_take_a_bounded_memory_and_a_new_broker_has_what_others_retain(boot: Boot) -> None:
+    """mosquitto has no bound for their number. At its memory_limit it ends, or refuses everybody, until it is started again."""
+    services = python_app("flood") + python_app("retains") + python_app("ear")
+    files = {"flood.py": FLOOD, "retains.py": RETAINS, "ear.py": EAR.replace('"#"', '"retains"')}
+    board = boot(services, base=BUS, files=files, settings="from settings import RIGHTS, BROKER").up()
+    most = 0
+
+    def full() -> bool:
+        nonlocal most
+        row = board.stats("broker")
+        with contextlib.suppress(OSError, TypeError):
+            most = max(most, int(Path(f"/proc/{board.outside(row['pid'])}/statm").read_text().split()[1]))
+        return bool(row["restart"]) or board.log("flood").count(" at 0") > 3
+
+    eventually(full, 120)
+    assert board.stats("broker")["exit"] in (None, "exit 255"), "by itself, not for want of memory"
+    assert 20 << 20 < most * os.sysconf("SC_PAGE_SIZE") < 56 << 20, "its row has memory_max=64M"
+    board.ask("stop", name="flood")
+    heard = board.log("ear").count("heard retains still here")
+    board.ask("restart", name="broker")
+    eventually(lambda: board.log("ear").count("heard retains still here") > heard, 30)
 
 
 def test_what_is_too_large_for_the_broker_is_said_and_costs_no_connection(broker: Broker, caplog: Any) -> None:
