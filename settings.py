@@ -217,6 +217,7 @@ def app(
     return program(
         name, path or name, *arguments, after=after, user="{APP_USER}", capabilities=capabilities, no_new_privs=True,
         oom_score=200, memory_max="96M", pids_max=64, groups=("broker", *groups), publishes=("{name}/#", *publishes),
+        forked_by="zygote",
     )  # fmt: skip
 
 
@@ -276,6 +277,9 @@ BROKER = Service(
     "broker", ("mosquitto", "-c", "{LIB}/data/mosquitto.conf"), ("bus_rights",), "{BUS}", user="{APP_USER}", capabilities=(),
     no_new_privs=True, umask=0, memory_max="64M", pids_max=64,
 )  # fmt: skip
+# Imports these modules once, and forks the apps: each starts sooner, and shares their memory. What it holds of memory counts
+# here, not as the apps'.
+ZYGOTE = program("zygote", "pid1/zygote", "bus", ready="notify", ready_timeout=15.0, memory_max="96M")
 APPS = (
     app("fakegps", "{GPS_ROUTE}", publishes=("gps",))._replace(enabled="FAKE_GPS"),
     app(
@@ -325,6 +329,7 @@ SERVICES: tuple[Service, ...] = (
         "console", "prompt/console", "login", "{CONSOLE_LOGIN}", after=("dropbear",), tty="{CONSOLE}", memory_max="50%",
         enabled="CONSOLE_LOGIN",
     ),
+    ZYGOTE,
     RIGHTS,
     BROKER,
     *APPS,

@@ -147,7 +147,7 @@ class SV(Supervisor):
     def _start_next(self, process: Process, now: float) -> None:
         """Start this one if what it waits for is ready; otherwise those that waited for it."""
         if process.state == State.WAITING and self._may_start(process):
-            self._try(process, Process.go, now)
+            self._try(process, self._go, now)
         elif process.settled:
             waiting = (self.processes[name] for name in self.dependents.get(process.row.name, ()))
             self.world.changed += [other for other in waiting if other.state == State.WAITING and self._may_start(other)]
@@ -155,6 +155,10 @@ class SV(Supervisor):
             self.escalate(reason, now)
         if process.state == State.STOPPED and not process.wanted:
             self._forget_ended(process)
+
+    def _go(self, process: Process, now: float) -> None:
+        if self.world.prepared(process, now):
+            process.go(now)
 
     def _may_start(self, process: Process) -> bool:
         return all(self.processes[name].settled for name in process.row.after if name in self.processes)

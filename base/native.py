@@ -37,7 +37,7 @@ else:
     if os.getpid() == 1:  # what an initramfs left open, PID 1 would hold for ever, and hand on to every child
         close_from(3)
     hold_stdio()
-    from _ctypes import FUNCFLAG_CDECL, FUNCFLAG_USE_ERRNO, CFuncPtr, _SimpleCData, dlopen, get_errno
+    from _ctypes import FUNCFLAG_CDECL, FUNCFLAG_USE_ERRNO, CFuncPtr, _SimpleCData, addressof, dlopen, get_errno
 
     class Library:
         """What is linked into this Python, libc with it: a function is an attribute, and returns an int."""
@@ -61,7 +61,7 @@ else:
             simple(f"c_{letter}", (_SimpleCData,), {"_type_": letter}) for letter in "czPiIlLQ"
         )
         c_uint32, c_size_t, c_ssize_t = c_uint, c_ulong, c_long  # as every Linux has them
-        CDLL, get_errno = Library, staticmethod(get_errno)
+        CDLL, get_errno, addressof = Library, staticmethod(get_errno), staticmethod(addressof)
 
         @staticmethod
         def create_string_buffer(size):

@@ -43,6 +43,7 @@ WDIOC_SETTIMEOUT, WDIOC_GETTIMEOUT = 0xC0045706, 0x80045707  # linux/watchdog.h
 SO_PASSRIGHTS = 83
 RLIMIT_NOFILE = 7  # on all machines but MIPS, Alpha and SPARC
 SCM_CREDENTIALS = 2
+EXEC_FAILED = 126  # exit status of a child that never came to its program, as shells have it
 RIGHTS_SPACE = 4 * 253 + 64  # SCM_MAX_FD descriptors, a struct ucred, and their headers
 
 

@@ -21,9 +21,16 @@ from pid1.relatives import Relatives, parent_of
 from pid1.spawn import EXEC_FAILED, Spawner
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVar
+
+    from pid1.forks import Forks
     from pid1.life import Life
     from pid1.readiness import Notification
+    from tables.accounts import Account
     from tables.rows import Service
+
+    T = TypeVar("T")
 
 UNKNOWN = 1 << 8  # a wait status that is no success
 RESERVE = 16  # descriptors that PID 1 keeps for itself, and for the requests of root, when services have used up all others
@@ -42,19 +49,55 @@ class World(Actions):
         self.pipes = LogPipes(life.loop)
         self.closer = Closer()
         self.notify = NotifySockets(life.loop, self.closer)
+        self.forks: Forks | None = None  # from the first service on that a zygote forks
         self.paths = PathWatch(life.loop, Process.became_ready)
         self._refused: set[str] = set()  # services that wanted PID 1 to keep descriptors: said once
         self.logs_are_read = False  # there is a log daemon
 
     def spawn(self, process: Process) -> int:
+        return self._with_reserve(lambda: self._spawn(process))
+
+    def _with_reserve(self, step: Callable[[], T]) -> T:
+        """Do this so that no service gets the last descriptors."""
         soft, hard = limit_descriptors()
-        limit_descriptors((max(0, soft - RESERVE), hard))  # so that no service gets the last ones
+        limit_descriptors((max(0, soft - RESERVE), hard))
         try:
-            return self._spawn(process)
+            return step()
         finally:
             limit_descriptors((soft, hard))
 
+    def prepared(self, process: Process, now: float) -> bool:
+        """Whether it can be launched now. One that a zygote is to fork waits for its child, which is asked for here."""
+        if not process.row.forked_by:
+            return True
+        if self.forks is None:
+            from pid1.forks import Forks
+
+            self.forks = Forks(self.life, self, self.spawner, self.prepare)
+        forks = self.forks
+        return self._with_reserve(lambda: forks.prepared(process, now))
+
     def _spawn(self, process: Process) -> int:
+        row = process.row
+        process.first_start = process.first_start or time.monotonic()  # at boot many are started in one turn
+        if row.ready.startswith("/"):
+            self.paths.expect(process)
+        pid = self.forks.take(process) if self.forks else 0
+        if not pid:
+            account, extra, log = self.prepare(process)
+            channel: socket.socket | None = self.pipes.connect() if row.logger else None
+            try:
+                pid = self.spawner.spawn(row, account, extra, log, channel.fileno() if channel else None, process.cgroup)
+            finally:
+                if channel:
+                    channel.close()
+            if channel:
+                self.pipes.flush(process.since)
+        self.relatives.born(process, pid)
+        return pid
+
+    def prepare(self, process: Process) -> tuple[Account, dict[str, str], int | None]:
+        """What its child is given: an account, what this start adds to the environment, its log's pipe. And a control group."""
         row = process.row
         account = self.life.tables.account(row)
         if not account.mapped:
@@ -65,18 +108,8 @@ class World(Actions):
             log = self.pipes.write_end(row.name, row.log, process.since)
             if account.mapped:
                 os.fchown(log, account.uid, account.gid)  # so that it may open its own /dev/stderr
-        channel: socket.socket | None = self.pipes.connect() if row.logger else None
-        process.first_start = process.first_start or time.monotonic()  # at boot many are started in one turn
-        try:
-            process.cgroup = self.cgroups.prepare(row)
-            pid = self.spawner.spawn(row, account, extra, log, channel.fileno() if channel else None, process.cgroup)
-        finally:
-            if channel:
-                channel.close()
-        if channel:
-            self.pipes.flush(process.since)
-        self.relatives.born(process, pid)
-        return pid
+        process.cgroup = self.cgroups.prepare(row)
+        return account, extra, log
 
     def _ways_to_speak(self, process: Process) -> dict[str, str]:
         """What it needs to say that it is ready and alive, as environment variables."""
@@ -89,8 +122,6 @@ class World(Actions):
                 _log.warning(f"{row.name}: no notify socket, {error}")
         if row.watchdog:
             extra["WATCHDOG_USEC"] = str(int(row.watchdog * 1e6))
-        if row.ready.startswith("/"):
-            self.paths.expect(process)
         return extra
 
     def _notified(self, process: Process, said: Notification, now: float) -> None:
@@ -130,6 +161,8 @@ class World(Actions):
         super().entered(process)
         if process.state != State.STARTING:
             self.paths.cancel(process)
+        if self.forks:
+            self.forks.entered(process)
 
     def failed(self, process: Process, now: float) -> None:
         row = process.row

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from settings import APPS, BROKER, LOGD, RIGHTS, program
+from settings import APPS, BROKER, LOGD, RIGHTS, ZYGOTE, program
 from tables.rows import Directory, Mount
 
 HOSTNAME = "laptop"
@@ -41,6 +41,7 @@ if not any(os.access(f"{folder}/mosquitto", os.X_OK) for folder in PATH.split(":
 
 SERVICES = (
     LOGD,
+    ZYGOTE,
     RIGHTS,
     BROKER,
     *APPS,

@@ -151,6 +151,7 @@ def check_services(tables: Tables) -> None:
     """The rows of SERVICES become `services`, `templates` and the `order` of their start."""
     rows = with_rights([plain(row) for row in tables.values["SERVICES"]], tables.default_rows)
     known = service_names(rows)
+    tables.zygotes = {row.forked_by for row in rows if type(row) is Service and is_text(row.forked_by)}
     services, faults = tables.services, []
     tables.values["BUS_RIGHTS"] = bus_rights(tables)
     for index, one in enumerate(rows):
@@ -183,7 +184,7 @@ def _service(tables: Tables, row: Any, known: set[str]) -> tuple[Any, str]:
             return row, ""
         if fault := next(filter(None, map(tables.unknown_name, row_texts(row))), ""):
             return row, fault
-        row = _known_after(tables, row, known)
+        row = _known_zygote(tables, _known_after(tables, row, known), known)
         return row, next(service_faults(tables, row), "")
     except Exception as error:
         return row, f"cannot be judged ({type(error).__name__})"
@@ -217,6 +218,18 @@ def _known_after(tables: Tables, row: Service, known: set[str]) -> Service:
             f"SERVICES {row.name}: after names {shown(other)}, which is {what}; it does not wait for that{known_as}"
         )
     return row._replace(after=tuple(other for other in row.after if other not in missing)) if missing else row
+
+
+def _known_zygote(tables: Tables, row: Service, known: set[str]) -> Service:
+    """A row whose zygote a profile has left out is executed."""
+    if not row.forked_by or row.forked_by in known:
+        return row
+    if row.forked_by not in tables.defaults:
+        meant = did_you_mean(row.forked_by, known)
+        tables.rejected.append(
+            f"SERVICES {row.name}: forked_by names {shown(row.forked_by)}, which is no service; it is executed{meant}"
+        )
+    return row._replace(forked_by="")
 
 
 def start_order(services: dict[str, Service]) -> list[str]:

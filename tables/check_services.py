@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 RLIMITS = "as core cpu data fsize memlock msgqueue nice nofile nproc rss rtprio rttime sigpending stack".split()
 
-TEXTS = ("name", "ready", "restart", "user", "kill", "cwd", "tty", "log", "may", "module", "enabled")
+TEXTS = ("name", "ready", "restart", "user", "kill", "cwd", "tty", "log", "may", "module", "forked_by", "enabled")
 TRUTHS = ("no_new_privs", "critical", "logger")
 TUPLES = {"argv": '("sleep", "5")', "after": '("network",)', "groups": '("dialout",)', "capabilities": '("net_admin",)'}
 SECONDS = (("ready_timeout", 0.001, 86400), ("stop_timeout", 0, 3600), ("watchdog", 0, 86400))
@@ -110,9 +110,28 @@ def service_faults(tables: Tables, row: Service) -> Iterator[str]:
         yield f"enabled {shown(row.enabled)} is no setting{did_you_mean(row.enabled, tables.values)}"
     if row.logger and any(other.logger for other in tables.services.values()):
         yield "there is a logger already"
+    yield from _zygote_faults(tables, row)
     yield from _number_faults(row, names)
     yield from _rights_faults(tables, row)
     yield from exec_faults(tables.environment, row.argv, row.env)
+
+
+def _zygote_faults(tables: Tables, row: Service) -> Iterator[str]:
+    """What keeps a zygote from forking it, or from being one."""
+    if row.forked_by:
+        if row.forked_by == row.name:
+            yield "forked_by is the service itself"
+        script = row.argv[:1] == (tables.expand("{PYTHON}"),) and len(row.argv) > 2 and row.argv[1] == "-P"
+        if not script or not row.argv[2].endswith(".py"):
+            yield 'forked_by is for Python scripts: argv must begin with "{PYTHON}", "-P" and a path that ends in .py'
+        for name, value in (("module", row.module), ("tty", row.tty), ("logger", row.logger)):
+            if value:
+                yield f"forked_by cannot be together with {name}"
+    if row.name in tables.zygotes:
+        # What a child inherits, and can neither take back nor set anew.
+        for name in ("user", "groups", "capabilities", "no_new_privs", "rlimits", "nice", "oom_score", "module"):
+            if getattr(row, name) not in ("", (), None, False, 0):
+                yield f"{name} cannot be set for a service that is another row's forked_by: all that it forks would have it"
 
 
 def _name_faults(tables: Tables, row: Service) -> Iterator[str]:

@@ -171,7 +171,7 @@ CHECKS: dict[str, Check] = {
     "LOG_FILE_SIZE": _whole(1024, 1 << 40), "LOG_TOTAL_SIZE": _whole(1024, 1 << 40), "LOG_RATE": _whole(1, 1_000_000),
     "LOG_BURST": _whole(1, 10_000_000), "APPS": _services, **dict.fromkeys(TABLES, _table), **dict.fromkeys(PAIRS, _pairs),
     **dict.fromkeys(WORDS, _words),
-    **dict.fromkeys(("LOGD", "STORAGE", "BOOT", "PUSHED", "KEEPER", "DROPBEAR", "BROKER", "RESCUE"), _service),
+    **dict.fromkeys(("LOGD", "ZYGOTE", "STORAGE", "BOOT", "PUSHED", "KEEPER", "DROPBEAR", "BROKER", "RESCUE"), _service),
 }  # fmt: skip
 
 

@@ -96,6 +96,7 @@ class Settings:
     LOG_RATE: int
     LOG_BURST: int
     LOGD: Service
+    ZYGOTE: Service
     STORAGE: Service
     BOOT: Service
     PUSHED: Service

@@ -90,6 +90,9 @@ class Service(NamedTuple):
     may: str = ""  # the setting that lists what it may ask of PID 1 without being root: "COMMANDS"
     # A module of LIB whose main(argv[1:]) runs in a copy of PID 1, as root: no exec, and memory is shared until written.
     module: str = ""
+    # A service that is a zygote (pid1/zygote.py), to fork this one, where argv is a Python script as program(...) has it: it
+    # starts sooner, and shares memory with the others. Empty, or while that service is away: it is executed by itself.
+    forked_by: str = ""
     enabled: str = ""  # a setting that leaves this row out where it is "off": "CONSOLE_LOGIN"
 
 

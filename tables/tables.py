@@ -69,6 +69,7 @@ class Tables(Settings):
         self.user_faults: dict[str, str] = {}  # of services that cannot have a user of their own
         self.services: dict[str, Service] = {}
         self.templates: dict[str, Service] = {}  # names that end in "@": see pid1/instances.py
+        self.zygotes: set[str] = set()  # services that fork others
         self.order: list[str] = []  # of their start
         self.defaults: set[str] = set()  # names of settings.py's services, which profiles may leave out
         self.default_rows: tuple[Service, ...] = ()

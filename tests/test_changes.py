@@ -93,6 +93,7 @@ def test_what_pid_1_alone_reads_changes_without_a_restart(columns: dict[str, Any
         {"argv": ("false",)}, {"ready": "notify"}, {"user": "x"}, {"groups": ("x",)}, {"capabilities": ()}, {"no_new_privs": True},
         {"rlimits": (("core", 0),)}, {"nice": 1}, {"oom_score": 1}, {"memory_max": 1}, {"umask": 0}, {"cwd": "/tmp"},
         {"env": (("A", "b"),)}, {"tty": "/dev/tty1"}, {"log": "none"}, {"watchdog": 1.0}, {"logger": True}, {"module": "x"},
+        {"forked_by": "x"},
     ],
     ids=lambda columns: next(iter(columns)),
 )  # fmt: skip
