@@ -83,6 +83,18 @@ def s6(folder: Path, count: int) -> list[str]:
     return ["/usr/bin/s6-svscan", "/bench/conf"]
 
 
+def dinit(folder: Path, count: int) -> list[str]:
+    """It smoothly recovers a service that has died (dinit-service(5)), up to three times in ten seconds."""
+    write(folder / "boot", "type = internal\n" + "".join(f"waits-for = s{index}\n" for index in range(count)))
+    for index in range(count):
+        write(
+            folder / f"s{index}",
+            f"type = process\ncommand = {' '.join(service(index))}\nsmooth-recovery = yes\nrestart-delay = 0\n",
+        )
+    shutil.copy(shutil.which("dinit") or "", folder.parent / "dinit")  # a build of one's own may lie anywhere
+    return ["/bench/dinit", "--system-mgr", "--services-dir", "/bench/conf", "--quiet"]
+
+
 def supervisord(folder: Path, count: int) -> list[str]:
     text = "[supervisord]\nnodaemon=true\nlogfile=/dev/null\nlogfile_maxbytes=0\npidfile=/tmp/supervisord.pid\nuser=root\n"
     for index in range(count):
@@ -105,6 +117,7 @@ PEERS = (
     Peer("busybox init", "busybox", busybox, signal.SIGUSR1),
     Peer("runit", "runsvdir", runit, signal.SIGHUP),
     Peer("s6", "s6-svscan", s6),
+    Peer("dinit", "dinit", dinit, signal.SIGTERM),
     Peer("circus", str(VENV / "circusd"), circus),
     Peer("supervisord", str(VENV / "supervisord"), supervisord),
 )
