@@ -58,6 +58,10 @@ OUTBOX_SIZE = 64 * 1024 * 1024  # bytes of records
 OUTBOX_SPARE = 32 * 1024 * 1024  # bytes of the disk that stay free
 OUTBOX_GIVE_UP = ("diag", "wifi", "evt")  # what goes first where there is no room
 
+VSOCK: tuple[
+    str, ...
+] = ()  # ("1024", "2"): a virtual machine's port for requests, and the CIDs that may ask as root: 2 is its host
+
 # What the mothership may command: an operation, and which services, by name or by its beginning and "*". A board that has been
 # switched off needs somebody to climb up, and one without network or uplink can no longer be asked: ("poweroff", ""),
 # ("stop", "*") and ("signal", "*"), which stops as well, are for boards that are near.
@@ -310,6 +314,7 @@ SERVICES: tuple[Service, ...] = (
     Service("klogd", ("klogd", "-n"), memory_max="16M"),
     Service("syslogd", ("syslogd", "-n", "-C64"), memory_max="16M"),
     DROPBEAR,
+    Service("vsock", ("vsock_door", "{VSOCK}"), ("modules",), module="services.vsock_door", memory_max="32M"),
     # Where chronyd takes its place: with `rtcsync`, without which it does not tell the kernel that the clock is synchronised.
     Service("ntpd", ("ntpd", "-n", "-p", "pool.ntp.org"), after=("network",), nice=-5, memory_max="16M"),
     program(

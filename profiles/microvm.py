@@ -1,7 +1,7 @@
 """The profile of a microVM (Firecracker, QEMU's microvm): no PCI, no disks of its own, one program whose end is the machine's.
 
-services/workload.py finds out what the machine is to run. No log daemon runs: the main program has the console. `VSOCK = "on"`
-in a profile after this one opens the host's way in (services/vsock_door.py).
+services/workload.py finds out what the machine is to run. No log daemon runs: the main program has the console. The host may
+ask PID 1 over vsock where the profile `vsock` comes after this one: `stack.profile=microvm,vsock`.
 """
 
 from __future__ import annotations
@@ -29,5 +29,6 @@ MOUNTS = (
 DIRECTORIES = ()
 SYSCTLS = (("kernel.panic", "-1"), ("kernel.panic_on_oops", "1"), ("vm.panic_on_oom", "0"))
 SERVICES = (
+    *(row for row in settings.SERVICES if row.name == "vsock"),
     Service("microvm", ("microvm", "{CONSOLE}"), module="services.workload", oom_score=-900, log="none", critical=True),
 )

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 FOLDER = "/run/microvm"
 STATE = f"{FOLDER}/state.json"  # what another one of us needs that takes over
+EXIT = f"{FOLDER}/exit.json"
 DEVICE_WAIT = 2.0  # seconds for a device that `stack.config=LABEL=...` names; without a name what is there at once counts
 FETCH = 5.0  # seconds for the host to send a configuration
 REPORT = 1.0  # seconds for the host to take a report
@@ -186,7 +187,9 @@ class Microvm:
     def end(self, status: int, why: str) -> None:
         """Tell the host, and have PID 1 end the machine."""
         self.say(f"exit status {status}: {why}")
-        self.tell("exit", {"status": status, "why": printable(why)})
+        facts = {"status": status, "why": printable(why)}
+        write_exit(facts)
+        self.tell("exit", facts)
         how = self.options.get("stack.end", "")
         ask(SOCKET, {"op": how if how in ENDS else default_end()})
 
@@ -213,7 +216,15 @@ class Microvm:
             self.link.sendall(json.dumps({"kind": kind, **data}).encode() + b"\n")
         except OSError as error:
             self.say(f"the host takes no report at vsock {self.report[0]}:{self.report[1]}: {error.strerror or 'time out'}")
-            self.report = (0, 0)
+            self.link = None  # it may listen by the next one
+
+
+def write_exit(facts: dict[str, Any]) -> None:
+    """For the event stream of services/vsock_door.py; the rename makes it whole at once."""
+    os.makedirs(FOLDER, exist_ok=True)
+    with open(f"{EXIT}.new", "w", encoding="ascii") as file:
+        file.write(json.dumps({"from": "microvm", "kind": "exit", "data": facts}))
+    os.rename(f"{EXIT}.new", EXIT)
 
 
 def start(row: Service) -> None:

@@ -122,6 +122,14 @@ def _tls(value: Any) -> str:
     return "" if good else "is not (), (ca,) or (ca, certificate, key), each the absolute path of a file"
 
 
+def _vsock(value: Any) -> str:
+    if fault := _texts(value):
+        return fault
+    numbers = [int(one) for one in value if one.isascii() and one.isdigit() and 0 < len(one) < 11]
+    good = len(numbers) == len(value) and all(0 < one < 2**32 - 1 for one in numbers) and len(value) in (0, *range(2, 18))
+    return "" if good else 'is not a port and the CIDs that may connect, such as ("1024", "2")'
+
+
 def _topics(value: Any) -> str:
     return pairs_fault(value, '(("wifi", "wifi/+"),)')
 
@@ -158,7 +166,7 @@ CHECKS: dict[str, Check] = {
     "NETLINK_BUFFER": _whole(4096, 1 << 30), "NETWORK_STAMP": _written, "UPLINK": _endpoints, "UPLINK_BOARD": _name,
     "UPLINK_TLS": _tls, "UPLINK_PROTOCOL": _choice("3.1.1", "5"), "UPLINK_TOPICS": _topics, "UPLINK_URGENT": _texts,
     "OUTBOX": _written, "OUTBOX_SIZE": _whole(4096, 1 << 50), "OUTBOX_SPARE": _whole(0, 1 << 50), "OUTBOX_GIVE_UP": _texts,
-    "WATCHDOG": _optional_path, "WATCHDOG_TIMEOUT": _number(3), "WATCHDOG_SNOOZE_MAX": _seconds,
+    "VSOCK": _vsock, "WATCHDOG": _optional_path, "WATCHDOG_TIMEOUT": _number(3), "WATCHDOG_SNOOZE_MAX": _seconds,
     "DATA_ANYWHERE": truth_fault, "DATA_OPTIONS": _text,
     "DATA_REMAKE": truth_fault, "DATA_GROW": truth_fault, "DATA_WAIT": _seconds,
     "DATA_TIMEOUT": _seconds, "BOOT_WAIT": _seconds, "SV_COOLDOWN": _seconds, "BACKOFF_FIRST": _number(0.01),

@@ -48,6 +48,7 @@ class Settings:
     OUTBOX_SIZE: int
     OUTBOX_SPARE: int
     OUTBOX_GIVE_UP: tuple[str, ...]
+    VSOCK: tuple[str, ...]
     COMMANDS: tuple[tuple[str, str], ...]
     WATCHDOG: str
     WATCHDOG_TIMEOUT: float
