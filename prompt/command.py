@@ -25,7 +25,7 @@ def commands() -> dict[str, Callable[..., Any]]:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line that the functions' signatures make."""
+    """The parser, made from the functions' signatures."""
     top = argparse.ArgumentParser(prog="sv", description="talk to PID 1", epilog="sv COMMAND --help explains one")
     top.add_argument("--json", action="store_true", help="print data as JSON")
     choices = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -41,16 +41,16 @@ def parser() -> argparse.ArgumentParser:
 
 
 def first_sentence(text: str) -> str:
-    """What a docstring's first line says, without the details behind its first full stop."""
+    """The first sentence of a docstring's first line."""
     return text.partition("\n")[0].partition(". ")[0].rstrip(".")
 
 
 def _add(sub: argparse.ArgumentParser, parameter: inspect.Parameter, *, first: bool) -> None:
-    """One parameter: needed ones and the first are words, others are options."""
+    """Add one parameter: required ones and the first are positional, others are options."""
     name, default = parameter.name, parameter.default
     kinds = typing.get_args(parameter.annotation) or (parameter.annotation,)
     kind: Any = next((one for one in (str, int, float) if one in kinds), str)
-    if name == "show":  # how what comes live is shown: as JSON, or as the function has it
+    if name == "show":  # live lines: as JSON, or as the function prints them
         sub.set_defaults(show=None)
     elif default is parameter.empty:
         sub.add_argument(name, metavar=name.upper())

@@ -18,7 +18,7 @@ NO_RESTART = 125  # an exit status: PID 1 shall not start us again
 
 
 def rescue() -> None:
-    """The last resort on the console: wait for a key, tell PID 1 that somebody is there, become a Python prompt."""
+    """The rescue prompt: wait for a key, tell PID 1 that somebody is there, become a Python prompt."""
     print("\nrescue: press Enter, or any other key, for a Python prompt on this board", flush=True)
     wait_for_key(sys.stdin.fileno())
     notify("READY=1\nSTATUS=somebody is typing")
@@ -26,11 +26,11 @@ def rescue() -> None:
 
 
 def wait_for_key(fd: int) -> None:
-    """Until somebody types. What an app has left unread, and the end of a line that nobody is at, are no key."""
+    """Wait until somebody types. Input that was there before, and a line that hangs up, do not count."""
     try:
         termios.tcflush(fd, termios.TCIFLUSH)
         tty.setraw(fd, termios.TCSANOW)
-    except termios.error:  # not a terminal: a whole line, then
+    except termios.error:  # not a terminal: wait for a whole line
         pass
     try:
         typed = os.read(fd, 4096)
@@ -46,7 +46,7 @@ def login(kind: str) -> None:
     if kind == "prompt":
         os.execve(*interactive())
     if kind == "password":
-        term = os.environ.get("TERM", "linux")  # and the terminal that we have, at the speed that it has
+        term = os.environ.get("TERM", "linux")  # our terminal, at its present speed
         with contextlib.suppress(FileNotFoundError):  # util-linux's refuses the 0 that keeps the speed for busybox's
             os.execvp("agetty", ["agetty", "-L", "--keep-baud", "-", term])
         os.execvp("getty", ["getty", "-L", "0", "-", term])
@@ -56,7 +56,7 @@ def login(kind: str) -> None:
 
 
 def interactive() -> tuple[str, list[str], dict[str, str]]:
-    """The prompt as execve(2) takes it: program, arguments, environment. A Python started from it finds `sv` and `bus`."""
+    """Program, arguments and environment of the prompt, for execve(2). A Python started from it finds `sv` and `bus`."""
     library = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     environment = {**os.environ, "PYTHONPATH": f"{library}/names"}
     return sys.executable, [sys.executable, "-P", f"{library}/prompt/repl.py"], environment
@@ -64,14 +64,14 @@ def interactive() -> tuple[str, list[str], dict[str, str]]:
 
 def prompt() -> None:
     """The laptop's board: the Python prompt on this terminal; leaving it halts the board."""
-    signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is for the prompt; ignoring it would be inherited by it
+    signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is for the prompt alone; with SIG_IGN the prompt would inherit that
     os.spawnve(os.P_WAIT, *interactive())
     halt()
-    select.select([], [], [])  # until PID 1 stops us: ending by ourselves would start the prompt again
+    select.select([], [], [])  # wait for PID 1 to stop us: if we ended, it would start the prompt again
 
 
 def main(arguments: list[str]) -> None:
-    """What a row asks for."""
+    """Run the part that the row names."""
     match arguments:
         case ["login", kind]:
             login(kind)

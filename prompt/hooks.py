@@ -1,4 +1,4 @@
-"""How an interactive Python shows our values and errors: sys.displayhook and sys.excepthook."""
+"""How an interactive Python shows our values and errors (sys.displayhook, sys.excepthook)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from prompt.shapes import show
 
 
 def install() -> None:
-    """For this interpreter, from now on."""
+    """Install both hooks in this interpreter."""
     sys.displayhook, sys.excepthook = display, complain
 
 
 def display(value: object) -> None:
-    """sys.displayhook: shapes for a terminal; a function that was only named says how it is called."""
+    """sys.displayhook: show shapes as a terminal needs them, and for a function's bare name how to call it."""
     if value is None:
         return
     builtins._ = value  # type: ignore[attr-defined]
@@ -28,7 +28,7 @@ def display(value: object) -> None:
 
 
 def usage(function: Callable[..., object]) -> str:
-    """What to type to call a function, and what it does."""
+    """How to call a function, and what it does."""
     import inspect  # here: it costs a login as much as all our own files
 
     needed = [p.name for p in inspect.signature(function).parameters.values() if p.default is p.empty]
@@ -37,7 +37,7 @@ def usage(function: Callable[..., object]) -> str:
 
 
 def complain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """sys.excepthook: an SVError is a sentence, others are Python's."""
+    """sys.excepthook: show an SVError as one sentence, and other exceptions as Python does."""
     if issubclass(kind, SVError):
         print(f"SVError: {error}", file=sys.stderr)
     elif issubclass(kind, KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""The board's network, as the service that keeps it has written it down."""
+"""The board's network, from the file that the network service writes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def network(name: str | None = None) -> NetworkTable:
 
 
 def names() -> list[str]:
-    """What Tab completes here."""
+    """The names that Tab completes in this file's functions."""
     try:
         return [row["name"] for row in network()]
     except SVError:
@@ -53,7 +53,7 @@ def names() -> list[str]:
 
 
 def _why_not(error: Exception) -> str:
-    """What is in the way, as far as PID 1 knows."""
+    """Why there is no report of the network, as far as PID 1 knows."""
     if SERVICE not in (services := service_names()) and services:
         return "no network service runs here: this board's table has none, and others keep its network"
     row = ask("stats", name=SERVICE)[0]

@@ -22,7 +22,7 @@ from prompt.shapes import terminal_width
 
 try:
     import readline
-except ImportError:  # a Python without readline: no keys but those of the terminal
+except ImportError:  # a Python without readline has only the terminal's own keys
     readline = None  # type: ignore[assignment]
 
 HISTORY = 1000  # lines
@@ -32,7 +32,7 @@ CALL = re.compile(r"""(\w+)\(\s*(?:(["'])([^"']*))?$""")  # a call whose first a
 
 
 def namespace() -> dict[str, Any]:
-    """What can be called in the prompt without an import."""
+    """The names that the prompt has without an import."""
     return {"__name__": "__main__", **{name: value for name, value in vars(functions).items() if not name.startswith("_")}}
 
 
@@ -52,12 +52,12 @@ class Prompt(code.InteractiveConsole):
 
 # --- keys -------------------------------------------------------------------------------------------------------------
 def completions(line: str, text: str) -> list[str] | None:
-    """What can stand for `text`, the word at the end of `line`, inside a call of one of our functions; None elsewhere."""
+    """Completions of `text`, the last word of `line`, inside a call of one of our functions; None elsewhere."""
     match = CALL.search(line)
     function = vars(functions).get(match[1]) if match else None
     if match is None or not isinstance(function, FunctionType):
         return None
-    names = getattr(sys.modules[function.__module__], "names", None)  # each file of functions says which names it takes
+    names = getattr(sys.modules[function.__module__], "names", None)  # each file of functions has a function `names`
     if names is None or not function.__code__.co_argcount:
         return None
     quote, typed = match[2] or "", match[3] or ""
@@ -68,7 +68,7 @@ def completions(line: str, text: str) -> list[str] | None:
 
 
 def set_up_keys(names: dict[str, Any]) -> None:
-    """Tab completes, and the lines of earlier sessions are there."""
+    """Set up Tab and the history."""
     found: list[str] | None = None
 
     @cache
@@ -95,12 +95,12 @@ def set_up_keys(names: dict[str, Any]) -> None:
 
 
 def history() -> str:
-    """Where typed lines are kept: on the data partition, for root alone."""
+    """The file of the history: on the data partition, readable by root alone."""
     return f"{tables().values['KEEP']}/prompt_history"
 
 
 def remember() -> None:
-    """Write down the last line at once: a session that is cut off ends without a word."""
+    """Append the last line to the history at once: a connection may be cut at any time."""
     if readline is None or not sys.stdin.isatty():
         return
     path = history()
@@ -113,7 +113,7 @@ def remember() -> None:
 
 # --- the three ways in ------------------------------------------------------------------------------------------------
 def interact() -> None:
-    """The prompt on a terminal; a program on stdin is run."""
+    """Run the prompt on a terminal, or a program from stdin."""
     names = namespace()
     if not sys.stdin.isatty():
         exec(compile(sys.stdin.read(), "<stdin>", "exec"), names)

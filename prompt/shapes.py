@@ -1,4 +1,4 @@
-"""How the prompt's data shows itself: a list of dicts as a table, a dict as one fact a line, lines as lines.
+"""How the prompt prints its data: a list of dicts as a table, a dict with one fact a line, lines as lines.
 
 Text for a terminal fits its width and may have colours; what goes into a pipe or a file is whole and plain.
 """
@@ -14,14 +14,14 @@ from base.printable import printable
 Stats = dict[str, Any]
 GREEN, YELLOW, RED = "running online local", "starting waiting stopping addressing associating", "backoff"
 COLOURS = {word: code for words, code in ((GREEN, "32"), (YELLOW, "33"), (RED, "31")) for word in words.split()}
-LEAST = 12  # characters of the last column that are worth a line
+LEAST = 12  # characters: a narrower last column is of no use
 
 
 class Shape:
-    """What shows itself as text."""
+    """A value that prints itself as text."""
 
     def text(self, width: int = 0, *, colour: bool = False) -> str:
-        """As lines of at most `width` characters; 0: as long as they are."""
+        """The text, in lines of at most `width` characters; 0: no limit."""
         raise NotImplementedError
 
     def __repr__(self) -> str:
@@ -29,7 +29,7 @@ class Shape:
 
 
 class Table(Shape, list[Stats]):
-    """A list of dicts that shows itself as a table; columns of `spare` go, in this order, where the terminal is narrow."""
+    """A list of dicts that prints itself as a table. On a narrow terminal it leaves out columns of `spare`, in this order."""
 
     columns: tuple[str, ...] = (
         "name", "state", "ready", "pid", "runtime", "restart", "exit", "memory", "cpu", "user", "cmd"
@@ -48,21 +48,21 @@ class One(Table):
 
 
 class NetworkTable(Table):
-    """Interfaces."""
+    """A table of interfaces."""
 
     columns = ("name", "state", "since", "addresses", "gateway", "metric", "ssid", "signal", "rung")
     spare = ("rung", "metric", "gateway", "signal", "ssid", "since")
 
 
 class Lines(Shape, list[str]):
-    """A list of lines that shows itself as lines."""
+    """A list of lines that prints itself as lines."""
 
     def text(self, width: int = 0, *, colour: bool = False) -> str:
         return "\n".join(coloured_line(line) if colour else line for line in self)
 
 
 class Facts(Shape, dict[str, Any]):
-    """A dict that shows one fact a line."""
+    """A dict that prints itself with one fact a line."""
 
     def text(self, width: int = 0, *, colour: bool = False) -> str:
         longest = max(map(len, self), default=0)
@@ -70,33 +70,33 @@ class Facts(Shape, dict[str, Any]):
 
 
 def show(value: object) -> str:
-    """A value for whoever looks at stdout: its shape if it has one, a text as it is."""
+    """The text of a value for stdout: as its shape prints itself, or a text unchanged."""
     if isinstance(value, Shape):
         return value.text(terminal_width(), colour=colour_wanted())
     return value if isinstance(value, str) else repr(value)
 
 
 def terminal_width() -> int:
-    """Columns of the terminal on stdout; 0 where there is none. A serial line does not know: 80."""
+    """Columns of the terminal on stdout; 0 if it is no terminal. A serial line does not tell: 80."""
     return (os.get_terminal_size(sys.stdout.fileno()).columns or 80) if _on_a_terminal() else 0
 
 
 def colour_wanted() -> bool:
-    """A terminal that has colours, and nobody who has said NO_COLOR."""
+    """True if stdout is a terminal with colours and NO_COLOR is not set (no-color.org)."""
     return _on_a_terminal() and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
 
 
 def _on_a_terminal() -> bool:
     try:
         return os.isatty(sys.stdout.fileno())
-    except (OSError, ValueError, AttributeError):  # closed, or caught by somebody
+    except (OSError, ValueError, AttributeError):  # stdout is closed, or somebody has replaced it
         return False
 
 
 def table(
     rows: list[Stats], columns: tuple[str, ...], width: int = 0, spare: tuple[str, ...] = (), *, colour: bool = False
 ) -> str:
-    """Rows as aligned text. Where they do not fit, spare columns are left out and the last one is cut."""
+    """Rows as aligned text. If they do not fit, leave out spare columns, then cut the last one."""
     cells = {name: [name.upper(), *(cell(name, row[name]) for row in rows)] for name in columns}
     widths = {name: max(map(len, texts)) for name, texts in cells.items()}
     for name in spare if width else ():
@@ -113,7 +113,7 @@ def table(
 
 
 def _coloured_row(line: str, cells: dict[str, list[str]], number: int) -> str:
-    """The head bold, a state in its colour."""
+    """Add colours: the head is bold, a state has its own colour."""
     if number == 0:
         return f"\033[1m{line}\033[m"
     state = cells["state"][number] if "state" in cells else ""
@@ -147,7 +147,7 @@ def cell(name: str, value: Any) -> str:
 
 
 def duration(seconds: float) -> str:
-    """As people say it: 4.2s, 3m12s, 5h03m, 12d4h."""
+    """A duration for people: 4.2s, 3m12s, 5h03m, 12d4h."""
     if seconds < 60:
         return f"{seconds:.1f}s"
     whole = int(seconds)
@@ -157,7 +157,7 @@ def duration(seconds: float) -> str:
 
 
 def short_command(command: str) -> str:
-    """A command line without what is the same for all programs of ours: `network/service.py wlan0`."""
+    """A command line without the prefix that all our programs share: `network/service.py wlan0`."""
     folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     head, ours, rest = command.partition(f" -P {folder}/")
     return rest if ours and "python" in head and " " not in head else command

@@ -16,7 +16,7 @@ FIRST = 0.5  # seconds: the first picture comes soon
 
 
 class Busy(Table):
-    """Services by what they use."""
+    """A table of services by CPU and memory."""
 
     columns = ("name", "state", "pid", "percent", "memory", "pids_current", "cpu_usage", "runtime", "restart", "exit", "status")
     spare = ("exit", "restart", "pids_current", "cpu_usage", "runtime", "pid", "status")
@@ -68,7 +68,7 @@ def busiest(rows: Table, before: dict[str, float], seconds: float) -> Busy:
 
 
 def _draw(rows: Table) -> None:
-    """Over what stood there before, as far as the terminal has lines."""
+    """Draw over the last picture, as many lines as the terminal has."""
     facts = board()
     lines = [
         f"{facts['hostname']}  up {duration(facts['uptime'])}  {facts['state']}  {len(rows)} services  "

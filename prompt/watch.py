@@ -40,12 +40,12 @@ def watch(topic: str = "#", count: int = 0, show: Callable[[dict[str, Any]], obj
 
 
 def _bus() -> Any:
-    """A connection to the broker; SVError where there cannot be one."""
+    """Connect to the broker; SVError if that fails."""
     address = os.environ.get("BUS") or tables().BUS
     if address.startswith("/") and not os.path.exists(address):
         raise SVError(f"there is no broker at {address}; see stats_process('broker') and logs('broker')")
     site = f"{tables().LIB}/site"
-    if os.path.isdir(site) and site not in sys.path:  # where `make install-board` has put the libraries
+    if os.path.isdir(site) and site not in sys.path:  # `make install-board` has put the libraries there
         sys.path.append(site)
     before = signal.getsignal(signal.SIGTERM)
     try:
