@@ -128,7 +128,7 @@ class Bus:
         while not self._ending:
             now = time.monotonic()
             yield now
-            while (left := min(due() or now + most, now + most) - time.monotonic()) > 0:
+            while not self._ending and (left := min(due() or now + most, now + most) - time.monotonic()) > 0:
                 self._serve(left)
 
     def run(self) -> None:

@@ -178,7 +178,8 @@ def services() -> dict[str, Any] | None:
     try:
         keys = ("state", "restart", "exit", "memory", "cpu")
         rows = {row["name"]: {key: row[key] for key in keys} for row in stats_process()}
-        return {"loop": board()["loop"], "log": board()["log"], "rows": rows}
+        facts = board()
+        return {"loop": facts["loop"], "log": facts["log"], "rows": rows}
     except SVError:
         return None
 

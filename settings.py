@@ -229,7 +229,7 @@ LOGD = Service(
     "logd",
     ("logd", "--folder={LOG}", "--keep={LOG_KEEP}", "--file-size={LOG_FILE_SIZE}",
      "--total-size={LOG_TOTAL_SIZE}", "--rate={LOG_RATE}", "--burst={LOG_BURST}"),
-    module="services.logd", logger=True, log="none", oom_score=-900, nice=5, watchdog=20.0,
+    module="services.logd", logger=True, log="none", oom_score=-900, nice=5, watchdog=15.0,
     memory_max="64M",  # what it writes to /run/log counts: LOG_TOTAL_SIZE of it
 )  # fmt: skip
 STORAGE = Service(

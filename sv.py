@@ -57,6 +57,7 @@ class SV(Supervisor):
         self.dependents: dict[str, list[str]] = {}
         self.loggers: list[Process] = []
         self.delays = life.tables.delays()
+        self.world.pipes.on_question = self._ask_loggers
         self.escalate: Callable[[str, float], None] = lambda reason, now: None  # what bad health asks for
 
     # --- once a turn ------------------------------------------------------------------------------------------------
@@ -79,6 +80,12 @@ class SV(Supervisor):
             if process.deadline is not None and process.deadline <= now:
                 self._try(process, Process.tick, now)
         self.settle(now)
+
+    def _ask_loggers(self, now: float) -> None:
+        """The log daemon has been asked for a sign of life, because somebody prints: without one in time it is killed."""
+        for process in self.loggers:
+            if process.state == State.RUNNING and process.row.watchdog and process.deadline is None:
+                process.deadline = now + process.row.watchdog
 
     def bury(self, now: float) -> None:
         """Tell each service how its main process ended. A death stays on the list until its service has taken it: without

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 SOCKET = "/run/stack/control"
+A_REPLY = 100  # rows of a list in one reply; a client asks for the rest
 LONGEST_REPLY = 1024 * 1024  # bytes
 # Too many at once, or a signal came while it waited: PID 1 has not read the request, and another try may succeed.
 AGAIN = (EAGAIN, EINTR, ENOTCONN, ECONNRESET, EPIPE)

@@ -2,11 +2,15 @@
 
 So a service keeps its pipe when the log daemon is restarted, the log daemon finds what was written meanwhile, and a
 service that comes back writes where its predecessor wrote.
+
+A log daemon that hangs does harm as soon as somebody prints. So PID 1 looks whether anything is in the pipes, and asks the
+daemon for a sign of life then, at most once in QUIET seconds: on a board where nobody prints neither of them wakes.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import sys
 from fcntl import fcntl
 
@@ -14,11 +18,13 @@ from base.stdlib import TYPE_CHECKING, socket
 from pid1.loop import WRITE
 
 if TYPE_CHECKING:
-    from pid1.loop import Loop
+    from pid1.loop import Callback, Loop
 
 BATCH = 100  # descriptors in one message; the kernel takes 253 (SCM_MAX_FD)
 PIPE_SIZE = 256 * 1024  # bytes that a service can print while the log daemon is away (`man 2 fcntl`, F_SETPIPE_SZ)
 F_SETPIPE_SZ = 1031
+QUIET = 10.0  # seconds between two questions
+QUESTION = b"?\n"  # without descriptors: services/logd.py answers it by WATCHDOG=1
 
 
 class LogPipes:
@@ -29,6 +35,27 @@ class LogPipes:
         self._pipes: dict[str, tuple[int, int, str]] = {}
         self._channel: socket.socket | None = None
         self._unsent: list[str] = []
+        self._written = select.epoll()  # readable while something is in a pipe
+        self._again: float | None = None  # when to look for that again
+        self.on_question: Callback = lambda now: None
+        loop.watch(self._written.fileno(), self._ask)
+        loop.timers.append((lambda: self._again, self._look_again))
+
+    def _ask(self, now: float) -> None:
+        """Somebody has printed: the daemon takes it, if it is alive."""
+        self._loop.unwatch(self._written.fileno())
+        self._again = now + QUIET
+        if self._channel:
+            try:
+                self._channel.send(QUESTION)
+            except OSError:  # it is full, or the daemon has died
+                pass
+            self.on_question(now)
+
+    def _look_again(self, now: float) -> None:
+        if self._again is not None and now >= self._again:
+            self._again = None
+            self._loop.watch(self._written.fileno(), self._ask)
 
     def write_end(self, name: str, policy: str, now: float) -> int:
         """The descriptor that a service prints to; `policy` is the row's `log`."""
@@ -40,6 +67,7 @@ class LogPipes:
             except OSError:  # over the user's limit (`man 7 pipe`, pipe-user-pages-soft): 64 KiB will do
                 pass
             self._pipes[name] = (reader, writer, policy)
+            self._written.register(reader, select.EPOLLIN)
             self._unsent.append(name)
             self.flush(now)
         elif self._pipes[name][2] != policy:
@@ -66,6 +94,7 @@ class LogPipes:
     def forget(self, name: str) -> None:
         """A service that left the table: the log daemon reads what is left, then sees the end of the file."""
         if pipe := self._pipes.pop(name, None):
+            self._written.unregister(pipe[0])  # the daemon's descriptor would keep it there
             os.close(pipe[0])
             os.close(pipe[1])
 

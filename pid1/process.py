@@ -179,11 +179,16 @@ class Process:
         if message.get("READY") == "1":
             self.became_ready(now)
         if message.get("WATCHDOG") == "1" and self.state == State.RUNNING and self.row.watchdog:
-            self.deadline = now + self.row.watchdog
+            self.deadline = now + self.patience if self.patience else None
         if message.get("WATCHDOG") == "trigger":
             self._bark(now)
         elif message.get("STOPPING") == "1":
             self.status = self.status or "stopping by itself"
+
+    @property
+    def patience(self) -> float | None:
+        """Seconds between two signs of life; None where none is due. The logger gives one when it is asked (sv.py)."""
+        return None if self.row.logger else self.row.watchdog or None
 
     def _extend(self, microseconds: str, now: float) -> None:
         """Give it the time that it asks for to get ready, or to stop; none once it was killed."""
@@ -196,10 +201,10 @@ class Process:
         """It sent READY=1, or its path appeared. Its watchdog counts from now on: a slow start is not killed."""
         if self.state == State.STARTING:
             self._is_ready(now)
-            self._enter(State.RUNNING, now, self.row.watchdog or None)
+            self._enter(State.RUNNING, now, self.patience)
         elif self.state == State.RUNNING:
-            if not self.ready and self.row.watchdog:
-                self.deadline = now + self.row.watchdog
+            if not self.ready and self.patience:
+                self.deadline = now + self.patience
             self._is_ready(now)
 
     def tick(self, now: float) -> None:
@@ -283,7 +288,7 @@ class Process:
             self._enter(State.STARTING, now, self.row.ready_timeout)
         else:
             self._is_ready(now)
-            self._enter(State.RUNNING, now, self.row.watchdog or None)
+            self._enter(State.RUNNING, now, self.patience)
 
     def _is_ready(self, now: float) -> None:
         self.ready = True

@@ -14,7 +14,7 @@ from base.files import read_file
 from base.stdlib import TYPE_CHECKING
 from base.syscalls import Reboot
 from onboard import boot_ends
-from onboard.to_pid1 import SVError
+from onboard.to_pid1 import A_REPLY, SVError
 from pid1.instances import fits, instance_row
 from pid1.process import Process, State
 from pid1.spawn import find
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from pid1.watchdog import Watchdog
 
 ACTS = ("start", "stop", "restart", "signal", "run", "reload", "snooze", "push", "reboot", "halt", "poweroff")
-A_REPLY = 100  # rows of a list in one reply; the client asks for the rest
 ENDS = {name: command for command, name in Reboot.NAMES.items()}  # reboot, halt, poweroff
 FACTS = (
     "storage",

@@ -8,7 +8,7 @@ import sys
 import time
 
 from onboard.cgroup_files import figures
-from onboard.to_pid1 import SVError
+from onboard.to_pid1 import A_REPLY, SVError
 from prompt.asking import ask, service_names
 from prompt.logs import logs
 from prompt.shapes import Lines, One, Shape, Stats, Table, cell, coloured_line, duration
@@ -35,7 +35,7 @@ def stats_process(name: str | None = None) -> Table:
     if name is not None:
         return _one(ask("stats", name=name)[0])
     rows: list[Stats] = []
-    while page := ask("stats", first=len(rows)):
+    while len(rows) % A_REPLY == 0 and (page := ask("stats", first=len(rows))):
         rows += page
     return Table(map(_with_proc, rows))
 

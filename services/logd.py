@@ -78,7 +78,6 @@ class Logd:
         self.open: dict[File, None] = {}  # files, the one that was written last at the end
         self.epoll = select.epoll()
         self.peek_reader, self.peek_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self.patience = 2e-6 / 3 * int(os.environ["WATCHDOG_USEC"]) if "WATCHDOG_USEC" in os.environ else None
         self.stamp = (0, "")
         self.ending = False
 
@@ -92,15 +91,10 @@ class Logd:
         channel = socket.socket(fileno=CHANNEL)
         channel.setblocking(False)
         self.epoll.register(CHANNEL, select.EPOLLIN)
-        alive = float("inf") if self.patience is None else 0.0  # when the next WATCHDOG=1 is due
         while not self.ending:
             now = time.monotonic()
-            if self.patience is not None and now >= alive:
-                with suppress(OSError):  # then PID 1 restarts us
-                    notify("WATCHDOG=1")
-                alive = now + self.patience
-            due = min([alive, *(stream.due for stream in self.streams.values() if stream.due is not None)])
-            ready = self.epoll.poll(None if due == float("inf") else max(0.0, due - now))
+            due = min((stream.due for stream in self.streams.values() if stream.due is not None), default=None)
+            ready = self.epoll.poll(None if due is None else max(0.0, due - now))
             now = time.monotonic()
             for fd, _ in ready:
                 if fd == wakeup:
@@ -117,7 +111,7 @@ class Logd:
             self.report_dropped(stream, time.monotonic())
 
     def receive(self, channel: socket.socket, now: float) -> None:
-        """More pipes from PID 1: "NAME POLICY" lines and as many descriptors."""
+        """More pipes from PID 1: "NAME POLICY" lines and as many descriptors. Without any it asks whether we are alive."""
         try:
             text, rights, _, _ = channel.recvmsg(65536, socket.CMSG_SPACE(4 * 256), getattr(socket, "MSG_CMSG_CLOEXEC", 0))
         except BlockingIOError:
@@ -125,6 +119,9 @@ class Logd:
         if not text:  # PID 1 has replaced us, or is gone
             self.ending = True
             return
+        if not rights:
+            with suppress(OSError):  # then PID 1 restarts us
+                notify("WATCHDOG=1")
         block = b"".join(data for _, _, data in rights)
         fds = [int.from_bytes(block[at : at + 4], sys.byteorder) for at in range(0, len(block), 4)]
         for line, fd in zip(text.decode().splitlines(), fds, strict=False):  # the kernel gives fewer where we have no more

@@ -676,3 +676,40 @@ def test_an_app_with_nothing_to_do_sleeps(broker: Broker, tmp_path: Path) -> Non
 def sleeps(pid: int) -> int:
     """How often a process has gone to sleep."""
     return int(Path(f"/proc/{pid}/status").read_text().partition("\nvoluntary_ctxt_switches:")[2].split()[0])
+
+
+SWALLOWS = """
+import os, sys, time
+sys.path.insert(0, sys.argv[1])
+from bus import Bus
+
+bus = Bus("app", sys.argv[2])
+reader, writer = os.pipe()
+
+def handler():
+    os.read(reader, 1)
+    print("handled", flush=True)
+    try:
+        time.sleep(100)
+    except BaseException:  # as a library's callback has it
+        pass
+
+bus.watch(reader, handler)
+os.write(writer, b"x")
+for now in bus.when(lambda: None, 60.0):
+    pass
+print("ended", flush=True)
+"""
+
+
+def test_an_app_ends_at_sigterm_though_its_callback_swallows_the_exception(tmp_path: Path) -> None:
+    """It waited for the next minute."""
+    words = [PYTHON, "-c", SWALLOWS, str(ROOT), str(tmp_path / "no-broker")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as app:
+        try:
+            assert app.stdout
+            assert app.stdout.readline() == "handled\n"
+            app.terminate()
+            assert app.wait(10) == 0
+        finally:
+            app.kill()

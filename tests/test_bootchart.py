@@ -11,7 +11,7 @@ from conftest import Board, eventually
 from test_process import EXIT_0, World, make, run
 
 import stack
-from pid1 import requests
+from onboard import to_pid1
 from prompt import bootchart
 from prompt import functions as prompt
 
@@ -66,7 +66,7 @@ def test_rows_come_in_pages_and_in_order() -> None:
 
     rows = ask(0)
     assert rows[:2] == [["imports", "python", 1.0, 1.5], ["load", "step", 1.5, 1.75]]
-    assert len(rows) == requests.A_REPLY
+    assert len(rows) == to_pid1.A_REPLY
     starts = [row[2] for row in (rows + ask(100))[2:]]
     assert len(starts) == 148
     assert starts == sorted(starts)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Board, eventually
 
-from pid1.log_pipes import LogPipes
+from pid1.log_pipes import QUESTION, QUIET, LogPipes
 from pid1.loop import Loop
 
 
@@ -352,7 +352,9 @@ def test_logs_on_the_disk_are_bounded_together_too(daemon: Daemon) -> None:
     eventually(lambda: sum(path.stat().st_size for path in daemon.keep.iterdir()) <= 100_000)
 
 
-def test_it_says_that_it_lives_by_the_watchdogs_time(daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_says_that_it_lives_when_it_is_asked_and_at_no_other_time(
+    daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import socket
 
     ear = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -360,20 +362,62 @@ def test_it_says_that_it_lives_by_the_watchdogs_time(daemon: Daemon, tmp_path: P
     ear.settimeout(5)
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
     monkeypatch.setenv("WATCHDOG_USEC", "600000")
+    os.write(daemon.writer("noise"), b"early\n")
     daemon.start()
-    assert ear.recv(100) == b"WATCHDOG=1"
-    started = time.monotonic()
-    assert [ear.recv(100) for _ in range(3)] == [b"WATCHDOG=1"] * 3
-    assert time.monotonic() - started >= 1.0, "with nothing to do it wakes for that alone"
+    eventually(last_line(daemon, "noise", "early"))
     assert daemon.process
+    status = Path(f"/proc/{daemon.process.pid}/status")
+    sleeps = status.read_text().partition("\nvoluntary")[2]
+    ear.settimeout(1.5)
+    with pytest.raises(TimeoutError):
+        ear.recv(100)
+    assert status.read_text().partition("\nvoluntary")[2] == sleeps, "it has not woken"
+    ear.settimeout(5)
+    for _ in range(3):
+        daemon.pipes._ask(0.0)
+        assert ear.recv(100) == b"WATCHDOG=1"
+    os.write(daemon.writer("noise"), b"late\n")
+    eventually(last_line(daemon, "noise", "late"))
     daemon.process.send_signal(signal.SIGSTOP)
-    ear.settimeout(1.0)
-    with contextlib.suppress(TimeoutError):
-        for _ in range(10):
-            ear.recv(100)
-        pytest.fail("a stopped daemon says that it lives")
-    ear.close()
+    for _ in range(1000):
+        daemon.pipes._ask(0.0)  # PID 1 does not wait for it, however often it has asked
+    ear.settimeout(0.2)
+    with pytest.raises(TimeoutError):
+        ear.recv(100)
     daemon.process.send_signal(signal.SIGCONT)
+
+
+def test_pid_1_asks_when_somebody_prints_at_most_once_in_quiet_seconds() -> None:
+    loop = Loop()
+    pipes = LogPipes(loop)
+    asked: list[float] = []
+    pipes.on_question = asked.append
+    writer, other = pipes.write_end("a", "memory", 0.0), pipes.write_end("b", "memory", 0.0)
+    reader = pipes._pipes["a"][0]
+    with contextlib.closing(pipes.connect()) as channel:
+        loop_is_idle = loop._timeout() is None and not loop._epoll.poll(0)
+        assert loop_is_idle, "nobody prints: nothing is due"
+        os.write(writer, b"line\n")
+        loop.turn()
+        assert (len(asked), channel.recv(100)) == (1, QUESTION)
+        os.write(other, b"line\n")
+        assert not loop._epoll.poll(0), "whatever is printed now does not wake PID 1"
+        pipes._look_again(asked[0] + QUIET - 0.1)
+        assert not loop._epoll.poll(0)
+        os.read(reader, 100)
+        os.read(pipes._pipes["b"][0], 100)
+        pipes._look_again(asked[0] + QUIET)
+        assert (loop._timeout(), loop._epoll.poll(0)) == (None, []), "all of it has been read: nothing is due"
+        os.write(other, b"line\n")
+        loop.turn()
+        assert len(asked) == 2
+        held = os.dup(reader)  # as the daemon has it
+        os.write(writer, b"line\n")
+        pipes.forget("a")
+        pipes.forget("b")
+        pipes._look_again(asked[1] + QUIET)
+        assert not loop._epoll.poll(0), "a service that has left the table is not looked at any more"
+        os.close(held)
 
 
 # --- a board ----------------------------------------------------------------------------------------------------------
@@ -396,3 +440,32 @@ def test_a_hung_logger_is_replaced_and_blocks_nobody_for_ever(boot: Callable[...
     assert not [word for word in words if not word.isdigit()], "the daemon says that it lost some"
     numbers = list(map(int, words))
     assert set(range(1, max(numbers))) <= set(numbers)
+
+
+def test_a_board_where_nobody_prints_wakes_neither_pid_1_nor_the_logger(boot: Callable[..., Board]) -> None:
+    """A logger that hangs then does no harm, and stays; it is replaced as soon as somebody prints."""
+    board = boot(
+        "Service('speaker', ('sh', '-c', 'read line < /test/go; echo spoken; sleep 1000')),",
+        base="(LOGD._replace(watchdog=1.5),)",
+    ).up()
+    os.mkfifo(board.folder / "files/go")
+    os.chmod(board.folder / "files/go", 0o666)
+    board.ask("restart", name="speaker")
+    board.wait_state("speaker", "running")
+    logd = board.outside(board.stats("logd")["pid"])
+
+    def sleeps() -> list[str]:
+        return [Path(f"/proc/{pid}/status").read_text().partition("\nvoluntary")[2].split()[1] for pid in (board.pid, logd)]
+
+    def is_idle() -> bool:
+        before = sleeps()
+        time.sleep(3.0)
+        return sleeps() == before
+
+    eventually(is_idle, 30)
+    os.kill(logd, signal.SIGSTOP)
+    eventually(is_idle, 30)  # PID 1 is told by SIGCHLD that a child has been stopped
+    assert board.stats("logd")["restart"] == 0
+    (board.folder / "files/go").write_text("now\n")
+    eventually(lambda: board.stats("logd")["restart"] == 1, 15)
+    eventually(lambda: "spoken" in board.log("speaker"))

@@ -225,16 +225,25 @@ def test_a_service_may_what_its_row_says_as_long_as_it_is_that_service(kernel: K
     def may(pid: Any, op: str, since: float = 10.0, **more: str) -> bool:
         return kernel.requests.permits(pid, {"op": op, **more}, since)
 
+    def refusal(op: str, **more: str) -> str:
+        with pytest.raises(SVError) as error:
+            kernel.requests.permits(uplink or 0, {"op": op, **more}, 10.0)
+        return str(error.value)
+
     assert may(uplink, "reboot")
     assert may(uplink, "restart", name="gps@ttyUSB0")
-    assert not may(uplink, "restart", name="broker")
-    assert not may(uplink, "stop", name="gps@x")
+    assert refusal("restart", name="broker") == "this board's COMMANDS refuses restart broker; it lists restart gps@*, reboot"
+    assert refusal("stop", name="gps@x").startswith("this board's COMMANDS refuses stop gps@x")
+    assert refusal("push", folder="/x").startswith("this board's COMMANDS refuses push; ")
+    assert not may(uplink, "board"), "and what all may read needs no rule"
     assert not may(other, "reboot"), "its row says nothing"
     assert not may(4321, "reboot")
     assert not may(uplink, "reboot", since=9.9), "who connected before it began is not it"
 
 
-@pytest.mark.parametrize("op", ["start", "stop", "restart", "signal", "run", "reload", "snooze", "reboot", "halt", "poweroff"])
+@pytest.mark.parametrize(
+    "op", ["start", "stop", "restart", "signal", "run", "reload", "snooze", "push", "reboot", "halt", "poweroff"]
+)
 def test_only_root_acts(kernel: Kernel, op: str) -> None:
     kernel.boot(service("a"))
     request = {"op": op, "name": "a", "signal": "TERM", "argv": ["sleep", "1"], "minutes": 5}
