@@ -13,8 +13,8 @@ from prompt.shapes import Facts, Stats
 from tables.tables import LIB
 
 STORAGE = "/run/stack/storage.json"
-# What PID 1 and its copies have loaded: a change in it takes a PID 1 that starts anew.
-PID1 = ("base/", "tables/", "onboard/", "pid1/", "services/", "stack.py", "sv.py", "_log.py")
+# What PID 1, its copies and the zygote have loaded: a change in it takes a PID 1 that starts anew.
+PID1 = ("base/", "tables/", "onboard/", "pid1/", "services/", "stack.py", "sv.py", "_log.py", "bus.py")
 TABLES = ("settings.py", "profiles/")  # what a reload reads again
 AT_NEXT_USE = ("prompt/", "laptop/", "names/")  # a prompt that is open stays as it is
 
@@ -124,12 +124,12 @@ def _take(changed: list[str]) -> list[str]:
 
 
 def _runs(argv: list[str], changed: str) -> bool:
-    """Whether this command line runs what has changed: the file itself, a file of its folder, or what every app imports."""
+    """Whether this command line runs what has changed: the file itself, or a file of its folder."""
     if changed.startswith(AT_NEXT_USE):
         return False
     for word in argv:
         path = os.path.relpath(word, LIB) if word.startswith(f"{LIB}/") else ""
         same_folder = "/" in path and os.path.dirname(path) == os.path.dirname(changed)
-        if path and (path == changed or same_folder or changed == "bus.py"):
+        if path and (path == changed or same_folder):
             return True
     return False

@@ -142,6 +142,7 @@ def test_a_new_pid_1_is_tried_and_kept_and_dropped(pushing: Pushing) -> None:
     eventually(lambda: pushing.said().get("running"), 30)
     eventually(lambda: len(pushing.board.ask("stats")) == 3)
     assert pushing.said()["id"] == facts["pushed"]["id"]
+    eventually(lambda: pushing.ssh("true").returncode == 0, 20)
     assert "dropped" in pushing.sv("drop")
     pushing.reset()
     assert pushing.board.wait_state("pushed", "stopped")["exit"] == "exit 0"
