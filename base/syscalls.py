@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from errno import ENOSYS
 from fcntl import ioctl
 
 from base.native import ctypes
@@ -54,6 +55,8 @@ class Reboot:
     HALT = 0xCDEF0123
     POWER_OFF = 0x4321FEDC
     CAD_OFF = 0
+    RESTART2 = 0xA1B2C3D4  # with words for the firmware
+    MAGIC = (0xFEE1DEAD, 672274793)
     NAMES = {RESTART: "reboot", HALT: "halt", POWER_OFF: "poweroff"}
 
 
@@ -120,6 +123,18 @@ def loop_detach(path: str) -> None:
 def reboot(command: int) -> None:
     """man 2 reboot. In a PID namespace RESTART ends it with SIGHUP, HALT and POWER_OFF with SIGINT."""
     check(libc.reboot(ctypes.c_int(command).value))
+
+
+def restart_with(argument: str) -> None:
+    """reboot(2) with LINUX_REBOOT_CMD_RESTART2: restart, with words for the firmware. libc's reboot() takes none. OSError, and
+    nothing has happened, on a machine whose number of the call is not here."""
+    wide = (
+        {"x86_64": 169, "aarch64": 142, "riscv64": 142}.get(os.uname().machine) if sys.maxsize > 1 << 32 else 88
+    )  # 88: arm, i386
+    if wide is None:
+        raise OSError(ENOSYS, os.strerror(ENOSYS))
+    words = (ctypes.c_long(wide), *(ctypes.c_ulong(one) for one in (*Reboot.MAGIC, Reboot.RESTART2)))
+    check(libc.syscall(*words, ctypes.c_char_p(argument.encode("ascii"))))
 
 
 def prctl(option: int, *arguments: int) -> int:

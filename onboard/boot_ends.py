@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 RECORD = "/run/stack/boot.json"  # the keeper's, for everybody: this boot's number, how the last one ended, how often each
 ENDING = "/run/stack/ending.json"  # PID 1's, for the keeper: how this boot ends
 PUSHED = "/run/stack/pushed.json"  # onboard/pushed.py's: pushed code that runs, or that this boot has dropped
+ARGUMENT = (
+    "/run/stack/reboot_argument"  # for PID 1: what its reboot(2) tells the firmware, such as "0 tryboot" (updates/slots.py)
+)
 STUCK = "/run/stack/stuck"  # a FIFO from PID 1 to the keeper: its stack, when it has been stuck for long
 RECOVERED = "PID 1 goes on\n"  # the word in it that takes all this back
 
@@ -40,6 +43,14 @@ def tell(path: str, facts: dict[str, Any]) -> None:
     with open(f"{path}.new", "w", encoding="utf-8") as file:
         file.write(json.dumps(facts) + "\n")
     os.rename(f"{path}.new", path)
+
+
+def tell_argument(argument: str, path: str = "") -> None:
+    """What the next reboot tells the firmware. It is in memory: a start that nobody has asked for does not have it."""
+    os.makedirs(os.path.dirname(path or ARGUMENT), exist_ok=True)
+    with open(f"{path or ARGUMENT}.new", "w", encoding="ascii") as file:
+        file.write(argument)
+    os.rename(f"{path or ARGUMENT}.new", path or ARGUMENT)
 
 
 def open_stuck() -> int:

@@ -13,7 +13,8 @@ from errno import EBUSY, EIO, ENOMEM, ETIMEDOUT
 import _log
 from base.files import read_file
 from base.stdlib import TYPE_CHECKING, signal
-from base.syscalls import MNT_DETACH, MOUNT_FLAGS, Reboot, loop_detach, mount, reboot, swapoff, umount
+from base.syscalls import MNT_DETACH, MOUNT_FLAGS, Reboot, loop_detach, mount, reboot, restart_with, swapoff, umount
+from onboard import boot_ends
 from onboard.mounts import mounted, unescape
 
 if TYPE_CHECKING:
@@ -63,10 +64,13 @@ def tear_down(
 
 def finish(command: int, seconds: float, meanwhile: Callable[[], object], disarm: Callable[[], object]) -> None:
     """No process is left: close the disks and call reboot(2)."""
+    argument = read_file(boot_ends.ARGUMENT)[:64] if command == Reboot.RESTART else ""
     close_disks(seconds, meanwhile)
-    _log.info(f"reboot({Reboot.NAMES[command]})")
+    _log.info(f"reboot({Reboot.NAMES[command]}{f', {argument}' if argument else ''})")
     if command != Reboot.RESTART:
         disarm()
+    if argument:
+        attempt(restart_with, argument)  # comes back where the kernel refuses
     reboot(command)
 
 

@@ -17,7 +17,7 @@ import sys
 import time
 
 from base.files import open_folder, read_file
-from base.stdlib import TYPE_CHECKING, signal
+from base.stdlib import TYPE_CHECKING, json, signal
 from base.syscalls import mount, mount_options, umount
 from onboard import boot_ends
 from onboard.board_table import board_table
@@ -34,6 +34,7 @@ GRACE = 5.0  # seconds between TERM and KILL for one that takes too long
 PAUSE = 0.2  # seconds between two looks for a device that may still appear
 WORTH = 8 * 1024 * 1024  # bytes behind the partition, or behind its file system, for which growing is worth it
 PROBED = {"PARTUUID": "PART_ENTRY_UUID", "PARTLABEL": "PART_ENTRY_NAME"}  # as `blkid -p` calls them
+EXTENDED = ("5", "f", "85")  # types of an MBR's partition that holds others, as sfdisk(8) writes them
 SECTOR = 512  # /sys/class/block counts in these, whatever the device has
 
 
@@ -165,13 +166,28 @@ class Storage:
         _, kind = run("blkid", "-p", "-o", "value", "-s", "PTTYPE", disk)
         if kind.strip() == "gpt":  # its second copy stands where the disk ended when the image was written
             run("sfdisk", "-q", "--no-reread", "--no-tell-kernel", "--relocate", "gpt-bak-std", disk)
-        elif int(number) > 4:
-            return  # a logical one ends where the extended one does (MBR)
+        elif int(number) > 4 and not self.grow_extended(parent, disk):
+            return
         status, text = run("sfdisk", "-q", "--no-reread", "--no-tell-kernel", "-N", number, disk, text=", +\n")
         if status == 0:
             status, text = run("partx", "--update", "--nr", number, disk)
         if status:
             self.note(f"{self.device} does not grow: {last_words(text)}")
+
+    def grow_extended(self, parent: str, disk: str) -> bool:
+        """The extended partition of an MBR to the end of its disk: a logical one ends where it does."""
+        status, text = run("sfdisk", "-J", disk)
+        rows = parsed(text).get("partitiontable", {}).get("partitions", []) if status == 0 else []
+        holder = [row["node"] for row in rows if row.get("type") in EXTENDED]
+        number = holder[0].removeprefix(disk).removeprefix("p") if len(holder) == 1 else ""
+        if not number.isdigit() or any(
+            row["start"] >= max(one["start"] for one in rows) for row in rows if row["node"] in holder
+        ):
+            return False
+        status, text = run("sfdisk", "-q", "--no-reread", "--no-tell-kernel", "-N", number, disk, text=", +\n")
+        if status:
+            self.note(f"{disk}: its extended partition does not grow: {last_words(text)}")
+        return status == 0
 
     # --- small --------------------------------------------------------------------------------------------------------
     def note(self, text: str) -> None:
@@ -304,6 +320,15 @@ def file_system_size(device: str) -> int:
     low, scale, high = (int.from_bytes(block[at : at + 4], "little") for at in (0x4, 0x18, 0x150))
     wide = block[0x60] & 0x80  # s_feature_incompat: INCOMPAT_64BIT
     return (low + ((high << 32) if wide else 0)) * (1024 << scale)
+
+
+def parsed(text: str) -> dict[str, Any]:
+    """A JSON object; {} where the text is none."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def last_words(text: str) -> str:

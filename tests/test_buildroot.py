@@ -20,6 +20,7 @@ import pytest
 from conftest import PYTHON, ROOT
 
 import settings
+from updates.slots import BOOT_OF, ROOT_OF
 
 TREE = ROOT / "buildroot"
 BOARD = TREE / "board"
@@ -102,7 +103,7 @@ def test_a_command_line_is_one_line_that_starts_us(path: Path) -> None:
         "root": 1, "rootfstype": 1, "stack.profile": 1, "ro": 1,
     }  # fmt: skip
     assert "rootfstype=squashfs" in words
-    assert next(word for word in words if word.startswith("root=")).endswith("2"), "the second partition of the card"
+    assert next(word for word in words if word.startswith("root=")).endswith("5"), "slot A's root on the card"
     assert ("cgroup_enable=memory" in words) == (path.parent.name == "raspberrypi")
     profiles = next(word for word in words if word.startswith("stack.profile=")).partition("=")[2].split(",")
     assert profiles[0] == "image"
@@ -468,26 +469,59 @@ def partitions(images: Path) -> list[dict[str, Any]]:
     return found
 
 
-def listing(images: Path) -> set[str]:
-    return set(run("mdir", "-/", "-b", "-i", images / "boot.vfat", "::").stdout.replace("::/", "").split("\n")) - {""}
+def listing(images: Path, name: str = "boot.vfat") -> set[str]:
+    return set(run("mdir", "-/", "-b", "-i", images / name, "::").stdout.replace("::/", "").split("\n")) - {""}
 
 
 def test_post_image_makes_a_card(images: Path) -> None:
     done = post_image(images)
     assert done.returncode == 0, done.stderr
     assert f"the root has {(images / 'rootfs.squashfs').stat().st_size} bytes of at most 67108864" in done.stdout
-    firmware = {"start4.elf", "fixup4.dat", "cmdline.txt", "config.txt", "overlays/", "overlays/ramoops.dtbo"}
-    assert listing(images) == {"README.txt", "Image", "bcm2711-rpi-4-b.dtb", *firmware}
-    boot, root, data = partitions(images)
-    assert (boot["type"], boot["bootable"], root["type"], data["type"]) == ("c", True, "83", "83")
-    assert [row["start"] % 2048 for row in (boot, root, data)] == [0, 0, 0]
-    assert root["size"] * 512 == 64 << 20, "room for any root that the limit lets through"
+    firmware = {"start4.elf", "fixup4.dat", "cmdline.txt", "cmdline_b.txt", "config.txt", "overlays/", "overlays/ramoops.dtbo"}
+    assert listing(images) == {"Image", "bcm2711-rpi-4-b.dtb", *firmware}
+    assert listing(images, "owner.vfat") == {"README.txt", "autoboot.txt"}
+    boot, boot_a, boot_b, extended, root_a, root_b, data = partitions(images)
+    assert [row["type"] for row in (boot, boot_a, boot_b, extended, root_a, root_b, data)] == [
+        "c",
+        "c",
+        "c",
+        "f",
+        "83",
+        "83",
+        "83",
+    ]
+    assert boot["bootable"] is True
+    assert [row["start"] % 2048 for row in (boot, boot_a, boot_b, root_a, root_b, data)] == [0] * 6
+    assert {row["node"][-1] for row in (root_a, root_b)} == {str(number) for number in ROOT_OF.values()}
+    assert {row["node"][-1] for row in (boot_a, boot_b)} == {str(number) for number in BOOT_OF}
     card = (images / "sdcard.img").read_bytes()
-    content = (images / "rootfs.squashfs").read_bytes()
-    assert card[root["start"] * 512 :][: len(content)] == content
+    content, slot = (images / "rootfs.squashfs").read_bytes(), (images / "boot.vfat").read_bytes()
+    for root, its in ((root_a, boot_a), (root_b, boot_b)):
+        assert root["size"] * 512 == 64 << 20, "room for any root that the limit lets through"
+        assert card[root["start"] * 512 :][: len(content)] == content
+        assert card[its["start"] * 512 :][: len(slot)] == slot, "one image serves both slots"
     label = run("blkid", "-p", "-o", "export", "-O", str(boot["start"] * 512), images / "sdcard.img").stdout
     assert "LABEL=BOOT\n" in label
     assert "TYPE=vfat\n" in label
+
+
+def test_each_slot_starts_with_its_own_root(images: Path) -> None:
+    """The firmware reads config.txt from the partition that autoboot.txt names (config_txt/conditional.adoc: [boot_partition=N])."""
+    for _ in range(2):  # a second build adds nothing
+        assert post_image(images).returncode == 0
+    config = run("mtype", "-i", images / "boot.vfat", "::config.txt").stdout
+    assert config.endswith("[boot_partition=3]\ncmdline=cmdline_b.txt\n[all]\n")
+    assert config.count("cmdline=") == 1
+    lines = [run("mtype", "-i", images / "boot.vfat", f"::{name}").stdout for name in ("cmdline.txt", "cmdline_b.txt")]
+    roots = [next(word for word in line.split() if word.startswith("root=")) for line in lines]
+    assert roots == [f"root=/dev/mmcblk0p{number}" for number in ROOT_OF.values()]
+    assert lines[0].replace(roots[0], roots[1]) == lines[1]
+
+
+def test_the_rom_of_an_older_board_finds_its_next_stage(images: Path) -> None:
+    (images / "rpi-firmware/bootcode.bin").write_text("bootcode")
+    assert post_image(images).returncode == 0
+    assert listing(images, "owner.vfat") == {"README.txt", "autoboot.txt", "bootcode.bin"}
 
 
 def test_the_data_partition_can_grow_to_a_large_card(images: Path) -> None:
@@ -510,8 +544,8 @@ def test_an_emulated_machine_has_the_same_card(images: Path) -> None:
     (images / "Image").rename(images / "bzImage")
     done = post_image(images)
     assert done.returncode == 0, done.stderr
-    assert listing(images) == {"README.txt", "bzImage"}
-    assert [row["type"] for row in partitions(images)] == ["c", "83", "83"]
+    assert (listing(images), listing(images, "owner.vfat")) == ({"bzImage"}, {"README.txt"})
+    assert [row["type"] for row in partitions(images)] == ["c", "c", "c", "f", "83", "83", "83"]
 
 
 def test_it_is_made_again_over_an_older_one(images: Path) -> None:
@@ -526,7 +560,7 @@ def test_a_root_that_is_too_large_ends_the_build(images: Path) -> None:
         file.truncate((64 << 20) + 1)
     done = post_image(images)
     assert done.returncode == 1
-    assert "the root has 67108865 bytes, which is 1 more than the card's second partition (67108864)" in done.stderr
+    assert "the root has 67108865 bytes, which is 1 more than a slot's root on the card (67108864)" in done.stderr
     assert not (images / "sdcard.img").exists()
 
 

@@ -26,6 +26,7 @@ MAY = {
     "bus": "base onboard _log",
     "services": "base tables onboard bus",
     "network": "base tables onboard bus",
+    "updates": "base tables onboard services",
     "uplink": "base tables onboard bus _log",
     "laptop": "base tables onboard",
     "mothership": "base uplink _log",

@@ -8,6 +8,9 @@ from tables.rows import Directory, Service
 _LEFT_OUT = "".split()  # names of services; stack.mk writes here what the menu left out
 CONSOLE_LOGIN = "off"  # nobody has a password here; "prompt": whoever holds the cable is root
 
+# The card of buildroot/board/genimage.cfg.in; and 3 of one that was written before there were two slots.
+DATA = ("LABEL=data", "PARTITION=7", "PARTITION=3")
+
 # No battery keeps the clock: the first measurements may step it, and rtcsync tells the kernel that it is synchronised.
 _NTP = ("pool pool.ntp.org iburst", "makestep 1 3", "rtcsync", "driftfile /var/lib/chrony/drift")
 _CHRONYD = Service("chronyd", ("chronyd", "-d", "-u", "chrony", *_NTP), after=("network", "storage"), nice=-5, memory_max="32M")
