@@ -14,8 +14,8 @@ from collections.abc import Callable
 from typing import Any
 
 from bus import Bus, Message
-from onboard import boot_ends
-from sv import SVError, board, stats_process
+from onboard import boot_ends, to_pid1
+from onboard.proc_files import memory_and_cpu
 
 PERIOD = 60.0  # s
 PATIENCE = 2.0  # s, for drivers to answer
@@ -173,14 +173,23 @@ class Reader:
         return None if self.thread.is_alive() else self.found
 
 
+def ask(op: str, **arguments: Any) -> Any:
+    """What PID 1 answers; without the prompt's functions, which would be a megabyte more."""
+    return to_pid1.ask(os.environ.get("STACK_CONTROL", to_pid1.SOCKET), {"op": op, **arguments})
+
+
 def services() -> dict[str, Any] | None:
     """What PID 1 says of itself and of each service; None where it does not answer."""
     try:
-        keys = ("state", "restart", "exit", "memory", "cpu")
-        rows = {row["name"]: {key: row[key] for key in keys} for row in stats_process()}
-        facts = board()
-        return {"loop": facts["loop"], "log": facts["log"], "rows": rows}
-    except SVError:
+        rows: dict[str, Any] = {}
+        while len(rows) % to_pid1.A_REPLY == 0 and (page := ask("stats", first=len(rows))):
+            for row in page:
+                memory, cpu = memory_and_cpu(row["pid"])
+                kept = {key: row[key] for key in ("state", "restart", "exit")}
+                rows[row["name"]] = {**kept, "memory": memory, "cpu": cpu}
+        board = ask("board")
+        return {"loop": board["loop"], "log": board["log"], "rows": rows}
+    except to_pid1.SVError:
         return None
 
 

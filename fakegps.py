@@ -8,13 +8,16 @@ from __future__ import annotations
 import math
 import sys
 import time
-import xml.etree.ElementTree as ET
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from bus import Bus, Message
+
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
 
 SPEED = 8.0  # m/s
 PERIOD = 1.0  # s
@@ -32,6 +35,8 @@ def read_gpx(path: str) -> list[Point]:
 
     ValueError, a sentence, for what is no such file. It is read piece by piece: a track of a day has 100,000 points.
     """
+    import xml.etree.ElementTree as ET  # half a megabyte, for boards with a file alone
+
     found: dict[str, list[Point]] = {kind: [] for kind in KINDS}
     try:
         for _, node in ET.iterparse(path):
@@ -50,7 +55,7 @@ def read_gpx(path: str) -> list[Point]:
     return points
 
 
-def _degrees(node: ET.Element, name: str, most: int) -> float:
+def _degrees(node: Element, name: str, most: int) -> float:
     text = node.get(name, "")
     try:
         value = float(text)

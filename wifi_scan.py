@@ -10,15 +10,17 @@ import contextlib
 import json
 import os
 import socket
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bus import Bus
 from onboard.wpa_control import BSS_FIELDS, BSS_ID, connect, name_of, parse_bss
+
+if TYPE_CHECKING:
+    import subprocess
 
 PERIOD = 5.0  # s: from the end of a scan to the next one
 RETRY = 1.0  # s: the radio was busy
@@ -241,6 +243,8 @@ class Nl80211:
     def turn(self, now: float) -> None:
         """Start a scan, or end one that takes too long."""
         if self.child is None and now >= self.due:
+            import subprocess  # for boards without wpa_supplicant alone
+
             folder = os.path.dirname(os.path.abspath(__file__))
             command = [sys.executable, "-P", f"{folder}/network/nl80211.py", self.interface]
             self.child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)

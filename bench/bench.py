@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))  # and this folder, from where it is run
+import apps  # noqa: E402
 import costs  # noqa: E402
 from costs import memory, namespace, row  # noqa: E402
 
@@ -333,7 +334,7 @@ def main() -> None:
     parts: dict[str, Callable[[], None]] = {
         "imports": lambda: costs.imports(BUILD, 8 * options.rounds, options.before), "compare": lambda: compare(options.rounds),
         "linear": lambda: linear(max(1, options.rounds // 2)), "reaping": reaping,
-        "board": lambda: costs.whole_board(BUILD, VENV),
+        "board": lambda: apps.measure(BUILD, VENV),
     }  # fmt: skip
     for name, part in parts.items():
         if options.only in (None, name):

@@ -1,11 +1,10 @@
-"""What our own parts cost by themselves: PID 1's import, before a change and now, and the memory of a whole board."""
+"""What PID 1's import costs, before a change and now; and how memory is read."""
 
 from __future__ import annotations
 
 import os
 import statistics
 import subprocess
-import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -89,21 +88,3 @@ def cpu(argv: list[str]) -> float:
     pid = os.posix_spawn(argv[0], argv, {}, file_actions=quiet)
     _, _, used = os.wait4(pid, 0)
     return (used.ru_utime + used.ru_stime) * 1e3
-
-
-def whole_board(build: Path, venv: Path) -> None:
-    """PSS of everything that `make run` runs."""
-    pid_file = build / "pid"
-    pid_file.unlink(missing_ok=True)
-    command = [str(venv / "python"), str(HERE.parent / "laptop" / "launcher.py"), "--seconds", "8", "--pid-file", str(pid_file)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
-    time.sleep(6)
-    rows = []
-    for pid in namespace(int(pid_file.read_text())):
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
-        rows.append((os.path.basename(next((word for word in words if word.endswith(".py")), words[0])), memory([pid], "Pss")))
-    process.wait()
-    print("\nthe whole board of `make run`, PSS MiB")
-    for name, value in rows:
-        row(name, [f"{value:.1f}"])
-    row("all", [f"{sum(value for _, value in rows):.1f}"])

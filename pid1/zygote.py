@@ -37,7 +37,9 @@ def main(modules: list[str]) -> None:
     listener = listen(f"{ZYGOTES}/{os.environ.get('STACK_SERVICE', 'zygote')}")
     for name in modules:
         try:
-            import_module(name)
+            warm_up = getattr(import_module(name), "warm_up", None)
+            if warm_up:
+                warm_up(ZYGOTES)
         except BaseException as error:  # whatever a module does: the others are worth having
             say(4, f"{name} is not imported: {type(error).__name__}: {error}")
     why = unfit()

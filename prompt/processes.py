@@ -8,13 +8,12 @@ import sys
 import time
 
 from onboard.cgroup_files import figures
+from onboard.proc_files import memory_and_cpu
 from onboard.to_pid1 import A_REPLY, SVError
 from prompt.asking import ask, service_names
 from prompt.logs import logs
 from prompt.shapes import Lines, One, Shape, Stats, Table, cell, coloured_line, duration
 
-PAGE = os.sysconf("SC_PAGE_SIZE")
-TICKS = os.sysconf("SC_CLK_TCK")
 names = service_names  # what Tab completes in this file's functions
 
 
@@ -46,17 +45,8 @@ def _one(row: Stats) -> One:
 
 def _with_proc(row: Stats) -> Stats:
     row["cmd"] = shlex.join(row["cmd"])
-    row["memory"] = row["cpu"] = None
+    row["memory"], row["cpu"] = memory_and_cpu(row["pid"])
     row |= figures(row["cgroup"])
-    if row["pid"]:
-        try:
-            with open(f"/proc/{row['pid']}/statm", encoding="ascii") as file:
-                row["memory"] = int(file.read().split()[1]) * PAGE
-            with open(f"/proc/{row['pid']}/stat", encoding="utf-8", errors="replace") as file:
-                fields = file.read().rpartition(")")[2].split()
-            row["cpu"] = (int(fields[11]) + int(fields[12])) / TICKS
-        except OSError:  # it has just died
-            pass
     return row
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -354,6 +355,27 @@ def test_many_at_once_and_one_again_and_again(boot: Boot) -> None:
     assert own()[1] == fds
     assert len(os.listdir(f"/proc/{board.pid}/fd")) == open_files
     assert not [words for words in board.processes().values() if words.startswith("<")], "no zombies"
+
+
+def test_the_first_steps_that_a_zygote_takes_for_all_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bus.warm_up: it connects to itself, hears ten messages, and is as if it had not been."""
+    import _log
+    import bus
+
+    heard: list[bytes] = []
+    real = bus.Bus._on_message
+
+    def on_message(self: bus.Bus, client: Any, data: Any, packet: Any) -> None:
+        heard.append(packet.payload)
+        real(self, client, data, packet)
+
+    monkeypatch.setattr(bus.Bus, "_on_message", on_message)
+    before = (sorted(os.listdir("/proc/self/fd")), signal.getsignal(signal.SIGTERM), dict(_log.counts))
+    bus.warm_up(str(tmp_path))
+    gc.collect()
+    assert (sorted(os.listdir("/proc/self/fd")), signal.getsignal(signal.SIGTERM), dict(_log.counts)) == before
+    assert len(heard) == 10
+    assert os.listdir(tmp_path) == []
 
 
 def test_pid_1_loads_nothing_of_this_where_nobody_needs_it() -> None:
