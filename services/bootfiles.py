@@ -37,7 +37,7 @@ RECORD = "/run/stack/bootfiles.json"
 PLACE = "/run/stack/fat"  # the partition, while it is read
 PROFILE = os.path.basename(tables.OWNERS)
 LARGEST = 256 * 1024  # bytes of a file
-PROFILE_SECONDS = 12.0  # two files of settings, each with its own limit in tables.py, and what this takes a slow board
+PROFILE_SECONDS = 12.0  # settings.py and this file, each with its own limit in tables/load.py, and what this takes a slow board
 PROFILE_MEMORY = 512 * 1024 * 1024  # bytes of address space, of which PID 1's copy has some 50 MiB
 READER, ITS = "uplink", ("ca.pem", "board.pem", "board.key")  # a service, and what it reads; the rest is root's alone
 READERS = ("hotplug", "network", "uplink", "wpa_supplicant")  # read the tables by themselves, when they start
@@ -234,15 +234,16 @@ class BootFiles:
             pid = os.fork()
             if pid == 0:
                 try_profile(self.options, path, result)
-            status = storage.wait(pid, PROFILE_SECONDS)
+            seconds = PROFILE_SECONDS + tables.PROFILE_SECONDS * len(
+                [name for name in self.before.profiles if name != tables.OWNERS]
+            )
+            status = storage.wait(pid, seconds)
             written = os.pread(result, 1 << 20, 0)
         finally:
             os.close(result)
             os.unlink(path)
         if status != 0 or not written:
-            took = (
-                f"it does not end within {PROFILE_SECONDS:g} s" if status in (-15, -9) else "it ends the process that reads it"
-            )
+            took = f"it does not end within {seconds:g} s" if status in (-15, -9) else "it ends the process that reads it"
             return f"{took} (status {status})"
         facts = json.loads(written)
         new = [text.replace(path, PROFILE) for text in facts["rejected"] if text not in self.before.rejected]

@@ -444,3 +444,20 @@ def test_a_key_stays_roots_where_the_uplinks_user_is_none_of_this_board(
 def unmapped(board: Tables) -> Tables:
     board.owners["uplink"] = board.owners["uplink"]._replace(mapped=False)
     return board
+
+
+def test_each_profile_of_the_image_has_its_time_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An emulated board with two of them and everything else to start had refused a good file of its owner."""
+    given: list[float] = []
+    monkeypatch.setattr(bootfiles, "FORCE", str(tmp_path))
+
+    def wait(pid: int, seconds: float) -> int:
+        given.append(seconds)
+        return os.waitpid(pid, 0)[1]
+
+    monkeypatch.setattr(storage, "wait", wait)
+    for profiles in ([], ["qemu", "test", tables.OWNERS]):
+        one = bootfiles.BootFiles(tables.load({}), [])
+        one.before.profiles = profiles
+        assert one.profile_fault(b"HOSTNAME = 'mast'\n") == ""
+    assert given == [bootfiles.PROFILE_SECONDS, bootfiles.PROFILE_SECONDS + 2 * tables.PROFILE_SECONDS]
