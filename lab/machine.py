@@ -21,10 +21,12 @@ from qemu.qmp import ConnectError
 from qemu.qmp.legacy import QEMUMonitorProtocol
 
 T = TypeVar("T")
+PATIENCE = float(os.environ.get("STACK_PATIENCE", "1"))  # how many times longer things may take, as in tests/conftest.py
 
 
 def until(check: Callable[[], T | None], seconds: float, what: str) -> T:
-    """The first true value of `check`; TimeoutError after so many seconds."""
+    """The first true value of `check`; TimeoutError after so many seconds, times PATIENCE."""
+    seconds *= PATIENCE
     deadline = time.monotonic() + seconds
     while True:
         with contextlib.suppress(OSError, subprocess.SubprocessError):
@@ -154,7 +156,7 @@ class Machine:
         """A QMP command."""
         return self.qmp.cmd(name, **arguments)
 
-    def event(self, *names: str, seconds: float = 60.0) -> dict[str, Any]:
+    def event(self, *names: str, seconds: float = 60.0 * PATIENCE) -> dict[str, Any]:
         """The first QMP event of these names, of those that have not been asked for yet."""
         deadline = time.monotonic() + seconds
         while True:
@@ -198,7 +200,7 @@ class Machine:
             *(f"-o{key}={value}" for key, value in options.items()),
         ]
         argv += ["root@127.0.0.1", *words]
-        done = subprocess.run(argv, input=text, capture_output=True, text=True, timeout=seconds, check=False)
+        done = subprocess.run(argv, input=text, capture_output=True, text=True, timeout=seconds * PATIENCE, check=False)
         if done.returncode:
             raise GuestError(f"{words[0][:200] if words else 'ssh'}: status {done.returncode}\n{done.stdout}{done.stderr}")
         return done.stdout
