@@ -14,6 +14,9 @@ from prompt.asking import ask, service_names
 from prompt.logs import logs
 from prompt.shapes import Lines, One, Shape, Stats, Table, cell, coloured_line, duration
 
+FORKED = 1.0  # seconds for a zygote to fork a service; one that waits for another service may wait for longer
+PAUSE = 0.002  # seconds between two questions, at first
+
 names = service_names  # what Tab completes in this file's functions
 
 
@@ -61,6 +64,10 @@ def start_process(name: str) -> One:
     if not known and not words:
         raise SVError("start what? a service's name or a command line")
     row: Stats = ask("start", name=name) if known else ask("run", argv=words)
+    deadline = time.monotonic() + FORKED
+    while row["state"] == "waiting" and time.monotonic() < deadline:
+        time.sleep(PAUSE)
+        row = ask("stats", name=row["name"])[0]
     return _one(row)
 
 
@@ -79,7 +86,7 @@ def restart_process(name: str, timeout: float = 30.0) -> One:
 
 def _until(row: Stats, states: tuple[str, ...], timeout: float, before: Stats | None = None) -> One:
     """Ask until a service is in one of these states, and, if `before` is given, in a later life than then."""
-    deadline, pause = time.monotonic() + timeout, 0.002
+    deadline, pause = time.monotonic() + timeout, PAUSE
     while row["state"] not in states or (before is not None and row["restart"] == before["restart"]):
         if time.monotonic() > deadline:
             raise SVError(f"{row['name']} is still {row['state']} after {timeout:g} s")

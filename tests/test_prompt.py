@@ -154,6 +154,24 @@ def test_the_nearest_name_is_offered(pid1: dict[str, Any]) -> None:
         sv.stop_process("zzz")
 
 
+def test_a_start_is_waited_for_while_a_zygote_forks(pid1: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """PID 1 answers before there is a process; one that waits for another service is not waited for."""
+    looks: list[str] = []
+
+    def started(_: float) -> None:
+        looks.append(pid1["fakegps"]["state"])
+        if len(looks) == 3:
+            pid1["fakegps"]["state"] = "running"
+
+    monkeypatch.setattr("time.sleep", started)
+    pid1["fakegps"]["state"] = "waiting"
+    assert (sv.start_process("fakegps")["state"], len(looks)) == ("running", 3)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    monkeypatch.setattr("prompt.processes.FORKED", 0.05)
+    pid1["broker"]["state"] = "waiting"
+    assert sv.start_process("broker")["state"] == "waiting"
+
+
 def test_an_error_is_a_sentence(pid1: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     try:
         sv.stop_process("nobody")
