@@ -37,6 +37,7 @@ ELSEWHERE = {
     "settings_prod.py": "on a board or its boot partition",
     "wpa_supplicant.conf": "on the boot partition",
     "README.txt": "on the boot partition",
+    "autoboot.txt": "on a card with two slots, its first partition",
     "hello.py": "the example of an app",
     "services/NAME.py": "an example",
 }
