@@ -22,6 +22,7 @@ from pid1.control import Control
 from pid1.life import Life
 from pid1.loop import trace
 from pid1.options import kernel_words, parse_options
+from pid1.relatives import reap
 from pid1.requests import Requests
 from pid1.rescue import Rescue
 from pid1.teardown import at_least, tear_down
@@ -51,7 +52,7 @@ class Init(Life):
 
     def __init__(self, arguments: list[str], began: float = 0.0) -> None:
         super().__init__(arguments, began)
-        self.wakeup = -1
+        self.wakeup = self.waker = -1  # a pipe: a signal wakes the loop
         self.asked: list[float] = []  # when signals have asked for the end, not long ago
         self.incomplete = False
         self.sv: SV = SV(self)  # of an empty table: boot is a reload from nothing
@@ -102,10 +103,11 @@ class Init(Life):
 
     def catch_signals(self) -> None:
         """Handlers do nothing: the byte in the pipe is the event. Before the first child, or its death passes unseen."""
-        self.wakeup, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        if self.wakeup < 0:  # after an upgrade it is there
+            self.wakeup, self.waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         for number in (signal.SIGCHLD, signal.SIGHUP, *ON_SIGNAL):
             signal.signal(number, lambda *_: None)
-        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        signal.set_wakeup_fd(self.waker, warn_on_full_buffer=False)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())  # what was blocked before us comes now
         self.loop.watch(self.wakeup, self.on_signals)
 
@@ -186,15 +188,6 @@ class Init(Life):
         for name, value in self.tables.SYSCTLS:
             self.best_effort(name, write_sysctl, name, value)
 
-    def best_effort(self, what: str, step: Callable[..., object], *arguments: object) -> None:
-        """A step whose refusal by the kernel is worth a warning, not a fault."""
-        try:
-            step(*arguments)
-        except OSError as error:
-            _log.warning(f"{what}: {error.strerror}")
-        except ValueError as error:  # such as a NUL in a name: no reload may end half-way for it
-            _log.warning(f"{what}: {error}")
-
     def set_hostname(self) -> None:
         socket.sethostname(self.tables.HOSTNAME)
 
@@ -213,8 +206,8 @@ class Init(Life):
         """Reset the watchdog's timer while a profile is evaluated, which has a time limit of its own."""
         self.watchdog.feed(time.monotonic())
 
-    def open_control(self) -> None:
-        Control(self.loop, to_pid1.SOCKET, self.requests.handle, self.requests.permits, self.sv.world.closer)
+    def open_control(self, at: str | socket.socket = to_pid1.SOCKET) -> None:
+        self.control = Control(self.loop, at, self.requests.handle, self.requests.permits, self.sv.world.closer)
 
     def start_services(self) -> None:
         now = time.monotonic()
@@ -288,13 +281,17 @@ class Init(Life):
         if self.into and command == Reboot.RESTART:
             from pid1 import again
 
-            again.execute(self.into)
+            again.execute(self.into, self.line)
         anew.execute(command, self.tables, self.watchdog)
 
     # --- run and end ------------------------------------------------------------------------------------------------
     def run(self) -> int:
         """Boot, and run until the services are down; the command for reboot(2)."""
         self.boot()
+        return self.serve()
+
+    def serve(self) -> int:
+        """Run until the services are down."""
         gc.freeze()  # what boot has made stays: the collector, off until here to save time, need not look at it
         gc.enable()
         while True:
@@ -308,19 +305,6 @@ class Init(Life):
                 return self.command
 
 
-# --- steps that need no board ---------------------------------------------------------------------------------------
-def reap() -> Any:
-    """Pid and wait status of every child that has died: the only waitpid(2) for services."""
-    while True:
-        try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return
-        if pid == 0:
-            return
-        yield pid, status
-
-
 # --- the beginning --------------------------------------------------------------------------------------------------
 def main(arguments: list[str], began: float = 0.0) -> int:
     """Boot, run, tear down, reboot."""
@@ -328,10 +312,22 @@ def main(arguments: list[str], began: float = 0.0) -> int:
         from tables.plan import command_line
 
         return command_line(arguments, parse_options(arguments))
+    return live(lambda: Init(arguments, began), Init.run)
+
+
+def succeed(handed: dict[str, Any]) -> Any:
+    """A live upgrade (pid1/guard.py) has this code go on from the state of another PID 1, or checks whether it could."""
+    from pid1 import succession
+
+    return succession.begin(lambda: Init([]), lambda init: live(lambda: init, Init.serve), handed)
+
+
+def live(begin: Callable[[], Init], run: Callable[[Init], int]) -> int:
+    """A life of PID 1 and its end."""
     init, command = None, Reboot.RESTART
     try:
-        init = Init(arguments, began)
-        command = init.run()
+        init = begin()
+        command = run(init)
     except BaseException as error:  # leaving main() would panic the kernel without a trace
         reason = f"PID 1 failed, rebooting: {trace(error)}"
         _log.error(reason)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import sys
 
 TYPE_CHECKING = False
 
 
-def close_from(first: int) -> None:
-    """Close every descriptor from this number on, whatever the limit is now: it may have been higher."""
+def close_from(first: int, but: tuple[int, ...] = ()) -> None:
+    """Close every descriptor from this number on but for these, whatever the limit is now: it may have been higher."""
     try:
         last = max(map(int, os.listdir("/proc/self/fd")))
     except OSError:  # no /proc yet
         last = 4096
+    for kept in sorted(but):
+        os.closerange(first, kept)
+        first = max(first, kept + 1)
     os.closerange(first, last + 1)
 
 
@@ -35,7 +39,7 @@ if TYPE_CHECKING:
     import ctypes
 else:
     if os.getpid() == 1:  # what an initramfs left open, PID 1 would hold for ever, and hand on to every child
-        close_from(3)
+        close_from(3, getattr(sys.meta_path[0], "held", ()))  # but for the bundle, and what an upgrade hands over
     hold_stdio()
     from _ctypes import FUNCFLAG_CDECL, FUNCFLAG_USE_ERRNO, CFuncPtr, _SimpleCData, addressof, dlopen, get_errno
 

@@ -29,14 +29,17 @@ def begin(life: Life, folder: str, now: float) -> str:
     return "PID 1 starts anew with it, after all services have been stopped"
 
 
-def execute(folder: str) -> None:
-    """Every other process has ended: become the PID 1 of the set. It comes back where that cannot be; a reboot is next then."""
+def execute(folder: str, line: list[str]) -> None:
+    """Every other process has ended: become the PID 1 of the set. It comes back where that cannot be; a reboot is next then.
+
+    `line` is how the kernel has started the first PID 1 of this boot; a live upgrade has started others.
+    """
     try:
         pushed.bind(folder)
         if os.path.exists(boot_ends.ENDING):
             os.unlink(boot_ends.ENDING)  # this boot goes on
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited, or ctrl-alt-del would raise KeyboardInterrupt there
         _log.info("PID 1 starts anew with pushed code")
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+        os.execv(sys.executable, [sys.executable, *line[1:]])
     except OSError as error:
         _log.error(f"pushed code cannot be started: {error}; the root's code boots")

@@ -29,6 +29,14 @@ TRY, TRIED = "try", 42  # the word, and the exit status of one that can be start
 NO_FILES = ("/memfd:", "/dev/zero", "/SYSV", "/[aio]", "/anon_hugepage")  # that maps calls deleted too
 
 
+def close_bundle() -> None:
+    """No module is loaded any more from the file that base/bundle.py has open. Where it has been replaced since, it would keep
+    its file system from becoming read-only."""
+    fd = getattr(sys.meta_path[0], "fd", -1)
+    if fd >= 0:
+        os.close(fd)
+
+
 def deleted_files(maps: str = "/proc/self/maps") -> list[str]:
     """Files that this process maps and nobody can open any more."""
     with open(maps, encoding="utf-8", errors="surrogateescape") as file:
@@ -38,6 +46,7 @@ def deleted_files(maps: str = "/proc/self/maps") -> list[str]:
 
 def execute(command: int, tables: Tables, watchdog: Watchdog) -> None:
     """Become a new PID 1, where files that we map have been deleted; come back where that cannot be, and say why."""
+    close_bundle()
     try:
         files = deleted_files()
     except OSError as error:

@@ -72,6 +72,11 @@ class Cgroups:
             self._events = inotify_init()
             self._loop.watch(self._events, self._fork_refused)
 
+    def resume(self) -> None:
+        """After an upgrade: hear again when a group meets its limit."""
+        if self._events >= 0:
+            self._loop.watch(self._events, self._fork_refused)
+
     # --- one service ------------------------------------------------------------------------------------------------
     def folder(self, name: str) -> str:
         """A service's group; empty where it has none."""

@@ -43,6 +43,12 @@ class Client(NamedTuple):
     since: float
 
 
+class Later:
+    """What a handler returns whose answer comes later: by `Control.answer`, on the connection with this descriptor."""
+
+    fd = -1
+
+
 class Control:
     """PID 1's end. It never waits for a client: what cannot be read or sent at once is dropped with its connection.
 
@@ -51,28 +57,33 @@ class Control:
     """
 
     def __init__(
-        self, loop: Loop, path: str, handler: Handler, permits: Permits = lambda *_: False, closer: Closer | None = None
-    ) -> None:
+        self, loop: Loop, at: str | socket.socket, handler: Handler, permits: Permits = lambda *_: False,
+        closer: Closer | None = None,
+    ) -> None:  # fmt: skip
         """`handler(request, uid, now)`; uid is 0 too where `permits(pid, request, since)` says that this process may ask this,
-        which connected at that time."""
+        which connected at that time. `at` is the socket's path, or, after an upgrade, the socket."""
         self._loop = loop
         self._handler = handler
         self._permits = permits
         self._clients: dict[int, Client] = {}  # by descriptor, the longest silent first
+        self._later: dict[int, Client] = {}  # they wait for an answer that takes time
         self._answers = 0  # to others than root, in this turn
-        if os.path.lexists(path):
-            os.unlink(path)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        kind = socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-        self._listener = socket.socket(socket.AF_UNIX, kind, 0)
-        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._closer = closer or Closer()
+        self._listener = at if isinstance(at, socket.socket) else new_socket()
         self._takes_rights = not refuse_rights(self._listener)
-        self._listener.bind(path)
-        os.chmod(path, 0o666)
-        self._listener.listen(BACKLOG)
+        if isinstance(at, str):
+            listen(self._listener, at)
         loop.watch(self._listener.fileno(), self._accept)
         loop.timers.append((self.next_deadline, self.tick))
+
+    def fileno(self) -> int:
+        """The socket's descriptor."""
+        return self._listener.fileno()
+
+    def resume(self) -> None:
+        """After an upgrade: hear the connections that there are."""
+        for fd in self._clients:
+            self._watch(fd)
 
     def next_deadline(self) -> float | None:
         return next((client.since + PATIENCE for client in self._clients.values()), None)
@@ -139,7 +150,10 @@ class Control:
             if self._answers > ANSWERS:
                 return True
         try:
-            self._readable(client, now)
+            if self._readable(client, now):
+                self._later[fd] = self._clients.pop(fd)
+                self._loop.unwatch(fd)
+                return False
         except BlockingIOError:
             return True
         except Exception as error:  # it has vanished, or does not take its reply: its own loss
@@ -147,16 +161,29 @@ class Control:
         self._drop(fd)
         return False
 
-    def _readable(self, client: Client, now: float) -> None:
+    def answer(self, fd: int, reply: dict[str, Any]) -> None:
+        """Send the answer that a handler has put off, and end the connection. Nothing happens where it is gone."""
+        if client := self._later.pop(fd, None):
+            self._clients[fd] = client
+            self._loop.guard("answer", lambda now: _send(client.socket, reply), client.since)
+            self._drop(fd)
+
+    def _readable(self, client: Client, now: float) -> bool:
+        """Whether the answer comes later."""
         one = client.socket
         if self._takes_rights and peek(one)[1]:  # they stay in its queue, and go where the connection goes
             _send(one, {"error": "PID 1 takes no descriptors"})
-            return
+            return False
         message, _, flags, _ = one.recvmsg(MAX_REQUEST, CREDENTIALS_SPACE)
         if flags & socket.MSG_TRUNC:
             _send(one, {"error": f"the request is longer than {MAX_REQUEST} bytes"})
         elif message:
-            _send(one, self._answer(client, message, now))
+            reply = self._answer(client, message, now)
+            if isinstance(later := reply.get("ok"), Later):
+                later.fd = one.fileno()
+                return True
+            _send(one, reply)
+        return False
 
     def _answer(self, client: Client, message: bytes, now: float) -> dict[str, Any]:
         try:
@@ -174,6 +201,24 @@ class Control:
             self._loop.errors += 1
             _log.error(f"control request {str(request)[:100]}: {type(error).__name__}: {error}")
             return {"error": f"PID 1 failed on this request: {type(error).__name__}: {error}"}
+
+
+def new_socket() -> socket.socket:
+    """One whose messages say who has sent them."""
+    kind = socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+    one = socket.socket(socket.AF_UNIX, kind, 0)
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    return one
+
+
+def listen(listener: socket.socket, path: str) -> None:
+    """Bind a socket to this path, for everybody; what was there goes."""
+    if os.path.lexists(path):
+        os.unlink(path)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    listener.bind(path)
+    os.chmod(path, 0o666)
+    listener.listen(BACKLOG)
 
 
 def accept(listener: socket.socket) -> socket.socket:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
 import _log
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from pid1.control import Control
     from pid1.process import Process
     from tables.rows import Service
 
@@ -70,6 +72,7 @@ class Life:
 
     def __init__(self, arguments: list[str], began: float = 0.0) -> None:
         self.arguments = arguments
+        self.line = sys.orig_argv  # the program and its words, as the kernel has started it
         self.born = time.monotonic()
         self.began = began or self.born  # our first line, before the imports
         self.options: dict[str, str] = {}  # `stack.` words of the kernel command line
@@ -81,6 +84,8 @@ class Life:
         self.into = ""  # the folder of pushed modules with which PID 1 starts anew instead (pid1/again.py)
         self.faults: list[str] = []  # what went wrong in this boot, for board()
         self.booted = False  # every step of the boot has been taken
+        self.control: Control | None = None
+        self.upgrading: Any = None  # an upgrade that is under way: pid1/upgrade.py's
         self.at_end: list[Callable[[float], None]] = []  # called once, when the shutdown begins
 
     def fault(self, text: str) -> None:
@@ -88,6 +93,15 @@ class Life:
         self.faults = [*self.faults[1 - FAULTS_KEPT :], text]
         _log.error(text)
         self.tell("fault", {"text": text}, time.monotonic())
+
+    def best_effort(self, what: str, step: Callable[..., object], *arguments: object) -> None:
+        """A step whose refusal by the kernel is worth a warning, not a fault."""
+        try:
+            step(*arguments)
+        except OSError as error:
+            _log.warning(f"{what}: {error.strerror}")
+        except ValueError as error:  # such as a NUL in a name: no reload may end half-way for it
+            _log.warning(f"{what}: {error}")
 
     def tell(self, kind: str, data: dict[str, Any], now: float) -> None:
         """Note an event that uplink will send to the mothership. A failure to write it is logged and nothing more."""

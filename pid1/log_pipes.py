@@ -57,6 +57,12 @@ class LogPipes:
             self._again = None
             self._loop.watch(self._written.fileno(), self._ask)
 
+    def resume(self, now: float) -> None:
+        """After an upgrade: look at the pipes that there are, and hand over what is not sent yet."""
+        for reader, _, _ in self._pipes.values():
+            self._written.register(reader, select.EPOLLIN)
+        self.flush(now)
+
     def write_end(self, name: str, policy: str, now: float) -> int:
         """The descriptor that a service prints to; `policy` is the row's `log`."""
         if name not in self._pipes:

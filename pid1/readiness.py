@@ -60,13 +60,18 @@ class NotifySockets:
         listener.bind(path)
         os.chmod(path, 0o666)
         self._sockets[name] = (listener, path)
+        self.resume(process, deliver)
+        return path
+
+    def resume(self, process: Process, deliver: Callable[[Process, Notification, float], None]) -> None:
+        """Hear its socket, from now on or, after an upgrade, again."""
+        listener, _ = self._sockets[process.row.name]
 
         def readable(now: float) -> None:
             for message in self._take(listener, MOST):
                 deliver(process, Notification(parse_notification(message.data), message.pid, message.uid), now)
 
         self._loop.watch(listener.fileno(), readable)
-        return path
 
     def _take(self, listener: socket.socket, most: int) -> list[Message]:
         """What has come; the descriptor of a BARRIER=1 is closed, which tells its sender that we have read so far."""

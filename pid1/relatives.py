@@ -14,7 +14,7 @@ from pid1.spawn import MARK
 from tables.accounts import Account
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container
+    from collections.abc import Callable, Container, Iterator
 
     from pid1.cgroup import Cgroups
     from pid1.loop import Loop
@@ -166,6 +166,18 @@ class Relatives:
     def forget(self, name: str) -> None:
         """A service that has gone."""
         self.groups.pop(name, None)
+
+
+def reap() -> Iterator[tuple[int, int]]:
+    """Pid and wait status of every child that has died: the only waitpid(2) for services."""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        yield pid, status
 
 
 def send(call: Callable[[int, int], None], target: int, number: int) -> bool:

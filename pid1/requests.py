@@ -58,15 +58,13 @@ class Requests:
             case {"op": "stats"}:
                 return [self.stats(process, now) for process in page(list(sv.processes.values()), request)]
 
-            case {"op": "reboot" | "halt" | "poweroff" | "reload" | "snooze" | "push" as op} if uid != 0:
+            case {"op": "reboot" | "halt" | "poweroff" | "reload" | "snooze" | "push" | "upgrade" as op} if uid != 0:
                 raise SVError(f"only root may {op} the board; you are uid {uid}")
             case {"op": "reboot" | "halt" | "poweroff" as op}:
                 life.shut_down(ENDS[op], f"asked by uid {uid}", now)
                 return f"{op} has begun"
-            case {"op": "reload"}:
-                return {**life.reload(now), "rejected": life.tables.rejected}
-            case {"op": "snooze" | "push" as op}:
-                return self._snooze(request.get("minutes"), now) if op == "snooze" else self._push(request.get("folder"), now)
+            case {"op": "reload" | "upgrade" | "snooze" | "push" as op}:
+                return self._change_pid_1(op, request, now)
 
             case {"op": "start" | "stop" | "restart" | "signal" | "run" as op} if uid != 0:
                 raise SVError(f"only root may {op} services; you are uid {uid}")
@@ -115,6 +113,16 @@ class Requests:
             raise SVError(f"{name} reads what all others print: without it they would come to a halt; restart it instead")
         {"start": process.start, "stop": process.stop, "restart": process.restart}[op](now)
         return process
+
+    def _change_pid_1(self, op: str, request: dict[str, Any], now: float) -> Any:
+        """What changes PID 1 itself: its tables, its code, what it does about bad health."""
+        if op == "reload":
+            return {**self.life.reload(now), "rejected": self.life.tables.rejected}
+        if op == "upgrade":
+            from pid1 import upgrade
+
+            return upgrade.begin(self.life, request, now)
+        return self._snooze(request.get("minutes"), now) if op == "snooze" else self._push(request.get("folder"), now)
 
     def _snooze(self, minutes: Any, now: float) -> dict[str, Any]:
         if not isinstance(minutes, (int, float)) or not minutes >= 0:

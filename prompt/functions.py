@@ -26,6 +26,7 @@ from prompt.push import drop as drop
 from prompt.push import keep as keep
 from prompt.push import push as push
 from prompt.top import top as top
+from prompt.upgrading import upgrade as upgrade
 from prompt.watch import watch as watch
 
 if hasattr(_sys, "ps1"):  # `from sv import *`, typed into a plain Python
