@@ -21,6 +21,8 @@ from tables.values import shown
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+SETTINGS = "settings.py"
+INSIST = 1.0  # seconds between two alarms
 PROFILE_SECONDS = 4.0  # a profile that takes longer is left out: less than LOOP_TURN_MAX, for a reload is one turn of the loop
 OWNERS = "/run/stack/boot/settings_prod.py"  # of the board's owner, from the boot partition: bootfiles.py puts it there
 
@@ -31,7 +33,7 @@ def load(options: dict[str, str] | None = None, owners: str = OWNERS, meanwhile:
     It takes at most PROFILE_SECONDS for each profile, and calls `meanwhile` a few times a second.
     """
     tables = Tables(options)
-    _base(tables)
+    _base(tables, meanwhile)
     names = tables.options.get("stack.profile", "")
     if not names and os.path.exists(f"{LIB}/settings_prod.py"):
         names = "prod"
@@ -52,7 +54,7 @@ def _all_names(tables: Tables) -> set[str]:
 
 def _check_skipped(tables: Tables, known: set[str]) -> None:
     """Names in stack.skip of no service: a service that somebody wanted to leave out is running."""
-    for name in sorted(tables.skipped - known):
+    for name in sorted(tables.skipped - known - {SETTINGS}):
         tables.rejected.append(f"stack.skip names {shown(name)}, which is no service{did_you_mean(name, known)}")
 
 
@@ -62,32 +64,56 @@ def _path(name: str) -> str:
     return name if "/" in name else ours if os.path.exists(ours) else f"{LIB}/settings_{name}.py"
 
 
-def _base(tables: Tables) -> None:
+def _base(tables: Tables, meanwhile: Callable[[], object]) -> None:
     """settings.py, under a time limit: a mistake in it must not keep PID 1 from starting."""
+    again = "settings" in sys.modules
     for name in [name for name in sys.modules if name.startswith(("settings", "profiles"))]:
         del sys.modules[name]
+    try:
+        if SETTINGS in tables.skipped:
+            raise Fault(f"it took more than {PROFILE_SECONDS:g} s, or nobody wants it: stack.skip names it")
+        if again and os.getpid() == 1:  # a reload has services to lose
+            evaluate(f"{LIB}/{SETTINGS}", {}, PROFILE_SECONDS, meanwhile)
+        _import_settings(tables)
+    except Fault as fault:
+        _leave_out(tables, SETTINGS, str(fault))
+    for name in CHECKS:
+        take(tables, name, plain(tables.names[name]) if name in tables.names else tables.values[name])
+    tables.defaults, tables.default_rows = service_names(tables.values["SERVICES"]), tuple(tables.values["SERVICES"])
 
-    def too_long(*_: object) -> None:
-        raise TimeoutError(f"took more than {PROFILE_SECONDS:g} s")
 
+def _import_settings(tables: Tables) -> None:
+    """The names of settings.py; Fault where it fails, or takes too long."""
     on_trial = signal.getitimer(signal.ITIMER_REAL)[0] > 0  # pid1/guard.py's alarm: it serves as well
-    before = signal.SIG_DFL if on_trial else signal.signal(signal.SIGALRM, too_long)
+    before = signal.SIG_DFL if on_trial else signal.signal(signal.SIGALRM, _Alarm())
     if not on_trial:
-        signal.setitimer(signal.ITIMER_REAL, PROFILE_SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, PROFILE_SECONDS, INSIST)
     try:
         import settings
 
         tables.names = dict(vars(settings))
     except (Exception, SystemExit, KeyboardInterrupt) as error:
         where = f"line {error.lineno}: " if isinstance(error, SyntaxError) else line_of(error, "settings")
-        _leave_out(tables, "settings.py", f"{where}{type(error).__name__}: {error}")
+        raise Fault(f"{where}{type(error).__name__}: {error}") from None
     finally:
         if not on_trial:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
-    for name in CHECKS:
-        take(tables, name, plain(tables.names[name]) if name in tables.names else tables.values[name])
-    tables.defaults, tables.default_rows = service_names(tables.values["SERVICES"]), tuple(tables.values["SERVICES"])
+
+
+class _Alarm:
+    """settings.py takes too long: an exception in it, and another one. Where it swallows both there is no way out of its loop
+    but to execute PID 1 anew, which leaves it out."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, *_: object) -> None:
+        self.count += 1
+        if self.count > 2 and os.getpid() == 1:
+            signal.setitimer(signal.ITIMER_REAL, 0)  # it would go on in the next program
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:], f"stack.skip={SETTINGS}"])
+        raise TimeoutError(f"took more than {PROFILE_SECONDS:g} s")
 
 
 def _overlay(tables: Tables, name: str, meanwhile: Callable[[], object]) -> None:

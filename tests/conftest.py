@@ -70,7 +70,7 @@ class Board:
     """stack.py as a real PID 1, with services of the test's own."""
 
     def __init__(self, folder: Path, services: str, *, settings: str = "", words: tuple[str, ...] = (), init: str = "",
-                 base: str = "(LOGD,)", devices: tuple[str, ...] = (), files: dict[str, str] | None = None, data: Path | None = None) -> None:  # fmt: skip
+                 base: str = "(LOGD,)", devices: tuple[str, ...] = (), files: dict[str, str] | None = None, data: Path | None = None, installed: Path | None = None) -> None:  # fmt: skip
         self.folder = folder
         self.profile = folder / "profile.py"
         self.profile.write_text(f"{settings}\nSERVICES = {base} + ({services})\n")
@@ -85,6 +85,7 @@ class Board:
         ]  # fmt: skip
         command += ["--init", init] if init else []
         command += ["--data", str(data)] if data else []
+        command += ["--installed", str(installed)] if installed else []
         command += [word for path in devices for word in ("--device", path)]
         with self.output.open("wb") as file:
             self.launcher = subprocess.Popen([*command, "--", *words], stdin=subprocess.DEVNULL, stdout=file, stderr=file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -527,3 +528,34 @@ def test_a_command_takes_no_name_of_pid_1_and_is_what_execve_takes(boot: Callabl
             board.ask("run", argv=["true", word])
     assert board.ask("board")["loop"]["errors"] == 0
     assert "I am a command" not in board.log("stack")
+
+
+SWALLOWS = "\nimport time\nwhile True:\n    try:\n        time.sleep(100)\n    except BaseException:\n        pass\n"
+
+
+@pytest.mark.skipif(bool(NO_NAMESPACES), reason=NO_NAMESPACES)
+@pytest.mark.timeout(120)
+def test_a_settings_py_that_swallows_every_exception_neither_keeps_a_board_from_booting_nor_from_running(
+    boot: Callable[..., Board], tmp_path: Path
+) -> None:
+    """At boot PID 1 executes itself anew without it; a reload tries it in a process of its own first."""
+    installed = tmp_path / "stack"
+    shutil.copytree(ROOT / "build/root/stack", installed)
+    file = installed / "lib/stack/settings.py"
+    good = file.read_text()
+    file.write_text(good + SWALLOWS)
+    board = boot("", base="()", installed=installed).up()
+    facts = board.ask("board")
+    assert facts["rejected"][0].startswith("settings.py: it took more than 4 s")
+    assert facts["options"]["stack.skip"].endswith("settings.py")
+    assert [row["name"] for row in board.ask("stats")] == ["rescue"]
+    board.close()
+    file.write_text(good)
+    board = boot("Service('a', ('sleep', '1000')),", installed=installed).up()
+    before = board.stats("a")["pid"]
+    file.write_text(good + SWALLOWS)
+    with pytest.raises(SVError, match=r"nothing was changed: settings\.py: took more than 4 s; left out"):
+        board.ask("reload")
+    assert (board.stats("a")["pid"], board.ask("board")["loop"]["errors"]) == (before, 0)
+    file.write_text(good)
+    board.ask("reload")
