@@ -15,6 +15,7 @@ import signal
 import time
 from typing import Any
 
+import network.parts  # noqa: F401  # isort: skip
 from pyroute2.dhcp import client as dhcp_client
 from pyroute2.dhcp import leases as dhcp_leases
 from pyroute2.dhcp.hooks import Hook, Trigger

@@ -11,7 +11,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pyroute2 import IPRoute
+import network.parts  # noqa: F401  # isort: skip
+from pyroute2.iproute.linux import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from network.actions import Seen, host

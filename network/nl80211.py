@@ -12,7 +12,8 @@ import sys
 import time
 from typing import Any
 
-from pyroute2 import IPRoute
+import network.parts  # noqa: F401  # isort: skip
+from pyroute2.iproute.linux import IPRoute
 from pyroute2.iwutil import IW
 from pyroute2.netlink.exceptions import NetlinkError
 

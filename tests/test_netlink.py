@@ -6,10 +6,12 @@ import contextlib
 import json
 import socket
 import struct
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import PYTHON, ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -172,3 +174,17 @@ def test_when_the_ladder_may_reboot(tmp_path: Path) -> None:
     for rubbish in ("", "[]", "{}", '{"boot": "this", "mono": "soon"}', "\0"):
         stamp.write_text(rubbish)
         assert network.reboot_after(str(stamp), "this", 3600.0) == 3600.0
+
+
+def test_only_the_parts_of_pyroute2_that_are_named_are_loaded() -> None:
+    """Its own __init__ would load all of them. Who asks for a name that only that has gets it all the same."""
+    code = f"""
+import sys; sys.path.insert(0, {str(ROOT)!r})
+import network.service
+dear = [name for name in ("pyroute2.ndb.main", "pyroute2.conntrack", "pyroute2.ipset", "sqlite3") if name in sys.modules]
+from pyroute2 import NDB, netns
+import pyroute2.iproute.linux
+print(dear, NDB.__module__, netns.__name__, pyroute2.IPRoute is pyroute2.iproute.linux.IPRoute)
+"""
+    done = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "[] pyroute2.ndb.main pyroute2.netns True", done.stderr
