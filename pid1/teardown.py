@@ -26,6 +26,8 @@ PATIENCE = 2.0  # seconds for one umount(2)
 TRIAL = 10.0  # seconds for the trial of a new Python (pid1/anew.py)
 HANGS = ETIMEDOUT  # what `bounded` answers where a call has not come back
 INITIAL_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO, linux/proc_ns.h
+# File systems without a disk.
+IN_MEMORY = ("proc", "sysfs", "devtmpfs", "devpts", "tmpfs", "ramfs", "rootfs", "cgroup2", "pstore", "debugfs", "mqueue")
 READ_ONLY = MOUNT_FLAGS["remount"] | MOUNT_FLAGS["ro"]
 
 
@@ -90,7 +92,7 @@ def wait_for_children(seconds: float, *, meanwhile: Callable[[], object] = nothi
 
 def wait_for(pid: int, seconds: float, meanwhile: Callable[[], object] = nothing) -> int | None:
     """Reap until this child has gone, or all of them (-1); its wait status, or None where it is still there at the end."""
-    deadline = time.monotonic() + seconds
+    deadline, pause = time.monotonic() + seconds, 0.0002
     while True:
         try:
             while (one := os.waitpid(-1, os.WNOHANG))[0] != 0:
@@ -101,7 +103,8 @@ def wait_for(pid: int, seconds: float, meanwhile: Callable[[], object] = nothing
         if time.monotonic() >= deadline:
             return None
         meanwhile()
-        time.sleep(0.002)  # the loop has ended: nobody waits for us any more
+        time.sleep(pause)  # the loop has ended: nobody waits for us any more
+        pause = min(2 * pause, 0.005)
 
 
 def attempt(step: Callable[..., object], *arguments: object) -> int:
@@ -162,10 +165,21 @@ def close_disks(seconds: float, meanwhile: Callable[[], object] = nothing) -> No
     for path in swaps() if ours else ():
         if number := do(f"swapoff {path}", swapoff, path):
             _log.warning(f"swapoff {path}: {os.strerror(number)}; its file system stays busy")
+    if ours and nothing_to_write():
+        return
     unmount_all(do, ours)
     if ours:
         write_protect(do)
         do("sync", os.sync)
+
+
+def nothing_to_write(path: str = "/proc/self/mountinfo") -> bool:
+    """Whether each file system is in memory or read-only as a whole, as a microVM's are: reboot(2) loses nothing of them.
+
+    (`man 5 proc_pid_mountinfo`: after the "-" come the type, the source and the options of the super block.)
+    """
+    lines = [line.partition(" - ")[2].split() for line in read_file(path).splitlines()]
+    return bool(lines) and all(len(words) > 2 and (words[0] in IN_MEMORY or "ro" in words[2].split(",")) for words in lines)
 
 
 def unmount_all(do: Callable[..., int], ours: bool) -> None:

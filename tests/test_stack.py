@@ -85,6 +85,7 @@ class Recorder:
         self.lines: list[str] = []
         self.fail: dict[str, OSError] = {}
         self.mounts = ["/", "/proc", "/run", "/var", "/var/run"]
+        self.in_memory = False
         self.swaps: list[str] = []
         self.loops: list[str] = []
         monkeypatch.setattr(stack, "interface_up", self.note("up"))
@@ -99,6 +100,7 @@ class Recorder:
         for ends in (stack, teardown):
             monkeypatch.setattr(ends, "reboot", self.reboot)
         monkeypatch.setattr(teardown, "mounted", lambda: [("x", at) for at in self.mounts])
+        monkeypatch.setattr(teardown, "nothing_to_write", lambda: self.in_memory)
         monkeypatch.setattr(mounts, "write_file", self.note("write"))
         monkeypatch.setattr(stdlib.socket, "sethostname", self.note("sethostname"))
         for name in ("symlink", "sync"):
@@ -197,6 +199,35 @@ def test_in_a_namespace_the_super_blocks_are_left_alone(
     monkeypatch.setattr(os, "readlink", lambda path: "pid:[1]")
     teardown.close_disks(10.0)
     assert recorder.text == "umount /var/run\numount /var\numount /run\n"
+
+
+def test_where_all_is_in_memory_or_read_only_a_sync_is_enough(
+    init: stack.Init, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    init.boot()
+    recorder.lines.clear()
+    monkeypatch.setattr(os, "readlink", lambda path: teardown.INITIAL_PID_NAMESPACE)
+    recorder.in_memory = True
+    teardown.close_disks(10.0)
+    assert recorder.text == "sync\n", "a device may have been written without a file system"
+
+
+@pytest.mark.parametrize(
+    ("row", "nothing"),
+    [
+        ("30 1 0:26 / /run rw,nosuid shared:5 - tmpfs run rw,size=1k", True),
+        ("31 1 254:1 / /mnt ro - ext4 /dev/vdb ro", True),
+        ("32 1 254:1 / /mnt ro - ext4 /dev/vdb rw,errors=ro", False),  # a read-only bind of what is writable elsewhere
+        ("33 1 254:2 / /var rw - vfat /dev/vdc rw", False),
+        ("34 1 0:40 / /mnt rw - fuse.x x rw", False),
+        ("garbage", False),
+    ],
+)
+def test_which_file_systems_have_nothing_to_write(tmp_path: Path, row: str, nothing: bool) -> None:
+    root = "1 0 254:0 / / ro,relatime - ext4 /dev/vda ro"
+    (tmp_path / "mountinfo").write_text(f"{root}\n{row}\n")
+    assert teardown.nothing_to_write(str(tmp_path / "mountinfo")) is nothing
+    assert not teardown.nothing_to_write(str(tmp_path / "none"))
 
 
 def test_a_busy_mount_that_was_covered_and_a_busy_loop_device_end_the_unmounting(
