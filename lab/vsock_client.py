@@ -3,6 +3,7 @@
     python3 lab/vsock_client.py vsock:3:1024 stats            over AF_VSOCK: CID 3, port 1024
     python3 lab/vsock_client.py ./v.sock:1024 events          over Firecracker's Unix socket of that guest
     python3 lab/vsock_client.py ./v.sock:1024 stop name=cache
+    python3 lab/vsock_client.py ./v.sock:1024 console         the Python prompt inside PID 1, line by line
     python3 lab/vsock_client.py ./v.sock:1025 listen          what the guest reports to port 1025 (stack.report=vsock:1025)
 
 Firecracker and its kin have one Unix socket for a guest: the host connects, writes "CONNECT PORT" and reads "OK NUMBER";
@@ -14,7 +15,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -129,6 +130,38 @@ def reports(address: str) -> Iterator[dict[str, Any]]:
         yield json.loads(line)
 
 
+def console(address: str, read: Callable[[str], str], write: Callable[[str], object], limit: float = 5.0) -> None:
+    """PID 1's console: `read(prompt)` gives a line or raises EOFError; Ctrl-C interrupts the line that runs."""
+    lines = connect(address)
+    lines.stream.settimeout(None)
+
+    def said(do: str, **words: Any) -> dict[str, Any]:
+        lines.send({"op": "console", "do": do, **words})
+        while True:
+            try:
+                answer = json.loads(lines.line() or b'{"error": "the guest has closed the connection"}')
+                break
+            except KeyboardInterrupt:
+                lines.stream.sendall(b"\n")
+        if "error" in answer:
+            raise GuestError(str(answer["error"]))
+        return dict(answer["ok"])
+
+    opened = said("open", limit=limit)
+    session, prompt = opened["session"], opened["prompt"]
+    while True:
+        try:
+            answer = said("line", session=session, line=read(prompt))
+        except EOFError:
+            break
+        if question := answer.get("ask"):
+            answer = said("answer", session=session, yes=read(question).strip().lower() in ("y", "yes"))
+        write(answer["output"])
+        prompt = answer["prompt"]
+    said("close", session=session)
+    lines.close()
+
+
 def main(arguments: list[str]) -> int:
     if len(arguments) < 2:
         print(__doc__, file=sys.stderr)
@@ -138,6 +171,8 @@ def main(arguments: list[str]) -> int:
         if op in ("events", "listen"):
             for one in events(address) if op == "events" else reports(address):
                 print(json.dumps(one), flush=True)
+        elif op == "console":
+            console(address, input, lambda text: print(text, end="", flush=True))
         else:
             words: dict[str, Any] = dict(word.split("=", 1) for word in rest)
             print(json.dumps(ask(address, op, **words)))

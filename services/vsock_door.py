@@ -27,7 +27,7 @@ MAX_UNSENT = 2 * LONGEST_REPLY  # bytes that wait for a client that does not rea
 MAX_LINKS = 16
 PATIENCE = 10.0  # seconds for a client that says nothing, or for PID 1's reply
 LAST = 0.5  # seconds at the machine's end for what has not been sent yet
-KEEPS = ("console",)  # operations whose connection to PID 1 lasts: what comes next goes the same way
+CONSOLE = "console"  # its requests have no time limit of ours, and its people think for longer than PATIENCE
 EXIT = "/run/microvm/exit.json"  # services/workload.py writes it
 VMADDR_CID_ANY = 0xFFFFFFFF
 READ, WRITE = select.POLLIN, select.POLLOUT
@@ -47,7 +47,7 @@ class Link:
         self.unsent = b""
         self.pid1: socket.socket | None = None
         self.waits = False  # for PID 1's reply
-        self.kept = False  # its connection to PID 1 lasts
+        self.console = False  # somebody types at PID 1's console
         self.since = time.monotonic()
         self.seen: int | None = None  # the number of the last event that it got; None: it has not asked for any
         self.told_exit = False
@@ -66,6 +66,10 @@ class Link:
         self.next_line()
 
     def next_line(self) -> None:
+        """A blank line while the console runs a line is Ctrl-C: PID 1 takes anything for it that comes meanwhile."""
+        while self.waits and self.console and self.pid1 and self.heard.startswith(b"\n"):
+            self.heard = self.heard[1:]
+            self.pid1.send(b"\n")
         while not self.waits and b"\n" in self.heard:
             line, _, self.heard = self.heard.partition(b"\n")
             self.since = time.monotonic()
@@ -85,10 +89,9 @@ class Link:
                 return self.send({"error": "since is the number of the last event that you have, or 0"})
             self.seen = max(0, since)
             return self.send({"ok": "events follow"})
-        self.kept = op in KEEPS
+        self.console = self.console or op == CONSOLE
         try:
-            if self.pid1 is None:
-                self.pid1 = to_pid1()
+            self.pid1 = to_pid1()
             self.pid1.send(line)
         except OSError as error:
             self.hang_up()
@@ -118,20 +121,18 @@ class Link:
         if self.pid1 is None:
             return
         message = self.pid1.recv(4 * LONGEST_REPLY)
+        self.hang_up()
         if message:
             self.put(message.replace(b"\n", b" "))
-        elif self.waits:
+        else:
             self.send({"error": "PID 1 closed the connection without an answer"})
-        if not message or not self.kept:
-            self.hang_up()
-        self.waits = False
         self.since = time.monotonic()
         self.next_line()
 
     def hang_up(self) -> None:
         if self.pid1:
             self.pid1.close()
-        self.pid1, self.waits, self.kept = None, False, False
+        self.pid1, self.waits = None, False
 
     def news(self) -> None:
         """Send the events that it has not got yet."""
@@ -146,7 +147,7 @@ class Link:
 
     def late(self, now: float) -> bool:
         """Whether it has been silent for too long."""
-        return self.seen is None and not self.kept and now - self.since > PATIENCE
+        return self.seen is None and not self.console and now - self.since > PATIENCE
 
     def close(self) -> None:
         self.hang_up()
@@ -231,7 +232,7 @@ class Door:
         """A new connection. There is always room for one: the longest silent one goes."""
         self.links.append(Link(stream))
         if len(self.links) > MAX_LINKS:
-            self._drop(min(self.links, key=lambda link: (link.seen is not None or link.kept, link.since)))
+            self._drop(min(self.links, key=lambda link: (link.seen is not None or link.console, link.since)))
 
     def _try(self, link: Link, step: Any) -> None:
         """One connection's trouble is its own."""

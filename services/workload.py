@@ -97,7 +97,7 @@ def status_of(how: str, *, timed_out: bool = False) -> int:
     if timed_out:
         return TIMED_OUT
     first, _, rest = how.partition(" ")
-    word = rest.split(" ")[0]
+    word = rest.split(" ")[0].rstrip(",")
     if first == "exit" and word.isdigit():
         return int(word)
     if first == "signal":

@@ -420,7 +420,7 @@ def test_a_document_on_a_bare_device(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("how", "status"),
-    [("exit 0", 0), ("exit 3", 3), ("signal KILL", 137), ("signal TERM", 143), ("signal KILL (out of memory)", 137),
+    [("exit 0", 0), ("exit 3", 3), ("signal KILL", 137), ("signal TERM", 143), ("signal KILL, out of memory (memory_max 32M)", 137),
      ("ENOENT no such program: x", 127), ("EACCES not an executable file: x", 126), ("None", 126)],
 )  # fmt: skip
 def test_statuses_are_a_shells(how: str, status: int) -> None:

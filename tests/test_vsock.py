@@ -230,3 +230,53 @@ def test_firecrackers_way_from_the_guest_to_the_host(tmp_path: Path) -> None:
     guest.close()
     thread.join(10)
     assert [one["kind"] for one in heard] == ["started", "exit"]
+
+
+def test_the_consoles_lines_go_the_same_way(tmp_path: Path) -> None:
+    """pid1/inside.py's requests: open, line, answer, close; what it answers is in its own tests."""
+    answers = [
+        {"ok": {"session": "s", "prompt": ">>> ", "output": ""}},
+        {"ok": {"prompt": ">>> ", "output": "2\n"}},
+        {"ok": {"ask": "stop one? ", "prompt": ">>> ", "output": ""}},
+        {"ok": {"prompt": ">>> ", "output": "stopped\n"}},
+        {"ok": {}},
+    ]
+    firecracker(tmp_path / "v.sock", 1024, [json.dumps(one).encode() for one in answers])
+    typed = iter(["1 + 1", "services.one.stop()", "y"])
+    asked: list[str] = []
+    printed: list[str] = []
+
+    def read(prompt: str) -> str:
+        asked.append(prompt)
+        try:
+            return next(typed)
+        except StopIteration:
+            raise EOFError from None
+
+    vsock_client.console(f"{tmp_path}/v.sock:1024", read, printed.append)
+    assert "".join(printed) == "2\nstopped\n"
+    assert asked == [">>> ", ">>> ", "stop one? ", ">>> "]
+
+
+def test_a_console_may_be_silent_and_a_blank_line_interrupts_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PID 1 in the place of a socket that answers only when something else comes: as it does for Ctrl-C."""
+    control = stdlib.socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0)
+    control.bind(str(tmp_path / "control"))
+    control.listen(1)
+    monkeypatch.setenv("STACK_CONTROL", str(tmp_path / "control"))
+    ours, theirs = stdlib.socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM, 0)
+    link = vsock_door.Link(theirs)
+    ours.send(b'{"op": "console", "do": "line"}\n')
+    link.read()
+    fd, _ = control._accept()  # type: ignore[attr-defined]
+    pid1 = socket.socket(fileno=fd)
+    assert json.loads(pid1.recv(1000)) == {"op": "console", "do": "line"}
+    ours.send(b"\n")
+    link.read()
+    assert pid1.recv(10) == b"\n"
+    pid1.send(b'{"ok": {"output": "KeyboardInterrupt"}}')
+    link.reply()
+    assert b"KeyboardInterrupt" in ours.recv(1000)
+    assert not link.late(link.since + 1000)
+    link.close()
+    pid1.close()
