@@ -128,6 +128,7 @@ bench-boot: NEEDS = requirements-dev.txt
 bench-boot: export PROGRAMS = $(LAB) qemu-system-x86_64:qemu-system-x86 $(ARM)
 bench-boot: setup
 	@$(PYTHON) lab/bench_boot.py $(if $(filter command line,$(origin MACHINE)),$(MACHINE)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(BENCH)
+	@$(AS_ROOT) $(PYTHON) lab/bench_microvm.py $(if $(ROUNDS),--rounds $(ROUNDS))
 
 BOARDS ?= 2000
 fleet: NEEDS = requirements.txt requirements-fleet.txt

@@ -113,6 +113,10 @@ def disk(target: Path, files: Mapping[str, str] | None = None) -> Path:
         folder = Path(scratch) / "root"
         run("cp", "-a", "--reflink=auto", f"{tree}/.", folder)
         run("make", "-s", "-C", ROOT, "install", f"DESTDIR={folder}", "PREFIX=/usr", f"TARGET_PYTHON={PYTHON}", "SITEDIR=")
+        # The board's byte code is compared with its source at each import, for whoever edits on the board; here nobody does.
+        run(
+            PYTHON, "-m", "compileall", "-q", "-f", "--invalidation-mode=unchecked-hash", "-s", folder, folder / "usr/lib/stack"
+        )
         for name, content in (files or {}).items():
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -51,6 +51,7 @@ NOT_RUN = {
     "make run     #": "waits for somebody at the prompt: docs/record.py types there",
     "make run OPTIONS": "waits for somebody at the prompt",
     "make image": "compiles for hours",
+    "make microvm": "an emulated machine: tests/qemu_microvm.py boots it",
     "make boot": "an emulated machine with a console: make test-qemu boots it",
     "ssh -i build/lab": "into that machine",
     "sudo dd": "needs a card",
