@@ -74,7 +74,7 @@ def _base(tables: Tables, meanwhile: Callable[[], object]) -> None:
             raise Fault(f"it took more than {PROFILE_SECONDS:g} s, or nobody wants it: stack.skip names it")
         if again and os.getpid() == 1:  # a reload has services to lose
             evaluate(f"{LIB}/{SETTINGS}", {}, PROFILE_SECONDS, meanwhile)
-        _import_settings(tables)
+        _import_settings(tables, first=not again)
     except Fault as fault:
         _leave_out(tables, SETTINGS, str(fault))
     for name in CHECKS:
@@ -82,10 +82,10 @@ def _base(tables: Tables, meanwhile: Callable[[], object]) -> None:
     tables.defaults, tables.default_rows = service_names(tables.values["SERVICES"]), tuple(tables.values["SERVICES"])
 
 
-def _import_settings(tables: Tables) -> None:
+def _import_settings(tables: Tables, *, first: bool) -> None:
     """The names of settings.py; Fault where it fails, or takes too long."""
     on_trial = signal.getitimer(signal.ITIMER_REAL)[0] > 0  # pid1/guard.py's alarm: it serves as well
-    before = signal.SIG_DFL if on_trial else signal.signal(signal.SIGALRM, _Alarm())
+    before = signal.SIG_DFL if on_trial else signal.signal(signal.SIGALRM, _Alarm(first=first))
     if not on_trial:
         signal.setitimer(signal.ITIMER_REAL, PROFILE_SECONDS, INSIST)
     try:
@@ -103,14 +103,15 @@ def _import_settings(tables: Tables) -> None:
 
 class _Alarm:
     """settings.py takes too long: an exception in it, and another one. Where it swallows both there is no way out of its loop
-    but to execute PID 1 anew, which leaves it out."""
+    but to execute PID 1 anew, which leaves it out: at boot, before there is a service."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, first: bool) -> None:
+        self.first = first
         self.count = 0
 
     def __call__(self, *_: object) -> None:
         self.count += 1
-        if self.count > 2 and os.getpid() == 1:
+        if self.count > 2 and self.first and os.getpid() == 1:
             signal.setitimer(signal.ITIMER_REAL, 0)  # it would go on in the next program
             os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:], f"stack.skip={SETTINGS}"])
         raise TimeoutError(f"took more than {PROFILE_SECONDS:g} s")
