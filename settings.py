@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 from base.stdlib import TYPE_CHECKING
-from tables.rows import Device, Directory, Interface, Mount, Rule, Service, WifiNetwork, changed, replaced  # noqa: F401
+from tables.rows import Device, Directory, Interface, Mode, Mount, Rule, Service, WifiNetwork, changed, replaced  # noqa: F401
 
 if TYPE_CHECKING:
     from typing import Any
@@ -204,6 +204,11 @@ LOG_RATE = 1000  # lines a second from one service; more is counted and dropped
 LOG_BURST = 5000  # lines
 
 
+# --- modes --------------------------------------------------------------------------------------------------------
+# What the board as a whole may be, for conditions: lambda b: b.mode("power") == "good". docs/services.md has an example.
+MODES: tuple[Mode, ...] = ()
+
+
 # --- services -----------------------------------------------------------------------------------------------------
 # `{NAME}` is the setting NAME, whatever a profile has made of it.
 def program(name: str, path: str, *arguments: str, **columns: Any) -> Service:
@@ -298,7 +303,7 @@ APPS = (
         publishes=("scan",),
     ),
     app("wifi_analyzer", publishes=("wifi/#",)),
-    app("diagnostic", publishes=("diag", "boot")),
+    app("diagnostic", publishes=("diag", "boot"))._replace(tells=("*",)),  # what apps say on the bus, too
     app("uplink", "{UPLINK}", path="uplink/service", after=("broker", "storage"), publishes=("ack",))._replace(
         may="COMMANDS", ready="notify", watchdog=60.0
     ),

@@ -110,7 +110,8 @@ def columns() -> Iterator[str]:
     source = (ROOT / "tables" / "rows.py").read_text(encoding="utf-8")
     comments = Comments(source)
     for node in ast.parse(source).body:
-        if not isinstance(node, ast.ClassDef) or node.name.endswith("Delays"):  # those are settings: their own table shows them
+        # Delays are settings, whose own table shows them; a Condition is what a function becomes.
+        if not isinstance(node, ast.ClassDef) or node.name.endswith("Delays") or node.name == "Condition":
             continue
         yield f"### {node.name}\n"
         yield "\n\n".join(escape(" ".join(part.split())) for part in (ast.get_docstring(node) or "").split("\n\n")) + "\n"

@@ -25,8 +25,8 @@ FOLDER = os.path.dirname(SOCKET)
 PUBLIC, SECRET = "table.json", "secrets.json"
 MODES = {PUBLIC: 0o644, SECRET: 0o600}
 LARGEST = 1024 * 1024  # bytes of one of them; a table of 20 services has 13,000
-# What table.json leaves out: passphrases, and what services get as arguments and in their environment.
-HIDDEN = ("WIFI_NETWORKS", "ENVIRONMENT", "SERVICES", "APPS")
+# What table.json leaves out: passphrases, what services get as arguments and in their environment, and conditions' constants.
+HIDDEN = ("WIFI_NETWORKS", "ENVIRONMENT", "SERVICES", "APPS", "MODES")
 
 
 # --- PID 1's half -------------------------------------------------------------------------------------------------------

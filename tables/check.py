@@ -15,6 +15,7 @@ from tables.check_files import (
     sysctl_fault,
     variable_fault,
 )
+from tables.check_modes import mode_fault, twice
 from tables.check_network import clash, interface_fault, wifi_fault
 from tables.check_rules import command_fault, rule_fault
 from tables.check_services import column_faults, service_faults
@@ -37,7 +38,7 @@ SHOWN = 40  # rows of a table that are named one by one
 ROW_CHECKS: dict[str, Callable[[Tables, Any], str]] = {
     "MOUNTS": mount_fault, "DIRECTORIES": directory_fault, "DEVICES": device_fault, "SYSCTLS": sysctl_fault,
     "MODULES": module_fault, "DATA": source_fault, "BOOT_FILES": source_fault, "WIFI_NETWORKS": wifi_fault,
-    "RULES": rule_fault, "COMMANDS": command_fault, "ENVIRONMENT": variable_fault,
+    "RULES": rule_fault, "COMMANDS": command_fault, "ENVIRONMENT": variable_fault, "MODES": mode_fault,
 }  # fmt: skip
 
 
@@ -60,6 +61,7 @@ def check_tables(tables: Tables) -> None:
     own_users(tables)
     for name, check in ROW_CHECKS.items():
         tables.values[name] = tuple(_good_rows(tables, name, check))
+    tables.rejected += twice(tables)
     _check_environment(tables)
     _check_interfaces(tables)
     check_services(tables)

@@ -6,7 +6,9 @@ from base.files import read_file
 from base.near import did_you_mean
 from base.stdlib import TYPE_CHECKING
 from base.syscalls import CAPABILITIES
+from tables.check_modes import first_states, is_fact
 from tables.rights import topic_faults
+from tables.rows import Condition
 from tables.values import (
     LONGEST_WORD,
     is_id,
@@ -34,7 +36,8 @@ RLIMITS = "as core cpu data fsize memlock msgqueue nice nofile nproc rss rtprio 
 
 TEXTS = ("name", "ready", "restart", "user", "kill", "cwd", "tty", "log", "may", "module", "forked_by", "enabled")
 TRUTHS = ("no_new_privs", "critical", "logger")
-TUPLES = {"argv": '("sleep", "5")', "after": '("network",)', "groups": '("dialout",)', "capabilities": '("net_admin",)'}
+TUPLES = {"argv": '("sleep", "5")', "after": '("network",)', "groups": '("dialout",)', "capabilities": '("net_admin",)',
+          "tells": '("voltage",)'}  # fmt: skip
 SECONDS = (("ready_timeout", 0.001, 86400), ("stop_timeout", 0, 3600), ("watchdog", 0, 86400))
 NUMBERS = (
     ("nice", -20, 19), ("oom_score", -1000, 1000), ("umask", 0, 0o777), ("pids_max", 0, 4194304), ("cpu_weight", 1, 10000),
@@ -73,6 +76,8 @@ def column_faults(row: Service) -> Iterator[str]:
     for name in TRUTHS:
         if name in names and (fault := truth_fault(getattr(row, name))):
             yield f"{name} {fault}"
+    if row.when is not None and type(row.when) is not Condition:
+        yield f"when is {kind_of(row.when)}, not a function such as lambda b: b.online"
     if "env" in names and (fault := pairs_fault(row.env, PAIR)):
         yield f"env{'' if fault.startswith('[') else ' '}{fault}"
     if fault := tuple_fault(row.rlimits, '(("nofile", 1024),)'):
@@ -111,6 +116,7 @@ def service_faults(tables: Tables, row: Service) -> Iterator[str]:
     if row.logger and any(other.logger for other in tables.services.values()):
         yield "there is a logger already"
     yield from _zygote_faults(tables, row)
+    yield from _condition_faults(tables, row)
     yield from _number_faults(row, names)
     yield from _rights_faults(tables, row)
     yield from exec_faults(tables.environment, row.argv, row.env)
@@ -132,6 +138,19 @@ def _zygote_faults(tables: Tables, row: Service) -> Iterator[str]:
         for name in ("user", "groups", "capabilities", "no_new_privs", "rlimits", "nice", "oom_score", "module"):
             if getattr(row, name) not in ("", (), None, False, 0):
                 yield f"{name} cannot be set for a service that is another row's forked_by: all that it forks would have it"
+
+
+def _condition_faults(tables: Tables, row: Service) -> Iterator[str]:
+    if row.when is not None:
+        from tables.when import condition_fault
+
+        if fault := condition_fault(row.when, first_states(tables)):
+            yield f"when {fault}"
+    if row.logger and row.when is not None:
+        yield "when: all others would wait for the one that reads what they print"
+    for pattern in row.tells:
+        if not is_fact(pattern.removesuffix("*") or "all"):
+            yield f"tells {shown(pattern)} is not the name of a fact, such as voltage or mode/power, nor its beginning and *"
 
 
 def _name_faults(tables: Tables, row: Service) -> Iterator[str]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     Check = Callable[[Any], str]
 
 LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
-TABLES = ("MOUNTS", "DIRECTORIES", "DEVICES", "SERVICES", "INTERFACES", "WIFI_NETWORKS", "RULES")  # tables of rows
+TABLES = ("MOUNTS", "DIRECTORIES", "DEVICES", "SERVICES", "INTERFACES", "WIFI_NETWORKS", "RULES", "MODES")  # tables of rows
 PAIRS = ("SYSCTLS", "COMMANDS")
 WORDS = ("MODULES", "DATA", "BOOT_FILES")
 SECRET = ("WIFI_NETWORKS", "ENVIRONMENT", "SERVICES")  # no message quotes a value of these

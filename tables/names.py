@@ -5,7 +5,7 @@ tests/test_settings.py says where it differs from settings.py, which has the val
 
 from __future__ import annotations
 
-from tables.rows import Device, Directory, Interface, Mount, Rule, Service, WifiNetwork
+from tables.rows import Device, Directory, Interface, Mode, Mount, Rule, Service, WifiNetwork
 
 
 class Settings:
@@ -106,4 +106,5 @@ class Settings:
     BROKER: Service
     APPS: tuple[Service, ...]
     SERVICES: tuple[Service, ...]
+    MODES: tuple[Mode, ...]
     RESCUE: Service

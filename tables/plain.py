@@ -8,17 +8,26 @@ and from PID 1 to the board's services.
 
 from __future__ import annotations
 
+import marshal
+
 from base.stdlib import TYPE_CHECKING, NamedTuple
-from tables.rows import Device, Directory, Interface, Mount, Rule, Service, WifiNetwork
+from tables.rows import Condition, Device, Directory, Interface, Mode, Mount, Rule, Service, WifiNetwork
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import CodeType, FunctionType
     from typing import Any
+else:
+    FunctionType, CodeType = type(lambda: None), type((lambda: None).__code__)
 
-ROWS: dict[str, Any] = {row.__name__: row for row in (Mount, Directory, Device, Service, Interface, WifiNetwork, Rule)}
+ROWS: dict[str, Any] = {
+    row.__name__: row for row in (Mount, Directory, Device, Service, Interface, WifiNetwork, Rule, Mode, Condition)
+}
 KINDS = frozenset(ROWS.values())
 SIMPLE = frozenset((str, bool, float, type(None)))  # as they are
 DEEPEST = 8  # tuples in tuples
 LARGEST = 1 << 64  # of a number
+LONGEST_FILE, LONGEST_TEXT = 1 << 20, 200  # bytes of a file that has a condition in it, and characters of its text
 
 
 class Foreign(NamedTuple):
@@ -58,10 +67,53 @@ def _of_a_subclass(value: Any, kind: type, depth: int) -> Any:
             return plain(arguments[0])
     if tuple in kind.__mro__:
         return tuple([plain(item, depth + 1) for item in tuple.__iter__(value)])
+    if kind is FunctionType:
+        return captured(value, depth)
     if list in kind.__mro__:
         return tuple([plain(item, depth + 1) for item in list.__iter__(value)])
     name = str.__str__(kind.__name__)[:40]
     return Foreign(f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}")
+
+
+def captured(function: FunctionType, depth: int = 0) -> Condition:
+    """A function as data: its code, and what it uses of its file, where that is plain or a function itself."""
+    code = function.__code__
+    used = {name: cell.cell_contents for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True)}
+    used |= {name: function.__globals__[name] for name in names_of(code) if name in function.__globals__ and name not in used}
+    names = {name: plain(value, depth + 2) for name, value in sorted(used.items()) if value is not function}
+    same_place = code.replace(co_filename="when", co_firstlineno=1)  # a line that moves changes nothing
+    return Condition(
+        source_of(code),
+        marshal.dumps(same_place).hex(),
+        tuple((name, value) for name, value in names.items() if type(value) is not Foreign),
+        plain(function.__defaults__ or (), depth + 1),
+    )
+
+
+def names_of(code: CodeType) -> Iterator[str]:
+    """Names that a function, and those in it, take from somewhere: globals, and attributes too, which nobody can tell apart."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if type(constant) is CodeType:
+            yield from names_of(constant)
+
+
+def source_of(code: CodeType) -> str:
+    """What a lambda returns, as its file has it; of another function its name."""
+    if code.co_name != "<lambda>":
+        return f"{code.co_name}(b)"
+    spots: list[Any] = [spot for spot in code.co_positions() if None not in spot and (spot[0], spot[2]) != (spot[1], spot[3])]
+    try:
+        line, column = min((one[0], one[2]) for one in spots)
+        last, end = max((one[1], one[3]) for one in spots)
+        with open(code.co_filename, "rb") as file:
+            lines = file.read(LONGEST_FILE).split(b"\n")[line - 1 : last]
+        lines[-1] = lines[-1][:end]
+        lines[0] = lines[0][column:]
+        text = " ".join(b" ".join(lines).decode().split())
+    except (OSError, ValueError, IndexError, TypeError):
+        return f"a function of line {code.co_firstlineno}"
+    return text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 3] + "..."
 
 
 def pack(value: Any) -> Any:

@@ -43,12 +43,18 @@ def plan(options: dict[str, str]) -> int:
         print(f"module    {name}")
     for name, value in tables.SYSCTLS:
         print(f"sysctl    {name} = {value}")
+    for mode in tables.MODES:
+        print(f"mode      {mode.name:<16} {', '.join(mode.states)}")
+        for state, condition in mode.enter:
+            print(f"{'':<26} {state} when {getattr(condition, 'text', '')}")
     for name in tables.order:
         row = tables.services[name]
         print(f"service   {name:<16} {' '.join(word or repr(word) for word in row.argv)}")
         waits = [f"{other} ({tables.services[other].ready or 'started'})" for other in row.after if other in tables.services]
         if waits:
             print(f"{'':<26} after {', '.join(waits)}")
+        if row.when is not None:
+            print(f"{'':<26} when {getattr(row.when, 'text', '')}")
     for name, row in tables.templates.items():
         print(f"template  {name:<16} {' '.join(row.argv)}")
     for text in tables.rejected:

@@ -6,9 +6,19 @@ from base.near import did_you_mean
 from base.stdlib import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, TypeVar
 
     Row = TypeVar("Row", bound=tuple[Any, ...])
+
+
+class Condition(NamedTuple):
+    """A function of the board, `lambda b: b.online`, as plain data: tables/plain.py makes it, tables/when.py runs it."""
+
+    text: str  # as its file has it, for people
+    code: str  # its byte code (Doc/library/marshal.rst), in hexadecimal digits
+    names: tuple[tuple[str, Any], ...] = ()  # constants and functions of its file that it uses
+    defaults: tuple[Any, ...] = ()  # of its parameters
 
 
 class Mount(NamedTuple):
@@ -94,6 +104,21 @@ class Service(NamedTuple):
     # starts sooner, and shares memory with the others. Empty, or while that service is away: it is executed by itself.
     forked_by: str = ""
     enabled: str = ""  # a setting that leaves this row out where it is "off": "CONSOLE_LOGIN"
+    # It runs only while this is true: lambda b: b.online and b.device("ttyUSB0"). What b has is in docs/services.md.
+    when: Callable[[Any], object] | Condition | None = None
+    tells: tuple[str, ...] = ()  # facts of the board that it may tell PID 1 without being root: "voltage", "mode/*"
+
+
+class Mode(NamedTuple):
+    """One thing that the board as a whole may be: moving or idle, its power good or failing. Conditions ask b.mode(NAME)."""
+
+    name: str
+    states: tuple[str, ...]  # it begins in the first one
+    # When it enters which state: ("failing", lambda b: b.voltage < 11.5). The first that is true counts. Without these, apps
+    # say which state it is in, on the topic mode/NAME of the bus.
+    enter: tuple[tuple[str, Callable[[Any], object] | Condition], ...] = ()
+    hold: float = 0.0  # seconds for which that must be true before it enters the state
+    memory: tuple[str, ...] = ()  # states in which log="disk" is as log="memory": nothing is written to the disk
 
 
 class Interface(NamedTuple):
@@ -193,4 +218,4 @@ def _place(rows: tuple[Row, ...], name: Any) -> int:
     return names.index(name)
 
 
-__all__ = ["Device", "Directory", "Interface", "Mount", "Rule", "Service", "WifiNetwork", "changed", "replaced"]
+__all__ = ["Device", "Directory", "Interface", "Mode", "Mount", "Rule", "Service", "WifiNetwork", "changed", "replaced"]

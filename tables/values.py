@@ -77,6 +77,8 @@ def kind_of(value: object) -> str:
         return value.kind
     if value is None or type(value) is bool:
         return str(value)
+    if type(value).__name__ == "Condition":
+        return "a function"
     if type(value).__name__ in ROWS:
         return f"one {type(value).__name__}(...) row"
     names: dict[type, str] = {str: "text", int: "a number", float: "a number", tuple: "a tuple", bytes: "bytes"}
@@ -103,7 +105,7 @@ def tuple_fault(value: Any, example: str, *, quote: bool = True) -> str:
         return f"is text; a comma makes a tuple of it: {remedy}"
     if isinstance(value, Foreign) and value.kind == "a dict":
         return f"is a dict; write a tuple: {example}"
-    if type(value).__name__ in ROWS:
+    if type(value).__name__ in ROWS and type(value).__name__ != "Condition":
         return f"is one {type(value).__name__}(...) row; a comma makes a table of it: ({type(value).__name__}(...),)"
     return f"is {kind_of(value)}; write a tuple: {example}"
 
