@@ -223,6 +223,7 @@ class Init(Life):
         now = time.monotonic()
         if self.rescue.process is None and (self.incomplete or self.sv.hopeless(now)):
             self.rescue.open("the boot was not complete", now)
+        self.timeline.note(now, "board", "", "booted")
         facts = {"profile": self.tables.profiles, "rejected": self.tables.rejected, "seconds": round(now - self.began, 3)}
         self.tell("up", facts, now)
 
@@ -273,6 +274,7 @@ class Init(Life):
         before = self.sv.world.spawner.environment
         self.set_environment()
         changes = self.sv.reload(now, everything=self.sv.world.spawner.environment != before)
+        self.timeline.note(now, "board", "", "reload")
         _log.info("reload: " + "; ".join(f"{what} {', '.join(names)}" for what, names in changes.items() if names))
         return changes
 

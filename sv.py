@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from typing import Any
 
     from pid1.changes import Change
+    from pid1.conditions import Conditions
     from pid1.life import Life
     from prompt.functions import *  # noqa: F403
     from tables.rows import Service
 
+ROUNDS = 10  # of conditions in one turn; more of them in the next one
 RETRY = 1.0  # seconds until our own code gets another try, where it has failed
 ENDED_COMMANDS = 20  # of the prompt, that can still be looked at
 
@@ -54,7 +56,6 @@ class SV(Supervisor):
         self.loop = life.loop
         self.world = world or World(life)
         self.deaths: dict[int, int] = {}  # wait statuses by pid, of reaped children that no service has taken yet
-        self.dependents: dict[str, list[str]] = {}
         self.loggers: list[Process] = []
         self.delays = life.tables.delays()
         self.world.pipes.on_question = self._ask_loggers
@@ -68,6 +69,8 @@ class SV(Supervisor):
             deadlines.append(self.stopping)
         if self.world.changed:
             deadlines.append(0.0)
+        if self.conditions and self.stopping is None and (due := self.conditions.next_deadline()) is not None:
+            deadlines.append(due)
         if self.deaths:  # our own code failed on them
             deadlines.append(time.monotonic() + RETRY)
         return min(deadlines, default=None)
@@ -115,6 +118,16 @@ class SV(Supervisor):
         return done
 
     def settle(self, now: float) -> None:
+        for _ in range(ROUNDS):  # what a condition starts may be what another one asks for
+            before = self.world.changed.copy()
+            self._follow(now)
+            if self.conditions is None or self.stopping is not None or not self.conditions.due(before, now):
+                return
+            self.loop.guard("conditions", self.conditions.judge, now)
+            if not self.world.changed:
+                return
+
+    def _follow(self, now: float) -> None:
         changed = self.world.changed
         while changed:  # a list, because a chain of services may be long
             process = changed.pop(0)
@@ -131,6 +144,8 @@ class SV(Supervisor):
         process.transient = True
         self._link()
         process.start(now)
+        if row.when is not None:
+            self.conditions_of_board().stale = True
         return process
 
     def remove(self, process: Process, now: float) -> None:
@@ -185,18 +200,35 @@ class SV(Supervisor):
         if self.processes.get(name) is process:
             del self.processes[name]
             self.world.forget(name)
+            if self.conditions:
+                self.conditions.verdicts.pop(name, None)
             self._link()
+
+    def conditions_of_board(self) -> Conditions:
+        """What is known of the board and asked of it, loaded at its first use."""
+        if self.conditions is None:
+            from pid1.conditions import Conditions
+
+            self.conditions = Conditions(self.life, self.world)
+            self.conditions.take(self.life.tables, time.monotonic())
+        found: Conditions = self.conditions
+        return found
 
     # --- health -----------------------------------------------------------------------------------------------------
     def hopeless(self, now: float) -> bool:
         table = [process for process in self.processes.values() if not process.transient]
         wanted = [process for process in table if process.wanted]
         dying = [process for process in wanted if process.dies_young(now)]
-        return not table or (bool(dying) and all(process in dying or process.state == State.WAITING for process in wanted))
+        return not table or (
+            bool(dying) and all(process in dying or process.state in (State.WAITING, State.UNMET) for process in wanted)
+        )
 
     @property
     def complete(self) -> bool:
-        return all(one.first_ready or one.late or one.failed or not one.wanted for one in self.processes.values())
+        return all(
+            one.first_ready or one.late or one.failed or one.state == State.UNMET or not one.wanted
+            for one in self.processes.values()
+        )
 
     def unhealthy(self, now: float) -> str:
         if self.loop.overloaded(now):
@@ -263,6 +295,8 @@ class SV(Supervisor):
         for change in plan(self.processes.values(), tables, everything=everything):
             done[self._carry_out(change, now)].append(change.name)
         self._link()
+        if self.conditions or tables.MODES or any(process.row.when is not None for process in self.processes.values()):
+            self.conditions_of_board().take(tables, now)
         self.world.changed += self.processes.values()  # what they wait for may be something else now
         del done["taken"]
         return done

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 LIMITS = ("pids_max", "cpu_weight")
 OURS = (
     "after", "ready_timeout", "restart", "stop_signal", "stop_timeout", "kill", "critical", "may", "log", "enabled",
-    "publishes", "hears",
+    "publishes", "hears", "when", "tells",
 )  # fmt: skip
 
 

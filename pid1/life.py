@@ -10,6 +10,7 @@ from base.stdlib import TYPE_CHECKING
 from base.syscalls import Reboot
 from onboard import boot_ends, events
 from pid1.loop import Loop
+from pid1.timeline import Timeline
 from tables.tables import Tables
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ class Supervisor:
     def __init__(self) -> None:
         self.processes: dict[str, Process] = {}  # by name, in start order
         self.stopping: float | None = None  # the global deadline, once the board is going down
+        self.dependents: dict[str, list[str]] = {}  # who waits for a service, by its name
+        self.conditions: Any = None  # conditions.Conditions, where the table has some or a service has told a fact
 
     def add(self, row: Service, now: float, environment: dict[str, str] | None = None) -> Process:
         """Start a service that is not in the table: a command of the prompt; the rescue prompt, in its own environment."""
@@ -44,6 +47,10 @@ class Supervisor:
 
     def reload(self, now: float, *, everything: bool = False) -> dict[str, list[str]]:
         """Take the tables that `Life` has now; names by what happened to them. `everything` restarts what runs."""
+        raise NotImplementedError
+
+    def conditions_of_board(self) -> Any:
+        """What is known of the board and asked of it."""
         raise NotImplementedError
 
     def hopeless(self, now: float) -> bool:
@@ -82,6 +89,7 @@ class Life:
         self.steps: list[tuple[str, float, float]] = []  # of the boot: name, start, seconds
         self.command: int | None = None  # for reboot(2), once somebody has asked for the end
         self.into = ""  # the folder of pushed modules with which PID 1 starts anew instead (pid1/again.py)
+        self.timeline = Timeline()
         self.faults: list[str] = []  # what went wrong in this boot, for board()
         self.booted = False  # every step of the boot has been taken
         self.control: Control | None = None
@@ -122,6 +130,7 @@ class Life:
         """Begin the shutdown. If asked again, the newest request says whether it is a reboot, a halt or a poweroff."""
         _log.info(f"{Reboot.NAMES[command]}: {reason}")
         self.command, self.into = command, into
+        self.timeline.note(now, "board", "", Reboot.NAMES[command], reason)
         facts = {"cause": cause or Reboot.NAMES[command], "reason": reason}
         self.loop.guard("the end's reason", lambda now: boot_ends.tell(boot_ends.ENDING, facts), now)
         self.tell("stop", {"command": Reboot.NAMES[command], **facts}, now)

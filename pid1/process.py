@@ -7,34 +7,20 @@ kernel comes in through `Actions`, so that every state meets every event in the 
 from __future__ import annotations
 
 import os
-import time
-from errno import errorcode
 
 import _log
 from base.printable import printable
 from base.stdlib import TYPE_CHECKING, signal
+from pid1.states import State as State
+from pid1.states import describe, jitter, why_not
 from tables.rows import Delays, Service
 from tables.values import signal_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-
 HOPELESS_FAILURES = 3
-FAILURES_KEPT = 100
-
-
-class State:
-    """What a process is doing. `wanted` says beside it what we asked for."""
-
-    STOPPED = "stopped"  # no process, and none is due
-    WAITING = "waiting"  # its `after` are not ready yet; starts anyway at the deadline
-    STARTING = "starting"  # has a pid, has not said that it is ready; taken as it is at the deadline
-    RUNNING = "running"  # has a pid; with a watchdog, killed at the deadline
-    BACKOFF = "backoff"  # died or could not start; started again at the deadline
-    STOPPING = "stopping"  # asked to end, or left relatives behind; all of them are killed at the deadline
-    ALL = (STOPPED, WAITING, STARTING, RUNNING, BACKOFF, STOPPING)
-    ALIVE = (STARTING, RUNNING, STOPPING)
+FAILURES_KEPT, EXITS_KEPT = 100, 5
 
 
 class Actions:
@@ -43,8 +29,8 @@ class Actions:
     def __init__(self) -> None:
         self.changed: list[Process] = []  # whose state is another one: SV looks at what follows from that
 
-    def entered(self, process: Process) -> None:
-        """Note that it is in another state now."""
+    def entered(self, process: Process, before: str) -> None:
+        """Note that it is in another state now than before."""
         self.changed.append(process)
 
     def spawn(self, process: Process) -> int:
@@ -65,11 +51,6 @@ class Actions:
 
     def failed(self, process: Process, now: float) -> None:
         """Tell whoever wants to know that it ended unasked, or could not start."""
-
-
-def jitter() -> float:
-    """Between 0.75 and 1: services that failed together should not come back together."""
-    return 1 - (time.monotonic_ns() >> 10 & 255) / 1024  # not os.urandom: early in a boot it may wait for the kernel's pool
 
 
 class Process:
@@ -101,6 +82,9 @@ class Process:
         self.restarts = 0
         self.total_runtime = 0.0
         self.last_exit: str | None = None  # "exit 1", "signal KILL", "No such file or directory: ..."
+        self.exits: list[tuple[float, str, float, bool]] = []  # the last ones: when, how, after how many seconds, asked for
+        self.met = row.when is None  # whether its condition is true
+        self.flaps = False  # its condition was not true for long: the next start has a back-off
         self.status = ""  # its own words, sd_notify's STATUS=
         self.cgroup = ""  # the folder of its control group, where it has one
 
@@ -122,7 +106,7 @@ class Process:
         self.wanted = False
         self.asked = True
         self.failed.clear()
-        if self.state in (State.WAITING, State.BACKOFF):
+        if self.state in (State.WAITING, State.BACKOFF, State.UNMET):
             self._enter(State.STOPPED, now)
         elif self.state in (State.STARTING, State.RUNNING):
             self._ask_to_stop(now)
@@ -134,15 +118,28 @@ class Process:
         if self.state == State.STOPPED:
             self.start(now)
 
+    def condition(self, met: bool, now: float) -> None:
+        """Its condition is true now, or no longer. One that changes again and again costs back-off, as failures do."""
+        self.met = met
+        if met and self.state == State.UNMET:
+            again = self._back_off if self.flaps else self._wait
+            again(now)
+        elif not met and self.state in (State.WAITING, State.BACKOFF):
+            self._enter(State.UNMET, now)
+        elif not met and self.state in (State.STARTING, State.RUNNING):
+            self.asked, self.flaps = True, self.runtime(now) < self.delays.SV_COOLDOWN
+            self._ask_to_stop(now)
+
     def exited(self, status: int, now: float, failure: OSError | None = None, cause: str = "") -> None:
         """Its main process was reaped with this wait status; `failure` is why it never came to its exec, `cause` what is
         known about its death besides."""
         if self.pid is None:
             return
         self.pid = None
-        self.last_exit = explain(failure) if failure else describe(status) + cause
+        self.last_exit = why_not(failure) if failure else describe(status) + cause
         self.ran = now - self.started
         self.total_runtime += self.ran
+        self._keep_exit(now)
         if self.state in (State.STARTING, State.RUNNING):
             _log.info(f"{self.row.name}: died, {self.last_exit}, after {self.ran:.1f} s")
             code = os.waitstatus_to_exitcode(status)
@@ -223,7 +220,7 @@ class Process:
         elif self.state == State.RUNNING:
             self._bark(now)
         elif self.state == State.BACKOFF:
-            self._enter(State.WAITING, now, self.delays.AFTER_TIMEOUT)
+            self._wait(now)
         elif self.state == State.STOPPING and self.pid is None and not self.actions.lingers(self):
             self._gone(now)  # its last process died, and nothing told us
         elif self.state == State.STOPPING:
@@ -234,8 +231,8 @@ class Process:
     # --- how others see it ----------------------------------------------------------------------------------------
     @property
     def settled(self) -> bool:
-        """Whether those that wait for it may go on: it is ready, late, or not meant to run."""
-        return self.ready or self.late or (self.state == State.STOPPED and not self.wanted)
+        """Whether those that wait for it may go on: it is ready, late, or not meant to run, or not now."""
+        return self.ready or self.late or self.state == State.UNMET or (self.state == State.STOPPED and not self.wanted)
 
     def dies_young(self, now: float) -> bool:
         """Whether it has failed several times in a row and has not lived long since."""
@@ -260,12 +257,12 @@ class Process:
     # --- how it gets from one state to the next -------------------------------------------------------------------
     def _enter(self, state: str, now: float, timeout: float | None = None) -> None:
         _log.debug(f"{self.row.name}: {self.state} -> {state}")
-        self.state = state
+        before, self.state = self.state, state
         self.since = now
         self.deadline = None if timeout is None else now + timeout
-        if state in (State.WAITING, State.BACKOFF, State.STOPPING):
+        if state in (State.WAITING, State.UNMET, State.BACKOFF, State.STOPPING):
             self.ready = self.late = False
-        self.actions.entered(self)
+        self.actions.entered(self, before)
 
     def _launch(self, now: float) -> None:
         self.restarts += self.started > 0
@@ -276,8 +273,9 @@ class Process:
         try:
             self.pid = self.actions.spawn(self)
         except Exception as error:  # whatever keeps it from starting, it is tried again, with back-off
-            self.last_exit = explain(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+            self.last_exit = why_not(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
             _log.warning(f"{self.row.name}: cannot start, {self.last_exit}")
+            self._keep_exit(now)
             self.actions.failed(self, now)
             if self.row.restart == "never":
                 self.wanted = False
@@ -291,6 +289,8 @@ class Process:
             self._enter(State.RUNNING, now, self.patience)
 
     def _is_ready(self, now: float) -> None:
+        if not self.ready and self.state == State.RUNNING:  # it was late: whoever asks for its readiness looks again
+            self.actions.entered(self, self.state)
         self.ready = True
         self.first_ready = self.first_ready or now
 
@@ -327,7 +327,8 @@ class Process:
                 self._is_ready(now)
             return
         if self.asked:
-            self.start_over(now)
+            again = self.start_over if not self.flaps else self._back_off if self.met else self._wait
+            again(now)
             return
         self.failed = [*self.failed[1 - FAILURES_KEPT :], now]
         if self.ran and self.ran >= self.delays.SV_COOLDOWN:
@@ -335,25 +336,24 @@ class Process:
             self.start_over(now)
         else:
             self.failures += 1
-            self._enter(State.BACKOFF, now, self.delay * self.jitter())
-            self.delay = min(2 * self.delay, self.delays.BACKOFF_MAX)
+            self._back_off(now)
+
+    def _back_off(self, now: float) -> None:
+        self.flaps = False
+        self._enter(State.BACKOFF, now, self.delay * self.jitter())
+        self.delay = min(2 * self.delay, self.delays.BACKOFF_MAX)
+
+    def _wait(self, now: float) -> None:
+        """Wait for its condition, and then for those in its `after`."""
+        if self.met:
+            self._enter(State.WAITING, now, self.delays.AFTER_TIMEOUT)
+        else:
+            self._enter(State.UNMET, now)
+
+    def _keep_exit(self, now: float) -> None:
+        self.exits = [*self.exits[1 - EXITS_KEPT :], (now, self.last_exit or "", self.ran, self.asked)]
 
     def start_over(self, now: float) -> None:
         """Start it as soon as what it waits for is ready, with the shortest back-off ahead of it."""
-        self.delay = self.delays.BACKOFF_FIRST
-        self._enter(State.WAITING, now, self.delays.AFTER_TIMEOUT)
-
-
-def explain(error: OSError) -> str:
-    """An OSError for people, its errno first: "ENOENT no such program: gpsd"."""
-    name = errorcode.get(error.errno or 0, "error")
-    return f"{name} {error.strerror}: {error.filename}" if error.filename else f"{name} {error.strerror}"
-
-
-def describe(status: int) -> str:
-    """A wait status for people: "exit 1", "signal KILL"."""
-    if not os.WIFSIGNALED(status):
-        return f"exit {os.WEXITSTATUS(status)}"
-    number = os.WTERMSIG(status)
-    names = (n[3:] for n in dir(signal) if n[:3] == "SIG" and n[3] != "_" and getattr(signal, n) == number)
-    return f"signal {next(names, number)}"
+        self.delay, self.flaps = self.delays.BACKOFF_FIRST, False
+        self._wait(now)

@@ -14,10 +14,11 @@ from base.files import read_file
 from base.stdlib import TYPE_CHECKING
 from base.syscalls import Reboot
 from onboard import boot_ends
-from onboard.to_pid1 import A_REPLY, SVError
+from onboard.to_pid1 import SVError
 from pid1.instances import fits, instance_row
 from pid1.process import Process, State
 from pid1.spawn import find
+from pid1.timeline import page
 from tables.check_services import OWN_NAMES, column_faults, exec_faults, service_faults
 from tables.plain import plain, unpack
 from tables.rows import Service
@@ -51,8 +52,10 @@ class Requests:
         match request:
             case {"op": "board"}:
                 return self.board(now)
-            case {"op": "bootchart"}:
-                return page(self.chart(), request)
+            case {"op": "bootchart" | "explain" | "timeline" | "facts" | "fact"}:
+                from pid1 import why
+
+                return why.answer(life, request, uid, now)
             case {"op": "stats", "name": str(name)}:
                 return [self.stats(self._named(name), now)]
             case {"op": "stats"}:
@@ -87,7 +90,11 @@ class Requests:
         refuse an act; all may read."""
         alive = (process for process in self.life.sv.processes.values() if process.pid == pid and process.started <= since)
         row = next((process.row for process in alive), None)
-        if row is None or not row.may:
+        if row is None:
+            return False
+        if request["op"] == "fact":
+            return any(fits(pattern, request.get("name", "")) for pattern in row.tells)
+        if not row.may:
             return False
         rules = getattr(self.life.tables, row.may)
         if any(op == request["op"] and fits(pattern, request.get("name", "")) for op, pattern in rules):
@@ -183,6 +190,8 @@ class Requests:
             "log_folder": life.tables.LOG, "rejected": life.tables.rejected, "faults": life.faults,
             "state": "stopping" if life.command is not None else "running",
             "complete": life.sv.complete, "services": len(life.sv.processes),
+            "modes": dict(life.sv.conditions.modes) if life.sv.conditions else {},
+            "unmet": [name for name, process in life.sv.processes.items() if process.state == State.UNMET],
             "never_ready": [name for name, process in life.sv.processes.items() if process.never_ready(now)],
             "loop": {
                 "turns": loop.turns, "wakeups": loop.wakeups, "errors": loop.errors,
@@ -207,24 +216,8 @@ class Requests:
             "next_restart": None if due is None else round(max(0.0, due - now), 3), "ready": process.ready,
             "status": process.status, "user": (row.user or "root") if account.mapped else "root",
             "wanted": process.wanted, "after": list(row.after), "cgroup": process.cgroup or None,
+            "when": getattr(row.when, "text", None), "met": process.met,
         }  # fmt: skip
-
-    def chart(self) -> list[list[Any]]:
-        """For bootchart(), rows of name, kind, start, and when ready or None: our imports, the steps of the boot, then the
-        services of the table by their first start."""
-        life = self.life
-        rows: list[list[Any]] = [["imports", "python", life.began, life.born]]
-        rows += [[name, "step", at, at + seconds] for name, at, seconds in life.steps]
-        chosen = [process for process in life.sv.processes.values() if process.first_start and not process.transient]
-        chosen.sort(key=lambda process: process.first_start)
-        ready = [max(p.first_ready, p.first_start) if p.first_ready else None for p in chosen]
-        return rows + [[p.row.name, "service", p.first_start, end] for p, end in zip(chosen, ready, strict=True)]
-
-
-def page(rows: list[Any], request: dict[str, Any]) -> list[Any]:
-    """So many of these rows as fit into a reply, from number `first` of the request on."""
-    first = request.get("first", 0)
-    return rows[first : first + A_REPLY] if isinstance(first, int) and first >= 0 else []
 
 
 def send(process: Process, name: str | int) -> None:

@@ -21,7 +21,7 @@ from pid1.relatives import Relatives, parent_of
 from pid1.spawn import EXEC_FAILED, Spawner
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import TypeVar
 
     from pid1.forks import Forks
@@ -53,6 +53,7 @@ class World(Actions):
         self.paths = PathWatch(life.loop, Process.became_ready)
         self._refused: set[str] = set()  # services that wanted PID 1 to keep descriptors: said once
         self.logs_are_read = False  # there is a log daemon
+        self.logs_in_memory = False  # nothing is to be written to the disk in the mode that the board is in
 
     def spawn(self, process: Process) -> int:
         return self._with_reserve(lambda: self._spawn(process))
@@ -105,7 +106,7 @@ class World(Actions):
         extra = self._ways_to_speak(process)
         log = None
         if row.log != "none" and self.logs_are_read:
-            log = self.pipes.write_end(row.name, row.log, process.since)
+            log = self.pipes.write_end(row.name, self.log_policy(row), process.since)
             if account.mapped:
                 os.fchown(log, account.uid, account.gid)  # so that it may open its own /dev/stderr
         process.cgroup = self.cgroups.prepare(row)
@@ -157,8 +158,11 @@ class World(Actions):
     def lingers(self, process: Process) -> bool:
         return self.relatives.linger(process)
 
-    def entered(self, process: Process) -> None:
-        super().entered(process)
+    def entered(self, process: Process, before: str) -> None:
+        super().entered(process, before)
+        if before != process.state:
+            why = (process.last_exit or "") if process.state == State.BACKOFF else ""
+            self.life.timeline.note(process.since, process.row.name, before, process.state, why)
         if process.state != State.STARTING:
             self.paths.cancel(process)
         if self.forks:
@@ -178,10 +182,21 @@ class World(Actions):
         killed = status == signal.SIGKILL and not process.asked
         return failure, self.cgroups.cause(process.row) if killed else ""
 
+    def log_policy(self, row: Service) -> str:
+        """Where its log goes now: in some of the board's modes nothing is written to the disk."""
+        return "memory" if row.log == "disk" and self.logs_in_memory else row.log
+
+    def keep_logs_in_memory(self, yes: bool, rows: Iterable[Service], now: float) -> None:
+        """A mode has changed: from now on the logs of these services go to the disk, or no more."""
+        self.logs_in_memory = yes
+        for row in rows:
+            if row.log == "disk" and self.logs_are_read:
+                self.pipes.write_end(row.name, self.log_policy(row), now)
+
     def adjust(self, old: Service, row: Service, now: float) -> bool:
         """Whether a row that differs in columns of changes.py's LIMITS and OURS is in force without a restart."""
         if old.log != row.log and self.logs_are_read:
-            self.pipes.write_end(row.name, row.log, now)
+            self.pipes.write_end(row.name, self.log_policy(row), now)
         return self.cgroups.adjust(row)
 
     def forget(self, name: str) -> None:

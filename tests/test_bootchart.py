@@ -121,5 +121,7 @@ def test_the_prompt_asks_for_page_after_page(monkeypatch: pytest.MonkeyPatch) ->
         return rows[request["first"] : request["first"] + 100]
 
     monkeypatch.setattr("onboard.to_pid1.ask", ask)
-    assert len([row for row in prompt.bootchart() if row["kind"] == "service"]) == 250
+    found = prompt.bootchart()
+    assert isinstance(found, bootchart.Chart)
+    assert len([row for row in found if row["kind"] == "service"]) == 250
     assert asked == [0, 100, 200, 251]

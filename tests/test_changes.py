@@ -10,7 +10,7 @@ from test_process import World, run
 from pid1.changes import WHAT, Change, plan
 from pid1.process import Process
 from tables.load import load
-from tables.rows import Service
+from tables.rows import Condition, Service
 from tables.tables import Tables
 
 
@@ -78,7 +78,7 @@ def test_limits_alone_are_adjusted() -> None:
     [
         {"after": ("x",)}, {"ready_timeout": 1.0}, {"restart": "never"}, {"stop_signal": "INT"}, {"stop_timeout": 9.0},
         {"kill": "main"}, {"critical": True}, {"may": "COMMANDS"}, {"enabled": "FAKE_GPS"}, {"log": "disk"}, {"cpu_weight": 7},
-        {"publishes": ("x",)}, {"hears": ("x",)},
+        {"publishes": ("x",)}, {"hears": ("x",)}, {"tells": ("x",)}, {"when": Condition("b.online", "")},
     ],
     ids=lambda columns: next(iter(columns)),
 )  # fmt: skip

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pid1.process import Actions, Process, State, describe
+from pid1.process import Actions, Process, State
+from pid1.states import describe
 from tables.load import load
 from tables.rows import Service
 from tables.values import signal_number
@@ -56,7 +57,7 @@ def invariants(process: Process) -> None:
     """What holds between any two events."""
     state = process.state
     assert state in State.ALL
-    if state in (State.STOPPED, State.WAITING, State.BACKOFF):
+    if state in (State.STOPPED, State.WAITING, State.UNMET, State.BACKOFF):
         assert process.pid is None
     if state in (State.STARTING, State.RUNNING):
         assert process.pid is not None
@@ -64,6 +65,12 @@ def invariants(process: Process) -> None:
         assert process.deadline is not None, "nobody is given up silently"
     if state in (State.WAITING, State.BACKOFF, State.STARTING, State.RUNNING):
         assert process.wanted or state in (State.STARTING, State.RUNNING)
+    if state == State.UNMET:
+        assert process.wanted
+        assert not process.met
+        assert process.deadline is None, "an event ends it"
+    if state in (State.WAITING, State.BACKOFF):
+        assert process.met
     if state in (State.STOPPED,):
         assert process.deadline is None
         assert not process.wanted
@@ -93,6 +100,8 @@ EVENTS: dict[str, Callable[[Process, World, float], object]] = {
     "path": lambda p, w, t: p.became_ready(t),
     "deadline": lambda p, w, t: p.tick(t if p.deadline is None else max(t, p.deadline)),
     "early tick": lambda p, w, t: p.tick(0.0),
+    "condition false": lambda p, w, t: p.condition(False, t),
+    "condition true": lambda p, w, t: p.condition(True, t),
     "children stay": lambda p, w, t: setattr(w, "left_behind", True),
     "children go": children_go,
     "broken": lambda p, w, t: setattr(w, "next_pid", None),
@@ -104,6 +113,7 @@ ROADS: dict[str, list[str]] = {  # how to get into each state
     State.WAITING: ["start"],
     State.STARTING: ["start", "go"],
     State.RUNNING: ["start", "go", "ready"],
+    State.UNMET: ["start", "condition false"],
     State.BACKOFF: ["start", "go", "killed"],
     State.STOPPING: ["start", "go", "stop"],
 }
@@ -135,6 +145,7 @@ def test_any_history_keeps_the_invariants(events: list[str], ready: str, restart
     world.left_behind, world.next_pid = False, 900
     process.row = process.row._replace(ready="", restart="always", watchdog=0.0)
     process.start(now)
+    process.condition(True, now)
     for _ in range(8):
         now += 100.0
         if process.state == State.STOPPING and process.pid:
@@ -177,7 +188,7 @@ def test_back_off_doubles_to_its_cap_and_a_good_run_resets_it() -> None:
 
 
 def test_jitter_shortens_a_wait_by_a_quarter_at_most() -> None:
-    from pid1.process import jitter
+    from pid1.states import jitter
 
     assert all(0.75 <= jitter() <= 1.0 for _ in range(1000))
 

@@ -120,14 +120,14 @@ def test_an_app_is_restarted_and_the_next_boot_drops_it(pushing: Pushing) -> Non
 
 def test_a_new_pid_1_is_tried_and_kept_and_dropped(pushing: Pushing) -> None:
     boot_id = pushing.board.ask("board")["boot_id"]
-    pushing.append("pid1/requests.py", "\nA_REPLY = 3  # pushed\n")
+    pushing.append("pid1/timeline.py", "\nA_REPLY = 3  # pushed\n")
     pushing.append("settings.py", "\nHOSTNAME = 'pushed'\n")
     done = pushing.push()
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 files differ; restarted: everything" in done.stdout
     facts = pushing.board.ask("board")
     assert (facts["boot_id"], facts["faults"], facts["loop"]["errors"]) == (boot_id, [], 0)
-    assert facts["pushed"]["changed"] == ["pid1/requests.py", "settings.py"]
+    assert facts["pushed"]["changed"] == ["pid1/timeline.py", "settings.py"]
     assert len(pushing.board.ask("stats")) == 3, "the pushed PID 1 answers"
     mounts = Path(f"/proc/{pushing.board.pid}/mounts").read_text().splitlines()
     targets = [line.split()[1] for line in mounts]

@@ -48,7 +48,7 @@ APPS = {name for name in TOP if FILES[name].parent == ROOT} - set(MAY)
 THIRD_PARTY = {"paho": "onboard.mqtt", "amqtt": "laptop.broker", "pyroute2": "network.kernel network.dhcp network.nl80211",
                "pyudev": "services.uevents", "psycopg": "mothership.postgres"}  # fmt: skip
 # What PID 1's own files may take from the standard library, besides __future__.
-AFFORDABLE = {"gc", "faulthandler", "os", "sys", "time", "select", "errno", "fcntl", "_ctypes", "graphlib", "resource", "_signal", "_socket", "_json",
+AFFORDABLE = {"gc", "faulthandler", "os", "sys", "time", "select", "errno", "fcntl", "_ctypes", "graphlib", "resource", "_signal", "_socket", "_json", "marshal",
               "_collections", "_frozen_importlib_external"}  # fmt: skip
 # Files that are longer than one sitting, and by how much; the list only gets shorter.
 LONGEST: dict[str, int] = {}

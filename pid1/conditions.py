@@ -1,0 +1,244 @@
+"""What is known of the board, the modes that it is in, and which services' conditions are true because of that.
+
+Services tell facts by a request; PID 1 looks at nothing by itself. Conditions are judged when a fact, a mode or a service's
+state has changed, and never by the clock, but for a mode whose condition must hold for some time. All that is kept is plain
+data: `save` and `restore` hand it over.
+"""
+
+from __future__ import annotations
+
+import _log
+from base.stdlib import TYPE_CHECKING, NamedTuple
+from onboard.to_pid1 import SVError
+from tables.check_modes import is_fact
+from tables.when import FACTS, Board, codes, compiled, judge
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
+    from pid1.life import Life
+    from pid1.process import Process
+    from pid1.world import World
+    from tables.rows import Condition, Mode
+    from tables.tables import Tables
+
+MOST_FACTS = 256
+LONGEST = 128  # characters of a fact that is text
+MOST_DEVICES, LONGEST_DEVICE = 2000, 64
+
+
+class Fact(NamedTuple):
+    """What a service has told."""
+
+    value: Any
+    since: float  # when it began to be so, monotonic
+    by: str
+
+
+class Verdict(NamedTuple):
+    """What came of a condition."""
+
+    met: bool
+    since: float
+    error: str = ""  # what it raised: then it is false
+    used: tuple[str, ...] = ()  # what of the board it has asked for, the last one at the end
+
+
+class Conditions:
+    """Facts, modes and verdicts of the board."""
+
+    def __init__(self, life: Life, world: World) -> None:
+        self.life, self.world = life, world
+        self.facts: dict[str, Fact] = {}
+        self.values: dict[str, Any] = {}  # of the facts
+        self.modes: dict[str, str] = {}  # the state of each
+        self.mode_since: dict[str, float] = {}
+        self.verdicts: dict[str, Verdict] = {}  # by service
+        self.pending: dict[str, tuple[str, float]] = {}  # modes whose next state's condition holds, and since when
+        self.rows: dict[str, Mode] = {}
+        self.stale = True  # something has changed since they were judged
+        self._functions: dict[Condition, Callable[[Board], object] | str] = {}
+        self._said: set[str] = set()  # what conditions have raised: each is logged once
+
+    # --- what comes in ----------------------------------------------------------------------------------------------
+    def take(self, tables: Tables, now: float) -> None:
+        """New tables: modes that stay keep their state."""
+        self.rows = {row.name: row for row in tables.MODES}
+        self._functions.clear()
+        self._said.clear()
+        self.modes = {name: self._kept(name, row) for name, row in self.rows.items()}
+        self.mode_since = {name: self.mode_since.get(name, now) for name in self.modes}
+        self.pending = {name: one for name, one in self.pending.items() if name in self.modes}
+        self.verdicts = {name: one for name, one in self.verdicts.items() if name in self.life.sv.processes}
+        self.stale = True
+
+    def _kept(self, name: str, row: Mode) -> str:
+        return self.modes[name] if self.modes.get(name) in row.states else row.states[0]
+
+    def tell(self, name: str, value: Any, by: str, now: float) -> dict[str, bool]:
+        """Take a fact; whether any condition asks for it. None: it is not known any more. SVError where it cannot be."""
+        if fault := fact_fault(name, value):
+            raise SVError(f"the fact {name[:64]!r} {fault}")
+        if name.startswith("mode/"):
+            return self._tell_mode(name.removeprefix("mode/"), value, by, now)
+        before = self.facts.get(name)
+        if value is None:
+            self.facts.pop(name, None)
+        elif before is None and len(self.facts) >= MOST_FACTS:
+            raise SVError(f"the fact {name!r} is one too many: PID 1 keeps {MOST_FACTS} facts")
+        elif before is None or before.value != value:
+            self.facts[name] = Fact(value, now, by)
+            if isinstance(value, (bool, str)):
+                was = "" if before is None else str(before.value)
+                self.life.timeline.note(now, f"fact {name}", was, str(value), f"says {by}" if by else "")
+        if value is None or before is None or before.value != value:
+            self.values = {name: fact.value for name, fact in self.facts.items()}
+            self.stale = True
+        return {"asked": self.asks_for(name)}
+
+    def _tell_mode(self, name: str, state: Any, by: str, now: float) -> dict[str, bool]:
+        row = self.rows.get(name)
+        if row is None:
+            raise SVError(f"there is no mode {name!r}; there are {', '.join(self.rows) or 'none'}")
+        if row.enter:
+            raise SVError(f"the mode {name} follows its conditions; nobody can tell it")
+        if state not in row.states:
+            raise SVError(f"the mode {name} has no state {str(state)[:64]!r}; it has {', '.join(row.states)}")
+        if self.modes[name] != state:
+            self._enter(row, str(state), now, f"says {by}" if by else "")
+        return {"asked": self.asks_for(f"mode {name}")}
+
+    def asks_for(self, name: str) -> bool:
+        """Whether a condition of the table mentions a fact: it may stand behind an `and`, so its code is looked at."""
+        conditions = [process.row.when for process in self.life.sv.processes.values() if process.row.when is not None]
+        conditions += [condition for row in self.rows.values() for _, condition in row.enter]
+        names = {"clock": ("clock", "synchronised"), "devices": ("devices", "device")}.get(name, (name,))
+        return any(one in names for condition in conditions for one in mentioned(self._function(condition)))
+
+    # --- once a turn ------------------------------------------------------------------------------------------------
+    def due(self, changed: Iterable[Process], now: float) -> bool:
+        """Whether there is something to judge: a service, a fact or a mode has changed, or a mode has waited for its time."""
+        deadline = self.next_deadline()
+        return self.stale or bool(changed) or (deadline is not None and deadline <= now)
+
+    def next_deadline(self) -> float | None:
+        if self.stale:
+            return 0.0
+        return min((since + self.rows[name].hold for name, (_, since) in self.pending.items()), default=None)
+
+    def judge(self, now: float) -> None:
+        """Judge the modes, and then the conditions of all services; those that changed start or stop."""
+        for _ in self.rows:  # a mode's condition may ask for another mode
+            if not [name for name, row in self.rows.items() if self._step(row, now)]:
+                break
+        self.stale = False
+        in_memory = any(self.modes[name] in row.memory for name, row in self.rows.items())
+        if in_memory != self.world.logs_in_memory:
+            self.world.keep_logs_in_memory(in_memory, [one.row for one in self.life.sv.processes.values()], now)
+        for process in list(self.life.sv.processes.values()):
+            if process.row.when is not None:
+                self._judge_service(process, process.row.when, now)
+            elif not process.met:  # a reload has taken its condition away
+                process.condition(True, now)
+
+    def _judge_service(self, process: Process, condition: Any, now: float) -> None:
+        name = process.row.name
+        met, error, used = self._ask(condition, f"{name}: its condition")
+        before = self.verdicts.get(name)
+        since = before.since if before and before.met == met else now
+        self.verdicts[name] = Verdict(met, since, error, used)
+        if met != process.met:
+            if process.wanted:
+                _log.info(f"{name}: its condition is {'true' if met else 'no longer true'}: {condition.text}")
+            process.condition(met, now)
+
+    def _step(self, row: Mode, now: float) -> bool:
+        """Let a mode go to the first state whose condition is true, and has been for `hold` seconds."""
+        state = next((to for to, condition in row.enter if self._ask(condition, f"mode {row.name}")[0]), None)
+        if state is None or state == self.modes[row.name]:
+            self.pending.pop(row.name, None)
+            return False
+        if self.pending.get(row.name, ("", 0.0))[0] != state:
+            self.pending[row.name] = (state, now)
+        if now < self.pending[row.name][1] + row.hold:
+            return False
+        del self.pending[row.name]
+        self._enter(row, state, now, "")
+        return True
+
+    def _enter(self, row: Mode, state: str, now: float, why: str) -> None:
+        before, self.modes[row.name] = self.modes[row.name], state
+        self.mode_since[row.name] = now
+        self.stale = True
+        self.life.timeline.note(now, f"mode {row.name}", before, state, why)
+        _log.info(f"mode {row.name}: {before} -> {state}{', ' if why else ''}{why}")
+
+    def _ask(self, condition: Any, what: str) -> tuple[bool, str, tuple[str, ...]]:
+        """Whether a condition is true, what it raised, and what it has asked for."""
+        function = self._function(condition)
+        board = Board(self.values, self.modes, self._is_ready)
+        met, error = (False, function) if isinstance(function, str) else judge(function, board)
+        if error and what not in self._said:
+            self._said.add(what)
+            _log.warning(f"{what} counts as false: {error} (in: {condition.text})")
+        return met, error, tuple(board.used)
+
+    def _function(self, condition: Any) -> Callable[[Board], object] | str:
+        """The condition as a function, or why it is none."""
+        if condition not in self._functions:
+            try:
+                self._functions[condition] = compiled(condition)
+            except Exception as error:
+                self._functions[condition] = f"it cannot be read: {type(error).__name__}"
+        return self._functions[condition]
+
+    def _is_ready(self, name: str) -> bool:
+        return name in self.life.sv.processes and self.life.sv.processes[name].ready
+
+    # --- for an upgrade ---------------------------------------------------------------------------------------------
+    def save(self) -> dict[str, Any]:
+        """What an upgraded PID 1 needs, as JSON holds it; verdicts are judged again."""
+        return {
+            "facts": {name: list(fact) for name, fact in self.facts.items()}, "modes": self.modes,
+            "mode_since": self.mode_since, "pending": {name: list(one) for name, one in self.pending.items()},
+            "verdicts": {name: [one.met, one.since] for name, one in self.verdicts.items()},
+        }  # fmt: skip
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Take what `save` has saved, after `take`; modes that the table no longer has are left out."""
+        self.facts = {name: Fact(*fact) for name, fact in saved["facts"].items()}
+        self.values = {name: fact.value for name, fact in self.facts.items()}
+        for name, state in saved["modes"].items():
+            if name in self.rows and state in self.rows[name].states:
+                self.modes[name], self.mode_since[name] = state, saved["mode_since"][name]
+        self.pending = {name: (one[0], one[1]) for name, one in saved["pending"].items() if name in self.rows}
+        self.verdicts = {name: Verdict(*one) for name, one in saved["verdicts"].items()}
+        self.stale = True
+
+
+def mentioned(function: Any) -> tuple[str, ...]:
+    """Names and texts in a condition's code: b.voltage and b.fact("doors") are among them."""
+    if isinstance(function, str):
+        return ()
+    found: list[str] = []
+    for code in codes(function):
+        found += (*code.co_names, *(one for one in code.co_consts if isinstance(one, str)))
+    return tuple(found)
+
+
+def fact_fault(name: str, value: Any) -> str:
+    """Why this cannot be a fact; empty where it can."""
+    if not is_fact(name):
+        return "has a name that is not letters, digits and _-./@, at most 64 of them"
+    kinds = FACTS[name][0] if name in FACTS else (bool, int, float, str)
+    if value is not None and type(value) not in kinds:
+        return f"is {type(value).__name__}, not {' or '.join(kind.__name__ for kind in kinds)}"
+    if isinstance(value, str) and (len(value) > LONGEST or not value.isprintable()):
+        return f"is not a text of at most {LONGEST} characters in one line"
+    if isinstance(value, (int, float)) and not -1e300 < value < 1e300:
+        return "is not a number that can be compared"
+    if isinstance(value, list):
+        good = len(value) <= MOST_DEVICES and all(type(one) is str and len(one) <= LONGEST_DEVICE for one in value)
+        return "" if good else f"is not a list of at most {MOST_DEVICES} names of at most {LONGEST_DEVICE} characters"
+    return ""
