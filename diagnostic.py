@@ -14,10 +14,12 @@ from collections.abc import Callable
 from typing import Any
 
 from bus import Bus, Message
-from onboard import boot_ends, to_pid1
+from onboard import boot_ends, clock, to_pid1
+from onboard.facts import Teller
 from onboard.proc_files import memory_and_cpu
 
 PERIOD = 60.0  # s
+LOOK = 5.0  # s between two looks at the hardware and the clock, where a condition of the table asks for them
 PATIENCE = 2.0  # s, for drivers to answer
 HOT = 80.0  # degrees Celsius; a Raspberry Pi slows down from here on
 SYS = "/sys"
@@ -34,10 +36,35 @@ class Diagnostic:
         self.offset = time.time() - time.monotonic()
         self.logs: dict[str, Any] = {}
         self.reader = Reader()
+        self.teller = Teller("diagnostic")
+        self.next_report = self.next_look = 0.0
         self.warnings: list[str] = []
 
     def on_log(self, topic: str, message: Message) -> None:
         self.logs[topic.partition("/")[2]] = message["data"]
+
+    def on_fact(self, topic: str, message: Message) -> None:
+        """An app says what it knows of the board, or which mode the board is in: fact/NAME, mode/NAME. PID 1 gets it."""
+        if isinstance(message, dict):
+            self.teller.tell(topic.removeprefix("fact/"), message.get("data"), time.monotonic())
+
+    def due(self) -> float:
+        """When there is something to do."""
+        times = (self.next_report, self.next_look if self.teller.asked else None, self.teller.due())
+        return min(one for one in times if one is not None)
+
+    def look(self, now: float) -> None:
+        """Tell PID 1 of what conditions may ask for: the clock, the temperature to a degree, voltages to a tenth of a volt."""
+        self.next_look = now + LOOK
+        found = self.reader.result() or {}
+        heat, supplies = found.get("temperature"), found.get("power") or ()
+        self.teller.tell("clock", clock.state(), now)
+        self.teller.tell("temperature", None if heat is None else round(heat), now)
+        self.teller.tell("under_voltage", (found.get("throttled") or {}).get("under_voltage"), now)
+        volts = {one["name"]: None if one["voltage"] is None else round(one["voltage"], 1) for one in supplies}
+        self.teller.tell("voltage", next((one for one in volts.values() if one is not None), None), now)
+        for name, one in volts.items():
+            self.teller.tell(f"voltage/{name}", one, now)
 
     def measure(self) -> dict[str, Any]:
         """One report; bytes, seconds, degrees Celsius, volts. What this board does not have is None."""
@@ -196,9 +223,18 @@ def services() -> dict[str, Any] | None:
 def main() -> None:
     bus, diagnostic = Bus("diagnostic"), Diagnostic()
     bus.subscribe("log/+", diagnostic.on_log)
+    bus.subscribe("fact/+", diagnostic.on_fact)
+    bus.subscribe("mode/+", diagnostic.on_fact)
     known: list[str] = []
     boot: dict[str, Any] = {}
-    for _ in bus.every(PERIOD):
+    for now in bus.when(diagnostic.due):
+        diagnostic.teller.turn(now)
+        if now >= diagnostic.next_look:
+            diagnostic.look(now)
+        if now < diagnostic.next_report:
+            continue
+        diagnostic.next_report = now + PERIOD
+        diagnostic.teller.again()
         if not boot and (boot := boot_ends.read(boot_ends.RECORD)):  # the keeper may not have written it yet
             bus.publish("boot", boot, retain=True)
         bus.publish("diag", diagnostic.measure(), retain=True)

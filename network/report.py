@@ -8,9 +8,11 @@ from typing import Any
 
 from base.files import write_atomically
 from bus import Bus
+from network.actions import State
 from network.bounds import COMPLAINTS
 from network.links import Link, Links
 from network.radio import Radio
+from onboard.facts import Teller
 
 COUNTS = 10.0  # s between two records of counters alone
 
@@ -26,6 +28,7 @@ class Report:
         self._counts, self._due = (0, 0), 0.0
         self._resolv: str | None = None  # what we have written
         self._complaints: set[str] = set()
+        self._teller = Teller("network")
 
     def tell(self, now: float) -> None:
         """Publish what has changed, and write it down for the prompt and for resolvers."""
@@ -43,10 +46,14 @@ class Report:
             facts = {"pid": os.getpid(), "overruns": counts[0], "dropped": counts[1], "interfaces": list(picture.values())}
             self._write(self.chosen.NETWORK_STATE, json.dumps(facts))
         self._resolver(now)
+        states = [link.state for link in self.links.links.values()]
+        self._teller.tell("online", any(state.addressed for state in states), now)
+        self._teller.tell("network", str(max(states, key=list(State).index, default="")), now)
 
     def due(self) -> float | None:
-        """When counters that have moved alone are written down."""
-        return self._due if self._count() != self._counts else None
+        """When counters that have moved alone are written down, or PID 1 is told again what it has not heard."""
+        times = (self._due if self._count() != self._counts else None, self._teller.due())
+        return min((one for one in times if one is not None), default=None)
 
     def _count(self) -> tuple[int, int]:
         return self.overruns, self.dropped + sum(link.dropped for link in self.links.links.values())

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
 from base.files import read_file
 from bus import Bus
 from onboard.board_table import board_table
+from onboard.facts import Teller
 from services.device_names import DEV, Names
 from services.devices import Properties, consoles, describe, fill, fits, link, names, same, scan, uevent
 from services.modprobe import Loader
@@ -29,6 +31,7 @@ GAP = 0.05  # s between two turns, whatever is due
 DEVICES = 10_000  # that are known; a Raspberry Pi has some 600
 EVENTS = 1000  # at once; then the bus and our deadlines get their turn
 MOST = 20_000  # events to forget at once
+TOLD = 48_000  # characters of the devices' names that PID 1 is told
 
 
 class Hotplug:
@@ -49,6 +52,8 @@ class Hotplug:
         self.lost = False  # events were lost, and sysfs has not been scanned since
         self.dropped = 0  # devices that were too many
         self._said = False
+        self._teller = Teller("hotplug")
+        self._changed = True  # devices have come or gone since PID 1 was told
         self._turned = 0.0
         bus.watch(self.monitor.fileno(), self.on_events)
 
@@ -67,13 +72,22 @@ class Hotplug:
         self.names.apply(self.log)
         self.loader.turn(now)
         self.orders.turn(now)
+        if self._changed:
+            self._changed = False
+            self._teller.tell("devices", device_names(self.known.values()), now)
+        self._teller.turn(now)
         if not self._said and (self.dropped or self.monitor.dropped or self.loader.dropped):
             self._said = True
             self.log.warning("devices: there are more than %d, or some that say what is no text: left out", DEVICES)
 
     def due(self) -> float:
         """When turn() has something to do: the bus sleeps until then."""
-        times = [self.loader.due(), self.orders.due(), self._turned + AGAIN if self.lost or self.names.due() else None]
+        times = [
+            self.loader.due(),
+            self.orders.due(),
+            self._teller.due(),
+            self._turned + AGAIN if self.lost or self.names.due() else None,
+        ]
         return max(self._turned + GAP, min((time for time in times if time is not None), default=self._turned + 3600.0))
 
     # --- what comes in ------------------------------------------------------------------------------------------------
@@ -138,6 +152,7 @@ class Hotplug:
         found = {**before, **found}
         if path.startswith("/devices/"):  # drivers, modules and buses have events too
             self.known[path] = found
+            self._changed = True
         if action == "add" and "MODALIAS" in event and not link(path, "driver", self.sys):
             self.loader.want(event["MODALIAS"])
         self.names.came(path, names(found, self.sys), found.get("DEVNAME", ""))
@@ -147,6 +162,7 @@ class Hotplug:
         """A device is no longer there."""
         path = properties["DEVPATH"]
         self.known.pop(path, None)
+        self._changed = True
         self.names.gone(path)
         self.orders.gone(path)
         self.follow("remove", properties)
@@ -191,6 +207,18 @@ class Hotplug:
         if rule.publish:
             told = {"action": action, "path": properties["DEVPATH"], "properties": properties}
             self.bus.publish(fill(rule.publish, properties), told)
+
+
+def device_names(known: Iterable[Properties]) -> list[str]:
+    """What conditions of the table may call devices: their names below /dev, and those of network interfaces."""
+    found = sorted({name for device in known for name in (device.get("DEVNAME"), device.get("INTERFACE")) if name})
+    kept: list[str] = []
+    size = 0
+    for name in found:
+        size += len(name) + 4
+        if size <= TOLD and len(name) <= 64 and len(kept) < 2000:
+            kept.append(name)
+    return kept
 
 
 def main() -> None:
