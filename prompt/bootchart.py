@@ -93,8 +93,10 @@ def begun() -> float:
         return int(file.read().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
 
 
-def bootchart() -> list[Stats]:
+def bootchart(svg: bool = False) -> list[Stats] | str:
     """The boot as bars: what came before PID 1, its imports and steps, and each service from its start until it is ready.
+
+    With `svg` it is a picture, as text: `sv bootchart --svg >boot.svg` for a browser.
 
     A row is name, kind (before, python, step, service), start and end in seconds since the kernel's start; end is None for
     a service that has not been ready yet. What the kernel and the interpreter took is told apart where /dev/kmsg can be read.
@@ -102,4 +104,9 @@ def bootchart() -> list[Stats]:
     rows: list[list[Any]] = []
     while page := ask("bootchart", first=len(rows)):
         rows += page
-    return chart(rows, before_pid_1(kernel_log(), begun(), rows[0][2]))
+    found = chart(rows, before_pid_1(kernel_log(), begun(), rows[0][2]))
+    if not svg:
+        return found
+    from prompt.picture import picture  # here: few ask for it
+
+    return picture(found, LATEST)

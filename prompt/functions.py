@@ -14,6 +14,9 @@ from prompt.board_facts import reboot as reboot
 from prompt.board_facts import reload as reload
 from prompt.board_facts import snooze as snooze
 from prompt.bootchart import bootchart as bootchart
+from prompt.explain import explain as explain
+from prompt.explain import facts as facts
+from prompt.explain import timeline as timeline
 from prompt.interfaces import network as network
 from prompt.logs import logs as logs
 from prompt.processes import restart_process as restart_process

@@ -65,6 +65,11 @@ def _print(text: str) -> None:
     print(coloured_line(text) if colour_wanted() else text, flush=True)
 
 
+def all_lines(name: str) -> list[Line]:
+    """Everything that is kept of what a service printed; [] where it has printed nothing."""
+    return sorted(_read_logs(_folder(), name, None))
+
+
 def names() -> list[str]:
     """Whose logs there are."""
     folder = _folder()

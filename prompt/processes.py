@@ -25,9 +25,10 @@ def stats_process(name: str | None = None) -> Table:
 
     Where there is one, its keys can be asked for at once: stats_process("gps")["state"].
 
-    name, cmd, alive, state (stopped, waiting, starting, running, backoff, stopping), pid, runtime (s, this life),
-    total_runtime (s), restart (count), exit ("exit 1", "signal KILL", or why it could not start: the last death),
-    since (s in this state), next_restart (s from now), ready, status (its own words), user, wanted, after,
+    name, cmd, alive, state (stopped, waiting, unmet: its condition is not true, starting, running, backoff, stopping), pid,
+    runtime (s, this life), total_runtime (s), restart (count), exit ("exit 1", "signal KILL", or why it could not start: the
+    last death), since (s in this state), next_restart (s from now), ready, status (its own words), user, wanted, after,
+    when (its condition, or None), met (whether that is true),
     memory (bytes resident, main process), cpu (s, main process).
 
     Of all its processes together, where it has a control group (else None): cgroup (its folder), memory_current and
@@ -81,7 +82,7 @@ def restart_process(name: str, timeout: float = 30.0) -> One:
     """Stop a service, start it again and wait until it is ready. Its stats."""
     before = stats_process(name)[0]
     _ask_first(before, "restart")
-    return _until(ask("restart", name=name), ("running", "backoff", "stopped"), timeout, before)
+    return _until(ask("restart", name=name), ("running", "backoff", "stopped", "unmet"), timeout, before)
 
 
 def _until(row: Stats, states: tuple[str, ...], timeout: float, before: Stats | None = None) -> One:
@@ -131,6 +132,7 @@ class Status(Shape, dict[str, object]):
         facts = {
             "state": f"{state} for {duration(row['since'])}{due}",
             "process": f"{row['pid'] or 'none'}, as {row['user']}",
+            "when": row["when"] and f"{row['when']}: {'true' if row['met'] else 'not true'}",
             "status": row["status"],
             "restarts": f"{row['restart']}" + (f", the last time because of: {row['exit']}" if row["exit"] else ""),
             "exits": ", ".join(f"{one['exit']} after {duration(one['ran'])}" for one in row["exits"]),

@@ -12,7 +12,7 @@ from typing import Any
 from base.printable import printable
 
 Stats = dict[str, Any]
-GREEN, YELLOW, RED = "running online local", "starting waiting stopping addressing associating", "backoff"
+GREEN, YELLOW, RED = "running online local", "starting waiting unmet stopping addressing associating", "backoff"
 COLOURS = {word: code for words, code in ((GREEN, "32"), (YELLOW, "33"), (RED, "31")) for word in words.split()}
 LEAST = 12  # characters: a narrower last column is of no use
 

@@ -29,7 +29,7 @@ def stats(name: str, **more: Any) -> dict[str, Any]:
     return {
         "name": name, "cmd": [name], "alive": True, "state": "running", "pid": None, "runtime": 1.0, "total_runtime": 1.0,
         "restart": 0, "exit": None, "since": 1.0, "next_restart": None, "ready": True, "status": "", "user": "root",
-        "wanted": True, "after": [], "cgroup": None, **more,
+        "wanted": True, "after": [], "cgroup": None, "when": None, "met": True, **more,
     }  # fmt: skip
 
 
