@@ -20,6 +20,7 @@ from onboard.proc_files import memory_and_cpu
 
 PERIOD = 60.0  # s
 LOOK = 5.0  # s between two looks at the hardware and the clock, where a condition of the table asks for them
+TELLS = {"clock", "temperature", "voltage", "under_voltage"}  # facts that a look finds
 PATIENCE = 2.0  # s, for drivers to answer
 HOT = 80.0  # degrees Celsius; a Raspberry Pi slows down from here on
 SYS = "/sys"
@@ -37,6 +38,7 @@ class Diagnostic:
         self.logs: dict[str, Any] = {}
         self.reader = Reader()
         self.teller = Teller("diagnostic")
+        self.watched = False  # a condition of the table asks for what only a look tells
         self.next_report = self.next_look = 0.0
         self.warnings: list[str] = []
 
@@ -50,7 +52,7 @@ class Diagnostic:
 
     def due(self) -> float:
         """When there is something to do."""
-        times = (self.next_report, self.next_look if self.teller.asked else None, self.teller.due())
+        times = (self.next_report, self.next_look if self.watched or self.teller.asked else None, self.teller.due())
         return min(one for one in times if one is not None)
 
     def look(self, now: float) -> None:
@@ -215,7 +217,7 @@ def services() -> dict[str, Any] | None:
                 kept = {key: row[key] for key in ("state", "restart", "exit")}
                 rows[row["name"]] = {**kept, "memory": memory, "cpu": cpu}
         board = ask("board")
-        return {"loop": board["loop"], "log": board["log"], "rows": rows}
+        return {"rows": rows, **{name: board[name] for name in ("loop", "log", "modes", "asks_for")}}
     except to_pid1.SVError:
         return None
 
@@ -234,10 +236,11 @@ def main() -> None:
         if now < diagnostic.next_report:
             continue
         diagnostic.next_report = now + PERIOD
-        diagnostic.teller.again()
         if not boot and (boot := boot_ends.read(boot_ends.RECORD)):  # the keeper may not have written it yet
             bus.publish("boot", boot, retain=True)
-        bus.publish("diag", diagnostic.measure(), retain=True)
+        report = diagnostic.measure()
+        diagnostic.watched = not TELLS.isdisjoint((report["services"] or {}).get("asks_for", ()))
+        bus.publish("diag", report, retain=True)
         for warning in diagnostic.warnings:
             if warning not in known:
                 bus.log.warning("%s", warning)

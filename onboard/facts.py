@@ -42,10 +42,6 @@ class Teller:
             self._waiting[name] = value
         self.turn(now)
 
-    def again(self) -> None:
-        """Tell everything once more when it is measured next: a reload may have brought conditions that ask for it."""
-        self._told.clear()
-
     def turn(self, now: float) -> None:
         """Tell PID 1 what waits; what it refuses is complained about once and forgotten."""
         for name, value in list(self._waiting.items()) if now >= self._retry else ():

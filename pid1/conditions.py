@@ -116,6 +116,10 @@ class Conditions:
         names = {"clock": ("clock", "synchronised"), "devices": ("devices", "device")}.get(name, (name,))
         return any(one in names for condition in conditions for one in mentioned(self._function(condition)))
 
+    def asked(self) -> list[str]:
+        """Which facts conditions mention: who measures them looks more often then."""
+        return [name for name in {**FACTS, **self.facts} if self.asks_for(name)]
+
     # --- once a turn ------------------------------------------------------------------------------------------------
     def due(self, changed: Iterable[Process], now: float) -> bool:
         """Whether there is something to judge: a service, a fact or a mode has changed, or a mode has waited for its time."""

@@ -191,6 +191,7 @@ class Requests:
             "state": "stopping" if life.command is not None else "running",
             "complete": life.sv.complete, "services": len(life.sv.processes),
             "modes": dict(life.sv.conditions.modes) if life.sv.conditions else {},
+            "asks_for": life.sv.conditions.asked() if life.sv.conditions else [],
             "unmet": [name for name, process in life.sv.processes.items() if process.state == State.UNMET],
             "never_ready": [name for name, process in life.sv.processes.items() if process.never_ready(now)],
             "loop": {

@@ -544,9 +544,6 @@ def test_a_teller_says_what_has_changed_and_waits_for_pid_1(monkeypatch: pytest.
     assert ("x", 1) not in heard, "not again at once"
     teller.tell("x", 1, 18.0 + facts.RETRY)
     assert ("x", 1) in heard
-    teller.again()
-    teller.tell("online", False, 30.0)
-    assert heard[-1] == ("online", False)
 
 
 # --- an upgrade -------------------------------------------------------------------------------------------------------------

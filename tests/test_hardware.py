@@ -123,7 +123,7 @@ def hardware_board(boot: Boot, tmp_path: Path) -> Callable[..., Board]:
     def start(services: str = "") -> Board:
         device = fuse_device(tmp_path)
         rows = "Service('fakesys', ('{PYTHON}', '/test/fakesys.py', '/sys'), ready='notify', env=(('PYTHONPATH', '{PYTHONPATH}'),)),"
-        rows += "app('diagnostic', after=('broker', 'fakesys'), publishes=('diag', 'boot')), Service('listen', ('{PYTHON}', '{LIB}/bus.py', 'diag'), after=('broker',), groups=('broker',)),"
+        rows += "app('diagnostic', after=('broker', 'fakesys'), publishes=('diag', 'boot'))._replace(tells=('*',)), Service('listen', ('{PYTHON}', '{LIB}/bus.py', 'diag'), after=('broker',), groups=('broker',)),"
         board = boot(rows + services, base="(LOGD, RIGHTS, BROKER)", devices=(device,), settings="from settings import app",
                      files={"fakesys.py": (ROOT / "lab/fakesys.py").read_text()}).up()  # fmt: skip
         board.wait_state("fakesys", "running")
@@ -182,6 +182,23 @@ def test_hardware_that_fails_is_none(hardware_board: Callable[..., Board]) -> No
     assert report["temperature"] is None
     assert [one["voltage"] for one in report["power"]] == [3.912, None]
     assert report["warnings"] == []
+
+
+def test_a_condition_hears_of_the_voltage_from_diagnostic(hardware_board: Callable[..., Board]) -> None:
+    """The real reader and the real bus: a look every five seconds, because a condition asks."""
+    rows = "Service('scan', ('sleep', '1000'), when=lambda b: b.fact('voltage/usb', 0) > 4.6 and b.temperature < 80),"
+    board = hardware_board(rows)
+    board.wait_state("scan", "running", seconds=20)
+    known = {one["name"]: (one["value"], one["by"]) for one in board.ask("facts")}
+    assert known["voltage/usb"] == (5.0, "diagnostic")
+    assert (known["voltage"], known["temperature"]) == ((3.9, "diagnostic"), (48, "diagnostic"))
+    assert known["under_voltage"] == (False, "diagnostic")
+    set_file(board, "class/power_supply/usb/voltage_now", "4480000")
+    board.wait_state("scan", "unmet", seconds=20)
+    set_file(board, "class/power_supply/usb/voltage_now", "5010000")
+    set_file(board, "class/thermal/thermal_zone0/temp", "85500")
+    eventually(lambda: next(one for one in board.ask("facts") if one["name"] == "temperature")["value"] == 86, 20)
+    assert board.stats("scan")["state"] != "running"
 
 
 MAPPED = """
