@@ -2,7 +2,7 @@
 
 Services tell facts by a request; PID 1 looks at nothing by itself. Conditions are judged when a fact, a mode or a service's
 state has changed, and never by the clock, but for a mode whose condition must hold for some time. All that is kept is plain
-data: `save` and `restore` hand it over.
+data, which an upgrade hands over (pid1/handover.py).
 """
 
 from __future__ import annotations
@@ -199,26 +199,6 @@ class Conditions:
 
     def _is_ready(self, name: str) -> bool:
         return name in self.life.sv.processes and self.life.sv.processes[name].ready
-
-    # --- for an upgrade ---------------------------------------------------------------------------------------------
-    def save(self) -> dict[str, Any]:
-        """What an upgraded PID 1 needs, as JSON holds it; verdicts are judged again."""
-        return {
-            "facts": {name: list(fact) for name, fact in self.facts.items()}, "modes": self.modes,
-            "mode_since": self.mode_since, "pending": {name: list(one) for name, one in self.pending.items()},
-            "verdicts": {name: [one.met, one.since] for name, one in self.verdicts.items()},
-        }  # fmt: skip
-
-    def restore(self, saved: dict[str, Any]) -> None:
-        """Take what `save` has saved, after `take`; modes that the table no longer has are left out."""
-        self.facts = {name: Fact(*fact) for name, fact in saved["facts"].items()}
-        self.values = {name: fact.value for name, fact in self.facts.items()}
-        for name, state in saved["modes"].items():
-            if name in self.rows and state in self.rows[name].states:
-                self.modes[name], self.mode_since[name] = state, saved["mode_since"][name]
-        self.pending = {name: (one[0], one[1]) for name, one in saved["pending"].items() if name in self.rows}
-        self.verdicts = {name: Verdict(*one) for name, one in saved["verdicts"].items()}
-        self.stale = True
 
 
 def mentioned(function: Any) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ import time
 import _log
 from base.stdlib import TYPE_CHECKING, json, socket
 from pid1.cgroup import Met
+from pid1.conditions import Fact, Verdict
 from pid1.control import Client
 from pid1.process import Process, State
 from pid1.watchdog import Device
@@ -42,7 +43,9 @@ HANDED = {
     "watchdog": "device:fd error asked timeout fed due pause snoozed ending refused report:fd",
     "rescue": "process until displaced boot_waits",
     "sv": "processes stopping deaths",
-    "world": "changed _refused logs_are_read",
+    "world": "changed _refused logs_are_read logs_in_memory",
+    "timeline": "rows count",
+    "conditions": "facts values modes mode_since verdicts pending _said",
     "spawner": "environment own failures descriptors reports:fd report:fd",
     "cgroups": "root controllers _limits _met _events:fd _watches",
     "relatives": "by_pid groups pidfds:fd strays_count",
@@ -56,11 +59,11 @@ HANDED = {
     "services templates zygotes order defaults default_rows",
 }
 ANEW = {
-    "init": "tables loop events at_end sv rescue watchdog requests control upgrading",
+    "init": "tables loop events timeline at_end sv rescue watchdog requests control upgrading",
     "loop": "_epoll _callbacks _failures _resting timers",
     "watchdog": "life open_device",
     "rescue": "life open_control",
-    "sv": "life loop world dependents loggers escalate delays",
+    "sv": "life loop world dependents loggers escalate delays conditions",
     "world": "life spawner cgroups relatives pipes closer notify paths forks",
     "spawner": "ignored valid _low _null",
     "cgroups": "_loop",
@@ -70,20 +73,21 @@ ANEW = {
     "paths": "_loop _appeared",
     "control": "_loop _handler _permits _closer _answers _listener _takes_rights",
     "tables": "names",
+    "conditions": "life world rows stale _functions",
     "process": "row actions delays jitter",  # and all that it has besides is handed over
 }
-TUPLES: dict[str, Any] = {**ROWS, **{kind.__name__: kind for kind in (Account, Met, Client, Foreign)}}
+TUPLES: dict[str, Any] = {**ROWS, **{kind.__name__: kind for kind in (Account, Met, Client, Foreign, Fact, Verdict)}}
 SIMPLE = frozenset((type(None), bool, int, float, str))
 
 
 def parts(init: Any) -> dict[str, Any]:
-    """The objects that PID 1 consists of, by their names in the tables above; a board without a control socket lacks that."""
+    """The objects that PID 1 consists of, by their names in the tables above; a board may lack control and conditions."""
     world = init.sv.world
     found = {
         "init": init, "loop": init.loop, "events": init.events, "watchdog": init.watchdog, "rescue": init.rescue, "sv": init.sv,
         "world": world, "spawner": world.spawner, "cgroups": world.cgroups, "relatives": world.relatives, "pipes": world.pipes,
         "closer": world.closer, "notify": world.notify, "paths": world.paths, "control": init.control, "sink": _log.sink,
-        "tables": init.tables,
+        "tables": init.tables, "timeline": init.timeline, "conditions": init.sv.conditions,
     }  # fmt: skip
     return {name: part for name, part in found.items() if part is not None}
 
@@ -303,6 +307,8 @@ def take(init: Any, document: Document) -> None:
         os.close(fd)
     if listener is not None:
         init.open_control(listener)
+    if "conditions" in document["parts"]:
+        init.sv.conditions_of_board()
     for name, part in parts(init).items():
         handed = document["parts"].get(name, {})
         for attribute, _ in words(HANDED[name]):

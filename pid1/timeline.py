@@ -6,10 +6,7 @@ from base.stdlib import TYPE_CHECKING
 from onboard.to_pid1 import A_REPLY
 
 if TYPE_CHECKING:
-    from collections import deque
     from typing import Any
-else:
-    from _collections import deque
 
 KEPT = 500
 LONGEST = 200  # characters of why
@@ -19,13 +16,14 @@ class Timeline:
     """A ring of rows: number, when (s since the kernel's start), what, the state before, the state after, why."""
 
     def __init__(self) -> None:
-        self.rows: deque[tuple[int, float, str, str, str, str]] = deque(maxlen=KEPT)
+        self.rows: list[tuple[int, float, str, str, str, str]] = []
         self.count = 0  # of all that there have been
 
     def note(self, now: float, what: str, before: str, after: str, why: str = "") -> None:
         """Something is in another state now."""
         self.count += 1
         self.rows.append((self.count, now, what, before, after, why[:LONGEST]))
+        del self.rows[:-KEPT]
 
     def page(self, first: Any, most: int) -> list[list[Any]]:
         """At most so many rows, from number `first` on: numbers stay when the oldest rows go."""

@@ -546,22 +546,6 @@ def test_a_teller_says_what_has_changed_and_waits_for_pid_1(monkeypatch: pytest.
     assert ("x", 1) in heard
 
 
-# --- an upgrade -------------------------------------------------------------------------------------------------------------
-def test_what_is_known_is_handed_over_as_plain_data(kernel: Kernel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import json
-
-    rows = (held("a", lambda b: b.mode("power") == "good" and b.online),)
-    boot_modes(kernel, (POWER,), *rows)
-    tell(kernel, 20.0, online=True, voltage=11.0)
-    kernel.sv.tick(22.0)
-    saved = json.loads(json.dumps(conditions(kernel).save()))
-    other = Kernel(monkeypatch, tmp_path / "other")
-    boot_modes(other, (POWER,), *rows)
-    conditions(other).restore(saved)
-    assert conditions(other).save() == conditions(kernel).save()
-    assert conditions(other).facts == conditions(kernel).facts
-
-
 # --- explain and timeline ---------------------------------------------------------------------------------------------------
 def told(kernel: Kernel, name: str, now: float) -> str:
     return explain.sentence(why.explain(kernel.life, kernel.sv.processes[name], now))

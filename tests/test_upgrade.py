@@ -143,6 +143,24 @@ def test_services_go_on_and_what_pid_1_knows_of_them_too(boot: Boot) -> None:
     assert board.end() == 0
 
 
+def test_facts_modes_and_the_timeline_go_on(boot: Boot) -> None:
+    """A service that waits for its condition still waits, since then, and the new PID 1 hears of what makes it true."""
+    rows = "Service('a', ('sleep', '1000'), when=lambda b: b.mode('motion') == 'moving' and b.fact('doors') == 2),"
+    board = boot(rows, settings="MODES = (Mode('motion', ('idle', 'moving')),)").up()
+    board.ask("fact", name="mode/motion", value="moving")
+    board.ask("fact", name="doors", value=3, by="doors")
+    board.wait_state("a", "unmet")
+    facts, moves = board.ask("facts"), board.ask("timeline")
+    assert upgrade(board)["state"] == 1
+    assert [(one["name"], one["value"], one["by"]) for one in board.ask("facts")] == [
+        (one["name"], one["value"], one["by"]) for one in facts
+    ]
+    assert board.ask("timeline")[: len(moves)] == moves
+    assert board.stats("a")["state"] == "unmet"
+    board.ask("fact", name="doors", value=2)
+    board.wait_state("a", "running")
+
+
 def test_a_service_that_dies_meanwhile_is_started_again(boot: Boot) -> None:
     """Between the last turn of the old code and the first one of the new: nobody reaps, and nothing is lost."""
     board = boot(SLEEPS, settings="BACKOFF_FIRST = 0.1").up()
