@@ -100,7 +100,7 @@ microvm: setup
 	@$(AS_ROOT) $(PYTHON) lab/microvm.py $(if $(RUN),--run "$(RUN)") $(if $(CONFIG),--config "$(CONFIG)") -- $(OPTIONS)
 
 # The longest first: a worker takes a file.
-QEMU_TESTS = $(patsubst %,tests/qemu_%.py,wifi powercuts watchdog exits cgroup storage install bootfiles board ssh hotplug uplink teardown outbox raspi clock card microvm)
+QEMU_TESTS = $(patsubst %,tests/qemu_%.py,wifi powercuts watchdog exits cgroup security storage install bootfiles board ssh hotplug uplink teardown outbox raspi clock card microvm)
 test-qemu: export STACK_PATIENCE ?= 3 # without KVM, and beside others; a wait that ends early costs nothing
 test-qemu: export PROGRAMS = $(LAB) $(CARD) $(SSH) qemu-system-x86_64:qemu-system-x86 $(ARM)
 test-qemu: setup
