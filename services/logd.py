@@ -29,6 +29,7 @@ TAIL_SECONDS = 1.0  # text without a newline counts as a line after this long
 LAST_LINES, LAST_SIZE = 100, 16 * 1024  # lines and bytes that are kept of the dropped ones
 OPEN_MOST = 200  # files
 PAUSE = 0.02  # seconds between two looks at a service that prints too much
+TURN = 0.2  # seconds for one service before the others have their turn, and PID 1's question
 LEVELS = {ord("0"): b"error: ", ord("1"): b"error: ", ord("2"): b"error: ", ord("3"): b"error: ", ord("4"): b"warning: "}
 
 libc.tee.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_size_t, ctypes.c_uint)
@@ -171,6 +172,9 @@ class Logd:
             take_out(stream.fd, whole)
             if not within_budget and not flush:
                 self.pause(stream, now)
+                return
+            if time.monotonic() > now + TURN and not self.ending:
+                self.epoll.modify(stream.fd, select.EPOLLIN | select.EPOLLET)  # what is left wakes us again
                 return
 
     @staticmethod

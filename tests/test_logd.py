@@ -171,6 +171,22 @@ def test_a_flood_is_limited_counted_and_disturbs_nobody(daemon: Daemon) -> None:
     assert sorted(delays)[10] < 0.5
 
 
+def test_a_service_that_prints_faster_than_it_is_read_leaves_the_others_their_turn(daemon: Daemon) -> None:
+    """With limits that it keeps within. It had been read until its pipe was empty, which it never was."""
+    loud, quiet = daemon.writer("loud"), daemon.writer("quiet")
+    daemon.start(rate=10**9, burst=10**9)
+    service = subprocess.Popen(["yes", "a line without end"], stdout=loud)
+    try:
+        eventually(lambda: len(daemon.lines("loud")) > 1000, 20)
+        for text in ("one", "two", "three"):
+            os.write(quiet, f"{text}\n".encode())
+            eventually(last_line(daemon, "quiet", text), 10)
+    finally:
+        service.kill()
+        service.wait()
+    eventually(lambda: waiting(loud) == 0, 20)
+
+
 def test_files_are_bounded_each_and_together(daemon: Daemon) -> None:
     daemon.start(file_size=20_000, total_size=100_000, rate=1e9, burst=1e9)
     for number in range(12):
