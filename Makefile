@@ -18,7 +18,7 @@ MACHINE ?= x86_64
 MACHINES = x86_64 virt-arm64 raspi3b
 
 .PHONY: help run prompt boot test test-qemu test-arm test-pythons chaos fleet lint bench bench-boot microvm image install install-board uninstall-board
-.PHONY: setup clean install-files docs demo mothership pins push
+.PHONY: setup clean install-files docs demo mothership pins push mutants
 
 help:
 	@echo "make run [SECONDS=n] [PROFILE=FILE] [MOTHERSHIP=HOST:PORT] [OPTIONS='stack.debug ...']   boot the board in namespaces"
@@ -35,6 +35,7 @@ help:
 	@echo "make bench-boot [ROUNDS=n] [MACHINE=...]   boots beside busybox init and systemd, in QEMU"
 	@echo "make fleet [BOARDS='200 2000'] [SECONDS=n] [RATE=n] [PERIOD=n] [BROKER=mosquitto|nats|both]   many boards, one mothership"
 	@echo "make image BOARD=name BUILDROOT=path   a card for a board, by a checkout of Buildroot 2026.05.1"
+	@echo "make mutants [MODULES='sv.py ...'] [MUTANTS=n] [SEED=n]   which small mistakes the pure tests notice"
 	@echo "make push BOARD=root@host             this tree's modules on a board, until its next boot or keep()"
 	@echo "make install DESTDIR= PREFIX=         what an image needs"
 	@echo "make install-board | uninstall-board  on this Raspberry Pi OS or Debian, beside its systemd"
@@ -167,6 +168,13 @@ push: setup
 	@rm -rf build/push
 	@$(MAKE) -s install DESTDIR="$(CURDIR)/build/push" PREFIX=/usr SITEDIR= TARGET_PYTHON=$(PYTHON)
 	@$(PYTHON) laptop/send_push.py --ssh "$(SSH_COMMAND)" --sv "$(SV)" "$(BOARD)" build/push/usr/lib/stack
+
+MODULES ?=
+MUTANTS ?=
+SEED ?=
+mutants: NEEDS = requirements-dev.txt
+mutants: setup
+	@$(PYTHON) lab/mutants.py $(MODULES) $(if $(MUTANTS),--mutants $(MUTANTS)) $(if $(SEED),--seed $(SEED))
 
 install-board:
 	@./install_board.sh install
