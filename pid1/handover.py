@@ -116,7 +116,7 @@ class Packer:
             return [one if type(one) in SIMPLE else self.pack(one) for one in value]
         if isinstance(value, dict):
             return {"dict": [[self.pack(key), self.pack(one)] for key, one in value.items()]}
-        if kind.__name__ in TUPLES:
+        if isinstance(value, tuple) and kind.__name__ in TUPLES:  # tables/rows.py has a Device too
             self.columns[kind.__name__] = kind._fields
             return {"row": kind.__name__, "cells": [one if type(one) in SIMPLE else self.pack(one) for one in value]}
         if kind is list or kind is set:

@@ -21,6 +21,7 @@ from onboard.to_pid1 import SVError
 from pid1 import handover, selftest
 from pid1.life import Life
 from pid1.process import Actions, Process
+from pid1.watchdog import Device
 from stack import Init
 from tables.rows import Service
 
@@ -436,6 +437,16 @@ def test_all_of_a_process_is_plain() -> None:
     for name, value in vars(process).items():
         if name not in handover.ANEW["process"].split():
             handover.Packer().pack(value)
+
+
+def test_the_watchdogs_device_is_no_row_of_the_table() -> None:
+    """Both classes are called Device."""
+    device = Device.__new__(Device)
+    device.fd = 7
+    packer = handover.Packer()
+    assert packer.pack(device) == {"device": 7}
+    packer.hold(device)
+    assert packer.fds == {7}
 
 
 def test_what_cannot_be_handed_over_is_an_error() -> None:
