@@ -78,7 +78,7 @@ class Init(Life):
             try:
                 step()
             except Exception as error:
-                self.fault(f"boot: {step.__name__}: {trace(error)}")
+                self.fault(f"boot: {step.__name__}: {trace(error)}", error)
                 self.incomplete = True
             self.steps.append((step.__name__, started, time.monotonic() - started))
         self.booted = True
@@ -122,6 +122,8 @@ class Init(Life):
         self.options = parse_options([*words, *self.arguments])
         if "stack.debug" in self.options:
             _log.sink.level = _log.sink.console_level = _log.DEBUG
+        if "stack.tracemalloc" in self.options:
+            self.requests.memory("start")
 
     def load_tables(self) -> None:
         self.tables = tables_module.load(self.options, meanwhile=self.feed_watchdog)
@@ -300,7 +302,7 @@ class Init(Life):
             try:
                 self.loop.turn()
             except Exception as error:
-                self.fault(f"loop: {trace(error)}")
+                self.fault(f"loop: {trace(error)}", error)
                 time.sleep(0.1)
             stopping = self.sv.stopping
             if self.command is not None and stopping is not None and (self.sv.down or time.monotonic() >= stopping):

@@ -42,7 +42,7 @@ TIOCSCTTY = 0x540E
 LOOP_CLR_FD = 0x4C01  # linux/loop.h
 WDIOC_SETTIMEOUT, WDIOC_GETTIMEOUT = 0xC0045706, 0x80045707  # linux/watchdog.h
 SO_PASSRIGHTS = 83
-RLIMIT_NOFILE = 7  # on all machines but MIPS, Alpha and SPARC
+RLIMIT_NOFILE, RLIMIT_AS = 7, 9  # on all machines but MIPS, Alpha and SPARC
 SCM_CREDENTIALS = 2
 EXEC_FAILED = 126  # exit status of a child that never came to its program, as shells have it
 RIGHTS_SPACE = 4 * 253 + 64  # SCM_MAX_FD descriptors, a struct ucred, and their headers
@@ -156,6 +156,14 @@ def limit_descriptors(limits: tuple[int, int] | None = None) -> tuple[int, int]:
     pair = ctypes.c_uint64 * 2
     old = pair()
     check(_prlimit(0, RLIMIT_NOFILE, pair(*limits) if limits else None, old))
+    return old[0], old[1]
+
+
+def limit_memory(limits: tuple[int, int] | None = None) -> tuple[int, int]:
+    """RLIMIT_AS of this process, soft and hard in bytes (`man 2 prlimit`), and another one from now on where it is given."""
+    pair = ctypes.c_uint64 * 2
+    old = pair()
+    check(_prlimit(0, RLIMIT_AS, pair(*limits) if limits else None, old))
     return old[0], old[1]
 
 

@@ -1,7 +1,8 @@
 """What has happened to the board, in a file in memory: PID 1 appends to it, the uplink reads it and sends it on.
 
 A line is an envelope as the bus has it, from "stack", in JSON. Kinds: up (the boot is over), crash (a service ended unasked),
-fault, stop (it goes down). `seq` counts from 1 in each boot; a gap says that the file was full before anybody read it.
+fault, exception (in PID 1), console (a line typed into it), stop (it goes down). `seq` counts from 1 in each boot; a gap says
+that the file was full before anybody read it.
 """
 
 from __future__ import annotations

@@ -193,6 +193,7 @@ class Control:
         if not isinstance(request, dict) or not isinstance(request.get("op"), str):
             return {"error": 'the request is not an object with an "op", such as {"op": "stats"}'}
         try:
+            self._loop.client = client
             may = client.uid == 0 or self._permits(client.pid, request, client.since)
             return {"ok": self._handler(request, 0 if may else client.uid, now)}
         except SVError as error:
@@ -200,7 +201,10 @@ class Control:
         except Exception as error:  # one request must not touch the others
             self._loop.errors += 1
             _log.error(f"control request {str(request)[:100]}: {type(error).__name__}: {error}")
+            self._loop.on_error("a control request", error)
             return {"error": f"PID 1 failed on this request: {type(error).__name__}: {error}"}
+        finally:
+            self._loop.client = None
 
 
 def new_socket() -> socket.socket:

@@ -37,7 +37,7 @@ OLDEST = VERSION - len(STEPS)
 SLOTS, SLOT = 3, 16 * 1024 * 1024  # bytes of the memfd, which takes no memory for what is not written
 
 HANDED = {
-    "init": "arguments line born began options steps command faults booted into wakeup:fd waker:fd asked incomplete",
+    "init": "arguments line born began options steps command faults crashes booted into wakeup:fd waker:fd asked incomplete",
     "loop": "turns wakeups longest limit slow errors",
     "events": "path number boot_id early",
     "watchdog": "device:fd error asked timeout fed due pause snoozed ending refused report:fd",
@@ -59,8 +59,8 @@ HANDED = {
     "services templates zygotes order defaults default_rows",
 }
 ANEW = {
-    "init": "tables loop events timeline at_end sv rescue watchdog requests control upgrading",
-    "loop": "_epoll _callbacks _failures _resting timers",
+    "init": "last_trace address_space tables loop events timeline at_end sv rescue watchdog requests control upgrading",
+    "loop": "excused client on_error _epoll _callbacks _failures _resting timers",
     "watchdog": "life open_device",
     "rescue": "life open_control",
     "sv": "life loop world dependents loggers escalate delays conditions",

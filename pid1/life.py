@@ -15,6 +15,7 @@ from tables.tables import Tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import TracebackType
     from typing import Any
 
     from pid1.control import Control
@@ -94,13 +95,20 @@ class Life:
         self.booted = False  # every step of the boot has been taken
         self.control: Control | None = None
         self.upgrading: Any = None  # an upgrade that is under way: pid1/upgrade.py's
+        self.crashes: dict[tuple[str, str, str, int], dict[str, Any]] = {}  # exceptions in PID 1: pid1/crashes.py
+        self.last_trace: TracebackType | None = None  # of the last one, for the console's debugger
+        self.address_space: tuple[int, int] | None = None  # the limits for services, while the console's are in force
+        self.loop.on_error = self.crashed
         self.at_end: list[Callable[[float], None]] = []  # called once, when the shutdown begins
 
-    def fault(self, text: str) -> None:
-        """Note something that people should see: in the log, in board(), and as an event for the mothership."""
+    def fault(self, text: str, error: BaseException | None = None) -> None:
+        """Note something that people should see: in the log, in board(), and as an event for the mothership; and the exception,
+        where there was one, for crashes()."""
         self.faults = [*self.faults[1 - FAULTS_KEPT :], text]
         _log.error(text)
         self.tell("fault", {"text": text}, time.monotonic())
+        if error:
+            self.crashed(text.partition(f": {type(error).__name__}")[0], error)
 
     def best_effort(self, what: str, step: Callable[..., object], *arguments: object) -> None:
         """A step whose refusal by the kernel is worth a warning, not a fault."""
@@ -121,6 +129,22 @@ class Life:
                 _log.debug(f"{events.FILE}: {error.strerror}")
 
         self.loop.guard("events", write, now)
+
+    def crashed(self, what: str, error: BaseException) -> None:
+        """Keep an exception in PID 1 with its local values, and send it: each one once."""
+        try:
+            from pid1.crashes import note
+
+            now = time.monotonic()
+            self.last_trace = error.__traceback__
+            if data := note(self.crashes, what, error, self.tables, now):
+                self.tell("exception", data, now)
+        except Exception as failure:  # nothing may come of an exception but that it is kept
+            _log.debug(f"an exception is not kept: {type(failure).__name__}: {failure}")
+
+    def crash_list(self) -> list[dict[str, Any]]:
+        """All that are kept, the newest last."""
+        return list(self.crashes.values())
 
     def reload(self, now: float) -> dict[str, list[str]]:
         """Read the tables again and take them; SVError, and nothing is changed, where they cannot be read as a whole."""

@@ -10,6 +10,7 @@ from base.stdlib import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     Callback = Callable[[float], object]
 
@@ -34,6 +35,9 @@ class Loop:
         self.limit = float("inf")  # seconds of work that are too many
         self.slow: list[float] = []  # when turns took longer than that: the last ones
         self.errors = 0
+        self.excused = 0.0  # seconds of this turn that do not count: a statement of the console, which has a limit of its own
+        self.client: Any = None  # the control socket's, whose request is being handled
+        self.on_error: Callable[[str, BaseException], object] = lambda what, error: None  # keeps it for crashes()
 
     def watch(self, fd: int, callback: Callback, events: int = READ) -> None:
         """Call back while `fd` is ready; watching it again replaces callback and events."""
@@ -76,7 +80,8 @@ class Loop:
                     self._resting[fd] = (now + REST, events)
         for _, tick in self.timers:
             self.guard("timer", tick, now)
-        took = time.monotonic() - now
+        took = time.monotonic() - now - self.excused
+        self.excused = 0.0
         self.longest = max(self.longest, took)
         if took > self.limit:
             self.slow = [*self.slow[1 - SLOW_TURNS :], now + took]
@@ -116,6 +121,7 @@ class Loop:
     def _failed(self, what: str, error: Exception) -> None:
         self.errors += 1
         _log.error(f"{what}: {trace(error)}")
+        self.on_error(what, error)
 
 
 def trace(error: BaseException) -> str:

@@ -27,7 +27,9 @@ from tables.values import signal_number
 if TYPE_CHECKING:
     from typing import Any
 
+    from pid1.inside import Inside
     from pid1.life import Life
+    from pid1.memory import Memory
     from pid1.watchdog import Watchdog
 
 ACTS = ("start", "stop", "restart", "signal", "run", "reload", "snooze", "push", "reboot", "halt", "poweroff")
@@ -45,6 +47,8 @@ class Requests:
     def __init__(self, life: Life, watchdog: Watchdog) -> None:
         self.life = life
         self.watchdog = watchdog
+        self._inside: Inside | None = None
+        self._memory: Memory | None = None
 
     def handle(self, request: dict[str, Any], uid: int, now: float) -> Any:
         """One request, and its answer."""
@@ -56,10 +60,11 @@ class Requests:
                 from pid1 import why
 
                 return why.answer(life, request, uid, now)
-            case {"op": "stats", "name": str(name)}:
-                return [self.stats(self._named(name), now)]
             case {"op": "stats"}:
-                return [self.stats(process, now) for process in page(list(sv.processes.values()), request)]
+                return [self.stats(process, now) for process in self._asked(request)]
+
+            case {"op": "console" | "crashes" | "memory"}:
+                return self._look_inside(request, uid, now)
 
             case {"op": "reboot" | "halt" | "poweroff" | "reload" | "snooze" | "push" | "upgrade" as op} if uid != 0:
                 raise SVError(f"only root may {op} the board; you are uid {uid}")
@@ -104,6 +109,11 @@ class Requests:
             listed = ", ".join(f"{op} {pattern}".strip() for op, pattern in rules)
             raise SVError(f"this board's {row.may} refuses {what}; it lists {listed or 'nothing'}")
         return False
+
+    def _asked(self, request: dict[str, Any]) -> list[Process]:
+        """The service that the request names, or so many of all."""
+        name = request.get("name")
+        return [self._named(name)] if isinstance(name, str) else page(list(self.life.sv.processes.values()), request)
 
     def _named(self, name: str) -> Process:
         processes = self.life.sv.processes
@@ -178,6 +188,27 @@ class Requests:
         except OSError as error:
             raise SVError(f"{row.name} cannot be run: {error.strerror}: {row.argv[0][:64]!r}") from None
         return self.life.sv.add(row, now)
+
+    # --- inside PID 1, loaded when somebody asks ----------------------------------------------------------------------
+    def _look_inside(self, request: dict[str, Any], uid: int, now: float) -> Any:
+        if uid != 0:
+            raise SVError(f"only root may look into PID 1; you are uid {uid}")
+        if request["op"] == "crashes":
+            return self.life.crash_list()
+        if request["op"] == "memory":
+            return self.memory(str(request.get("what", "")))
+        from pid1.inside import Inside
+
+        if self._inside is None:
+            self._inside = Inside(self.life, self.watchdog, self.handle, self.memory)
+        return self._inside.handle(request, now)
+
+    def memory(self, what: str = "") -> dict[str, Any]:
+        """Figures of PID 1's memory; "start" and "stop" begin and end tracing."""
+        from pid1.memory import Memory
+
+        self._memory = self._memory or Memory()
+        return self._memory.facts(what)
 
     # --- answers ----------------------------------------------------------------------------------------------------
     def board(self, now: float) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from errno import ECHILD
 
 import _log
 from base.stdlib import TYPE_CHECKING, signal, socket
-from base.syscalls import limit_descriptors
+from base.syscalls import limit_descriptors, limit_memory
 from pid1.cgroup import Cgroups
 from pid1.closer import Closer
 from pid1.log_pipes import LogPipes
@@ -59,13 +59,16 @@ class World(Actions):
         return self._with_reserve(lambda: self._spawn(process))
 
     def _with_reserve(self, step: Callable[[], T]) -> T:
-        """Do this so that no service gets the last descriptors."""
+        """Do this so that no service gets the last descriptors, or a limit of the console's."""
+        memory = limit_memory(self.life.address_space) if self.life.address_space else None
         soft, hard = limit_descriptors()
         limit_descriptors((max(0, soft - RESERVE), hard))
         try:
             return step()
         finally:
             limit_descriptors((soft, hard))
+            if memory:
+                limit_memory(memory)
 
     def prepared(self, process: Process, now: float) -> bool:
         """Whether it can be launched now. One that a zygote is to fork waits for its child, which is asked for here."""

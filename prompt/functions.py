@@ -17,6 +17,9 @@ from prompt.bootchart import bootchart as bootchart
 from prompt.explain import explain as explain
 from prompt.explain import facts as facts
 from prompt.explain import timeline as timeline
+from prompt.inside_pid1 import console as console
+from prompt.inside_pid1 import crashes as crashes
+from prompt.inside_pid1 import memory as memory
 from prompt.interfaces import network as network
 from prompt.logs import logs as logs
 from prompt.processes import restart_process as restart_process
