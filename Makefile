@@ -18,7 +18,7 @@ MACHINE ?= x86_64
 MACHINES = x86_64 virt-arm64 raspi3b
 
 .PHONY: help run prompt boot test test-qemu test-arm test-pythons chaos fleet lint bench bench-boot microvm image install install-board uninstall-board
-.PHONY: setup clean install-files docs demo mothership pins push mutants
+.PHONY: setup clean install-files docs demo mothership pins push mutants update-key bundle update
 
 help:
 	@echo "make run [SECONDS=n] [PROFILE=FILE] [MOTHERSHIP=HOST:PORT] [OPTIONS='stack.debug ...']   boot the board in namespaces"
@@ -37,6 +37,9 @@ help:
 	@echo "make image BOARD=name BUILDROOT=path   a card for a board, by a checkout of Buildroot 2026.05.1"
 	@echo "make mutants [MODULES='sv.py ...'] [MUTANTS=n] [SEED=n]   which small mistakes the pure tests notice"
 	@echo "make push BOARD=root@host             this tree's modules on a board, until its next boot or keep()"
+	@echo "make update-key                       the key that signs updates, in build/update; the next image knows it"
+	@echo "make bundle BOARD=name                an update of what make image has built, signed"
+	@echo "make update BOARD=root@host BUNDLE=FILE   ... into the slot of a board that does not run"
 	@echo "make install DESTDIR= PREFIX=         what an image needs"
 	@echo "make install-board | uninstall-board  on this Raspberry Pi OS or Debian, beside its systemd"
 	@echo "make docs                             the documentation as a site, in build/site"
@@ -65,9 +68,10 @@ setup:
 CHAOS = tc:iproute2 faketime:faketime
 SERVER = pg_ctlcluster:postgresql chromium:chromium openssl:openssl shellcheck:shellcheck
 SSH = dropbear:dropbear-bin ssh:openssh-client rsync:rsync /usr/lib/openssh/sftp-server:openssh-sftp-server
+UPDATE = swupdate:swupdate openssl:openssl cpio:cpio
 CARD = genimage:genimage mcopy:mtools mkfs.vfat:dosfstools mke2fs:e2fsprogs mksquashfs:squashfs-tools sfdisk:fdisk
 test: NEEDS = requirements-dev.txt requirements-fleet.txt requirements-docs.txt
-test: export PROGRAMS = $(CHAOS) $(SERVER) $(CARD) $(SSH) busybox:busybox ip:iproute2 fusermount3:fuse3 wpa_supplicant:wpasupplicant
+test: export PROGRAMS = $(CHAOS) $(SERVER) $(CARD) $(UPDATE) $(SSH) busybox:busybox ip:iproute2 fusermount3:fuse3 wpa_supplicant:wpasupplicant
 test: setup
 	@./test.sh $(TESTS)
 
@@ -141,7 +145,10 @@ BUILDROOT ?=
 CARD_BOARDS = $(patsubst buildroot/configs/stack_%_defconfig,%,$(sort $(wildcard buildroot/configs/*)))
 CARDS = $(CURDIR)/build/image/$(BOARD)
 # Our own variables are nothing to the packages that it builds, of which some have a BOARD of their own.
-BUILD = env -u MAKEFLAGS -u MAKEOVERRIDES -u BOARD -u BUILDROOT $(MAKE) -C $(BUILDROOT)
+BUILD = env -u MAKEFLAGS -u MAKEOVERRIDES -u BOARD -u BUILDROOT -u VERSION STACK_RELEASE="$(BOARD) $(VERSION)" $(MAKE) -C $(BUILDROOT)
+# Of an image and of its bundle: boards take no older one. Four numbers below 65536 at most.
+VERSION := $(or $(VERSION),$(shell date -u +%Y.%m%d.%H%M))
+KEYS = build/update
 image:
 	@[ -n "$(BOARD)" ] && [ -n "$(filter $(BOARD),$(CARD_BOARDS))" ] || { echo "image: no board '$(BOARD)'; say BOARD= and one of $(CARD_BOARDS)" >&2; exit 1; }
 	@[ -f "$(BUILDROOT)/support/kconfig/merge_config.sh" ] || { echo "image: no Buildroot in '$(BUILDROOT)'; say BUILDROOT= and the path of a checkout (docs/first-board.md)" >&2; exit 1; }
@@ -151,6 +158,19 @@ image:
 	@[ ! -d $(CARDS)/build/stack-local ] || $(BUILD) O=$(CARDS) stack-dirclean # or it would keep what it built before
 	@$(BUILD) O=$(CARDS)
 	@echo "image: $(CARDS)/images/sdcard.img is the card"
+	@[ ! -f $(KEYS)/update.key ] || $(MAKE) -s bundle BOARD=$(BOARD)
+
+update-key:
+	@python3 -P laptop/update_bundle.py key $(KEYS)
+
+bundle:
+	@release=$(CARDS)/target/etc/stack-release; [ -f "$$release" ] || { echo "bundle: there is no $$release; \`make image BOARD=$(BOARD)\` makes it" >&2; exit 1; }; \
+	set -- $$(cat "$$release"); python3 -P laptop/update_bundle.py bundle $(CARDS)/images "$$1" "$$2" $(KEYS) "$(CARDS)/images/$$1-$$2.swu"
+
+BUNDLE ?=
+update:
+	@[ -n "$(BOARD)" ] && [ -f "$(BUNDLE)" ] || { echo "update: say BOARD=root@host BUNDLE=FILE, as \`make bundle\` makes one" >&2; exit 1; }
+	@$(SSH_COMMAND) "$(BOARD)" "$(SV) update -" <"$(BUNDLE)"
 
 # The pages that come from the program, then the site; a warning is an error. -P: mkdocs must not import our modules.
 .PHONY: docs

@@ -70,6 +70,9 @@ COMMANDS = (
     ("stop", "wifi_analyzer"), ("stop", "diagnostic"), ("snooze", ""), ("reload", ""), ("reboot", ""),
 )  # fmt: skip
 
+# --- updates ------------------------------------------------------------------------------------------------------
+UPDATE_CERTIFICATE = "/etc/stack-update.pem"  # whose bundles `update()` takes; `make update-key` and `make image` bring it
+
 # --- watchdog -----------------------------------------------------------------------------------------------------
 WATCHDOG = "/dev/watchdog"  # PID 1's loop resets its timer; empty: none
 WATCHDOG_TIMEOUT = 30.0  # the board is reset when PID 1 hangs for so long; an SD card may take ten

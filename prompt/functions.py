@@ -32,6 +32,8 @@ from prompt.push import drop as drop
 from prompt.push import keep as keep
 from prompt.push import push as push
 from prompt.top import top as top
+from prompt.update import commit as commit
+from prompt.update import update as update
 from prompt.upgrading import upgrade as upgrade
 from prompt.watch import watch as watch
 

@@ -50,6 +50,7 @@ class Settings:
     OUTBOX_GIVE_UP: tuple[str, ...]
     VSOCK: tuple[str, ...]
     COMMANDS: tuple[tuple[str, str], ...]
+    UPDATE_CERTIFICATE: str
     WATCHDOG: str
     WATCHDOG_TIMEOUT: float
     WATCHDOG_SNOOZE_MAX: float

@@ -264,12 +264,17 @@ def uboot_environment() -> dict[str, str]:
     return {name: value for name, _, value in lines}
 
 
+def partitions() -> dict[int, str]:
+    """The devices of the root's card by number."""
+    return root_disk.partitions(root_disk.of_root())
+
+
 def slots(options: dict[str, str], chosen: str = CHOSEN) -> Slots:
     """The back-end of this board. SlotError where the card has one root only, such as one of before there were slots."""
     cmdline = read_file(CMDLINE)
     if "rauc.slot=" in cmdline:
         return UBoot(uboot_environment(), cmdline)
-    parts = root_disk.partitions(root_disk.of_root())
+    parts = partitions()
     device = parts.get(1, "")
     if not set(ROOT_OF.values()) <= set(parts):
         raise SlotError("this card has one root: it takes no update while it runs. Write a card of today's layout once")

@@ -21,6 +21,11 @@ open=$(awk -F: '$2 !~ /^[*!]/ { printf "%s ", $1 }' "$target/etc/shadow")
 [ -z "$open" ] || fail "a password would let in: $open(/etc/shadow); unset BR2_TARGET_ENABLE_ROOT_LOGIN, give users none"
 chmod 600 "$target/etc/shadow"
 
+# Which board and version this is, and whose updates it takes: `make image` says the one, `make update-key` made the other.
+[ -z "${STACK_RELEASE:-}" ] || echo "$STACK_RELEASE" >"$target/etc/stack-release"
+certificate=$(dirname "$0")/../../build/update/update.pem
+[ ! -f "$certificate" ] || install -m 644 "$certificate" "$target/etc/stack-update.pem"
+
 # What nothing on the board runs: pip's own wheel, a shell for SQLite, the daemon beside libudev. The toolchain's C++ and OpenMP
 # libraries go where no program asks for them.
 rm -rf "$target"/usr/lib/python3*/ensurepip "$target/usr/bin/sqlite3" "$target/sbin/udevd" "$target/usr/sbin/udevd" "$target/lib/udev/hwdb.d"

@@ -1,0 +1,82 @@
+"""Another image for this board, into the slot that does not run."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from onboard import boot_ends
+from onboard.to_pid1 import SVError
+from prompt.asking import ask, tables
+from prompt.shapes import Facts, Stats
+
+STORAGE = "/run/stack/storage.json"
+WIDTH = 30
+
+
+def update(source: str) -> Stats:
+    """Write a bundle of `make bundle` into the slot that does not run, and let the next reboot try it.
+
+    `source` is a file, an https:// address (a download that was cut goes on where it was), or "-": on stdin. Room and power are
+    looked at first; a bundle by another key, for another board, an older or a damaged one is refused. The `slot` that is
+    written, its `version`, which one it comes `instead_of`, and what is `next`. What runs is never touched.
+    """
+    from updates import install, slots  # here: they bring ssl and subprocess
+    from updates.engine import Refused
+
+    if os.geteuid() != 0:
+        raise SVError("only root may update the board")
+    if not boot_ends.read(STORAGE).get("mounted"):
+        raise SVError("there is no data partition: a bundle, and what is known of the slots, has no place")
+    values = tables().values
+    bar = Bar()
+    try:
+        devices = slots.partitions()
+        where = install.Where(f"{values['KEEP']}/update", values["UPDATE_CERTIFICATE"], devices)
+        found = install.begin(source, where, slots.slots(ask("board")["options"]), bar.show)
+    except (Refused, slots.SlotError) as error:
+        raise SVError(f"not updated: {error}") from None
+    except OSError as error:
+        raise SVError(f"not updated: {error}") from None
+    finally:
+        bar.end()
+    return Facts(found)
+
+
+def commit(reason: str = "") -> str:
+    """Keep the slot that is on trial: from now on each start takes it. Without it any restart goes back to the other slot.
+
+    `reason` is kept in the record of the slots, such as "ran a day".
+    """
+    from updates import install, slots  # here: they bring ssl and subprocess
+
+    if os.geteuid() != 0:
+        raise SVError("only root may commit an update")
+    try:
+        board = slots.slots(ask("board")["options"])
+        return install.commit(f"{tables().values['KEEP']}/update", board, reason or "by hand")
+    except (OSError, slots.SlotError) as error:
+        raise SVError(f"not committed: {error}") from None
+
+
+class Bar:
+    """A line on the terminal that says how far it is; nothing where stderr is none."""
+
+    def __init__(self) -> None:
+        self.shown = sys.stderr.isatty()
+        self.due = 0.0
+        self.used = False
+
+    def show(self, what: str, done: int, size: int) -> None:
+        now = time.monotonic()
+        if not self.shown or now < self.due:
+            return
+        self.due, self.used = now + 0.2, True
+        filled = min(WIDTH, done * WIDTH // size) if size else 0
+        share = f"{min(100, done * 100 // size):3} %" if size else "     "
+        print(f"\r{what:9} [{'#' * filled:{WIDTH}}] {share} {done / 1e6:.1f} MB", end="", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        if self.used:
+            print(file=sys.stderr)

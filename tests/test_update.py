@@ -1,0 +1,233 @@
+"""One update on a board whose partitions are files: what is asked first, where the bundle comes from, what a failure leaves.
+
+The web server is Python's over TLS, with a Range; the engine is the real SWUpdate; the firmware is that of test_slots.py.
+"""
+
+from __future__ import annotations
+
+import http.server
+import io
+import os
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_bundle import MISSING, NEW, RUNS, Bench
+from test_slots import Firmware, card
+
+from updates import fetch, install
+from updates.engine import Refused
+from updates.install import Where, begin, ledger
+from updates.slots import SlotError
+
+__all__ = ["card"]  # a fixture
+pytestmark = [pytest.mark.skipif(bool(MISSING), reason=f"no {', '.join(MISSING)} here, and only root can install it")]
+only_fat12 = pytest.mark.parametrize("card", ["FAT12"], indirect=True)
+
+
+class Place:
+    """A board: its BOOT partition is a FAT in a file, slot A runs, slot B is two files."""
+
+    def __init__(self, folder: Path, card: Path) -> None:
+        self.bench = Bench(folder)
+        self.firmware = Firmware(card, folder)
+        self.slots = self.firmware.start()
+        (folder / "release").write_text(f"raspberrypi4_64 {RUNS}\n")
+        devices = {3: str(folder / "b_boot"), 6: str(folder / "b_root"), 2: "/nowhere", 5: "/nowhere"}
+        for number in (3, 6):
+            Path(devices[number]).write_bytes(bytes(2 << 20))
+        (folder / "data").mkdir()
+        self.data = folder / "data/update"
+        certificate = str(folder / "keys/update.pem")
+        self.where = Where(str(self.data), certificate, devices, str(folder / "place"), str(folder / "release"))
+        self.devices = devices
+
+    def bundle(self, name: str = "good", **options: Any) -> Path:
+        """One that writes to the names which the board links."""
+        slot, self.bench.folder = self.bench.folder / "slot", self.bench.folder
+        if not slot.is_symlink():
+            for one in slot.iterdir():
+                one.unlink()
+            slot.rmdir()
+            slot.symlink_to(self.where.place)
+        return self.bench.bundle(name, **options)
+
+    def update(self, source: str | Path) -> dict[str, Any]:
+        self.said: list[tuple[str, int, int]] = []
+        return begin(str(source), self.where, self.slots, lambda *words: self.said.append(words))
+
+
+@pytest.fixture
+def place(tmp_path: Path, card: Path) -> Place:
+    return Place(tmp_path, card)
+
+
+@only_fat12
+def test_a_file_is_written_to_the_other_slot_and_the_next_reboot_tries_it(place: Place) -> None:
+    found = place.update(place.bundle())
+    assert (found["slot"], found["version"], found["instead_of"]) == ("B", NEW, RUNS)
+    for number, data in zip((3, 6), place.bench.content.values(), strict=True):
+        assert Path(place.devices[number]).read_bytes()[: len(data)] == data
+    assert ledger(str(place.data)) == {
+        "B": {"state": "written", "version": NEW}, "trial": {"slot": "B", "version": NEW, "from": "A"},
+    }  # fmt: skip
+    board = place.firmware.reboot()
+    assert (board.current(), board.default()) == ("B", "A")
+    place.slots = board
+    with pytest.raises(SlotError, match="on trial itself"):
+        place.update(place.bundle())
+
+
+@only_fat12
+def test_a_slot_on_trial_is_committed_once(place: Place) -> None:
+    with pytest.raises(SlotError, match="slot A is not on trial"):
+        install.commit(str(place.data), place.slots, "")
+    place.update(place.bundle())
+    board = place.firmware.reboot()
+    assert install.commit(str(place.data), board, "ran a day") == "slot B is committed: ran a day"
+    assert ledger(str(place.data)) == {"B": {"state": "good", "version": NEW, "reason": "ran a day"}, "trial": None}
+    assert place.firmware.start().current() == "B"
+    with pytest.raises(SlotError, match="slot B is not on trial"):
+        install.commit(str(place.data), board, "")
+
+
+@only_fat12
+def test_one_that_is_refused_changes_no_start(place: Place) -> None:
+    data = place.bundle().read_bytes()
+    broken = place.bench.folder / "broken.swu"
+    broken.write_bytes(data[:-200_000] + b"!" + data[-199_999:])
+    for path, why in ((broken, "damaged"), (place.bundle("other", board="raspberrypi5"), "another board")):
+        with pytest.raises(Refused, match=why):
+            place.update(path)
+        assert ledger(str(place.data))["B"]["state"] == "writing", "nobody may take it for a slot"
+        assert ledger(str(place.data))["trial"] is None
+        assert place.firmware.reboot().current() == "A"
+
+
+@only_fat12
+def test_what_is_asked_first(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = place.bundle()
+    with install.alone(str(place.data)), pytest.raises(Refused, match="another update is under way"):
+        place.update(path)
+    hwmon = tmp_path / "hwmon/hwmon0"
+    hwmon.mkdir(parents=True)
+    (hwmon / "name").write_text("rpi_volt\n")
+    (hwmon / "in0_lcrit_alarm").write_text("1\n")
+    assert "voltage is too low" in install.power_fault(str(tmp_path / "hwmon"))
+    (hwmon / "in0_lcrit_alarm").write_text("0\n")
+    assert install.power_fault(str(tmp_path / "hwmon")) == install.power_fault(str(tmp_path / "none")) == ""
+    where = place.where
+    for changed, why in (
+        (where._replace(certificate="/nowhere.pem"), "make update-key"),
+        (where._replace(release="/nowhere"), "which version this is"),
+    ):
+        place.where = changed
+        with pytest.raises(Refused, match=why):
+            place.update(path)
+    place.where = where
+    with pytest.raises(Refused, match="there is no file"):
+        place.update("/nowhere.swu")
+    with pytest.raises(Refused, match="not over TLS"):
+        place.update("http://localhost/a.swu")
+    monkeypatch.setattr(fetch, "SPARE", 1 << 60)
+    with pytest.raises(Refused, match="there is no room"):
+        fetch.room(str(tmp_path), 1)
+    assert not (place.data / install.LEDGER).exists()
+
+
+@only_fat12
+def test_standard_input_is_taken_in_pieces(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.BytesIO(place.bundle().read_bytes())
+    monkeypatch.setattr("sys.stdin", type("In", (), {"buffer": stream})())
+    assert place.update("-")["version"] == NEW
+    assert not [name for name in os.listdir(place.data) if name.endswith((".swu", ".part"))], "the bundle is not kept"
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Cuts each connection after `most` bytes, and knows Range and If-Range."""
+
+    content = b""
+    tag = '"one"'
+    most = 1 << 30
+    asked: list[tuple[str | None, str | None]] = []
+
+    def do_GET(self) -> None:
+        ranged, tag = self.headers["Range"], self.headers["If-Range"]
+        self.asked.append((ranged, tag))
+        start = int(ranged[6:-1]) if ranged and tag == self.tag else 0
+        if start >= len(self.content):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(self.content)}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.send_response(206 if start else 200)
+        self.send_header("ETag", self.tag)
+        self.send_header("Content-Length", str(len(self.content) - start))
+        self.end_headers()
+        self.wfile.write(self.content[start : start + self.most])
+        self.close_connection = True
+
+    def log_message(self, *words: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server(place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A web server over TLS, whose certificate the board trusts."""
+    key, certificate = (str(place.bench.folder / name) for name in ("server.key", "server.pem"))
+    words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate, "-days", "2",
+             "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]  # fmt: skip
+    subprocess.run(words, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    Server.content, Server.most, Server.asked = place.bundle().read_bytes(), 1 << 30, []
+    one = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    one.socket = context.wrap_socket(one.socket, server_side=True)
+    threading.Thread(target=one.serve_forever, daemon=True).start()
+    monkeypatch.setenv("SSL_CERT_FILE", certificate)
+    monkeypatch.setattr(fetch, "PAUSE", 0.01)
+    yield f"https://localhost:{one.server_address[1]}/good.swu"
+    one.shutdown()
+    one.server_close()
+
+
+@only_fat12
+def test_a_download_that_is_cut_goes_on_where_it_was(place: Place, server: str) -> None:
+    Server.most = 300_000
+    assert place.update(server)["version"] == NEW
+    starts = [int(ranged[6:-1]) for ranged, _ in Server.asked if ranged]
+    assert len(starts) >= len(Server.content) // 300_000
+    assert starts == sorted(set(starts)), "no byte came twice"
+    assert Server.asked[0] == (None, None)
+    assert ("loading", len(Server.content), len(Server.content)) in place.said
+
+
+@only_fat12
+def test_it_goes_on_after_a_power_cut_unless_the_file_is_another_now(
+    place: Place, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = str(tmp_path)
+    Server.most = 300_000
+    monkeypatch.setattr(fetch, "TRIES", 0)
+    with pytest.raises(Refused, match="stays for the next try"):
+        fetch.download(server, folder, lambda *_: None)
+    Server.most = 1 << 30
+    Server.asked.clear()
+    Server.tag = '"two"'
+    Server.content = Server.content[::-1]
+    path = fetch.download(server, folder, lambda *_: None)
+    assert Path(path).read_bytes() == Server.content, "not a mixture of two files"
+    assert Server.asked == [("bytes=300000-", '"one"')]
+    Server.tag = '"one"'
+
+
+@only_fat12
+def test_a_server_that_nobody_knows_is_refused(place: Place, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE")
+    with pytest.raises(Refused, match="certificate is not trusted"):
+        place.update(server)

@@ -1,0 +1,153 @@
+"""One update: what is asked first, the bundle, the slot that does not run, and the next start."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from base.files import open_folder, read_file, write_atomically
+from base.stdlib import TYPE_CHECKING, json
+from updates import engine, fetch
+from updates.engine import Refused
+from updates.slots import PARTITION_OF, ROOT_OF, SlotError
+
+if TYPE_CHECKING:
+    from updates.slots import Slots
+
+RELEASE = "/etc/stack-release"  # "BOARD VERSION", by the image's build
+LEDGER = "slots.json"  # in KEEP/update: what this program knows of the slots
+HWMON = "/sys/class/hwmon"
+UNDER = "rpi_volt"  # drivers/hwmon/raspberrypi-hwmon.c: in0_lcrit_alarm is 1 while the voltage is too low
+
+Say = Callable[[str, int, int], object]  # what is done, how far, of how much
+
+
+def release(path: str = RELEASE) -> tuple[str, str]:
+    """Board and version of the image that runs. Refused where it does not say so."""
+    words = read_file(path).split()
+    if len(words) != 2:
+        raise Refused(f"{path} does not say which board and which version this is: only an image of `make image` takes updates")
+    return words[0], words[1]
+
+
+def power_fault(folder: str = HWMON) -> str:
+    """Why the power is not good enough to write a slot; empty where nothing says so."""
+    for name in os.listdir(folder) if os.path.isdir(folder) else []:
+        if read_file(f"{folder}/{name}/name") == UNDER and read_file(f"{folder}/{name}/in0_lcrit_alarm") == "1":
+            return "the board's voltage is too low now: a write to the card could fail"
+    return ""
+
+
+def ledger(folder: str) -> dict[str, Any]:
+    """What is known of the slots: for each, `version` and `state` (writing, written); the trial under way."""
+    try:
+        found = json.loads(read_file(f"{folder}/{LEDGER}"))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def note(folder: str, **facts: Any) -> None:
+    """Write some of the ledger again; it is on the disk when this returns."""
+    write_atomically(f"{folder}/{LEDGER}", json.dumps(ledger(folder) | facts) + "\n", 0o600)
+
+
+@contextlib.contextmanager
+def alone(folder: str) -> Iterator[None]:
+    """One update at a time. Refused where another one is under way."""
+    os.close(open_folder(folder, 0o700))
+    with open(f"{folder}/lock", "w", encoding="ascii") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Refused("another update is under way") from None
+        yield
+
+
+def link(slot: str, place: str, devices: dict[int, str]) -> None:
+    """Let the engine's names mean a slot's partitions, and nothing else."""
+    os.makedirs(place, 0o700, exist_ok=True)
+    for part, number in (("boot", PARTITION_OF[slot]), ("root", ROOT_OF[slot])):
+        if number not in devices:
+            raise Refused(f"the card has no partition {number}, which is slot {slot}'s {part}")
+        if os.path.lexists(f"{place}/{part}"):
+            os.unlink(f"{place}/{part}")
+        os.symlink(devices[number], f"{place}/{part}")
+
+
+class Where(NamedTuple):
+    """Where things are on this board."""
+
+    folder: str  # on the data partition: bundles on their way, and the ledger
+    certificate: str
+    devices: dict[int, str]  # partitions of the card by number
+    place: str = engine.PLACE
+    release: str = RELEASE
+
+
+def begin(source: str, where: Where, slots: Slots, say: Say) -> dict[str, Any]:
+    """Write a bundle into the slot that does not run, and let the next reboot try it.
+
+    Refused or SlotError: nothing that a start reads has been changed. The running slot never is.
+    """
+    folder = where.folder
+    current, other = slots.current(), slots.other()
+    if slots.default() != current:
+        raise SlotError(f"slot {current} is on trial itself: it is committed, or left, before another update")
+    board, version = release(where.release)
+    if not os.path.exists(where.certificate):
+        raise Refused(f"there is no {where.certificate} in this image: `make update-key` before `make image`")
+    if fault := power_fault():
+        raise Refused(fault)
+    with alone(folder):
+        path = fetched(source, folder, say)
+        try:
+            new = engine.version_of(engine.described(path))
+            size = fetch.size_of(path)
+            link(other, where.place, where.devices)
+            note(folder, **{other: {"state": "writing", "version": new}}, trial=None)
+            work = f"{where.place}/work"
+            os.makedirs(work, 0o700, exist_ok=True)
+            engine.install(path, where.certificate, board, version, work, lambda done: say("writing", done, size))
+        finally:
+            if path != source:
+                os.unlink(path)
+        os.sync()
+        note(folder, **{other: {"state": "written", "version": new}}, trial={"slot": other, "version": new, "from": current})
+        slots.try_next()
+    return {
+        "slot": other,
+        "version": new,
+        "instead_of": version,
+        "next": f"reboot() tries slot {other}; until then {current} runs",
+    }
+
+
+def commit(folder: str, slots: Slots, reason: str) -> str:
+    """Each start takes the slot on trial from now on. SlotError where none is on trial; OSError where nothing can be written.
+
+    A power cut between the sector and the ledger leaves a slot that is committed, and a ledger that names a trial
+    still: the firmware decides.
+    """
+    current = slots.current()
+    if slots.default() == current:
+        raise SlotError(f"slot {current} is not on trial: each start takes it already")
+    slots.mark_good(reason)
+    known = ledger(folder).get(current) or {}
+    note(folder, **{current: {**known, "state": "good", "reason": reason[:200]}}, trial=None)
+    return f"slot {current} is committed: {reason[:200]}"
+
+
+def fetched(source: str, folder: str, say: Say) -> str:
+    """The path of the bundle."""
+    if source == "-":
+        return fetch.from_stdin(sys.stdin.buffer, folder, lambda done, size: say("receiving", done, size))
+    if "://" in source:
+        return fetch.download(source, folder, lambda done, size: say("loading", done, size))
+    if not os.path.isfile(source):
+        raise Refused(f"there is no file {source[:200]!r}")
+    return source
