@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from conftest import eventually, machines
 
+from tables.accounts import own_number
+
 UPLINK = """
 from tables.rows import Interface
 MODULES = (*MODULES, "dummy")
@@ -38,7 +40,7 @@ def shell(board: Any, command: str) -> str:
 def test_the_table_runs(board: Any) -> None:
     """Everything of the Raspberry Pi's table, for real, at the first try."""
     rows = stats(board)
-    once = {"modules", "radios", "bus_rights"}
+    once = {"modules", "radios", "bus_rights", "pushed"}
     assert {"logd", "klogd", "syslogd", "dropbear", "chronyd", "wpa_supplicant", "network", "console", "broker", "fakegps",
             "wifi_scan", "wifi_analyzer", "diagnostic", "access_point"} <= rows.keys()  # fmt: skip
     for name, row in rows.items():
@@ -46,6 +48,31 @@ def test_the_table_runs(board: Any) -> None:
         assert row["exit"] == ("exit 0" if name in once else None), row
     facts = board.python("import sv; result = sv.board()")
     assert (facts["faults"], facts["rejected"], facts["loop"]["errors"]) == ([], [], 0)
+
+
+def test_the_apps_are_forks_of_the_zygote_each_in_a_group_and_with_a_user_of_its_own(board: Any) -> None:
+    """And PID 1's children; the zygote's own group holds the zygote alone."""
+    eventually(lambda: stats(board)["zygote"]["ready"], 60)
+    board.python(
+        "import sv\nfor name in ('fakegps', 'wifi_scan', 'wifi_analyzer', 'diagnostic'):\n    sv.restart_process(name)"
+    )
+    rows = stats(board)
+    apps = ("fakegps", "wifi_scan", "wifi_analyzer", "diagnostic")
+    for name in apps:
+        pid = rows[name]["pid"]
+        status = dict(line.split(":", 1) for line in shell(board, f"cat /proc/{pid}/status").splitlines())
+        assert (status["Name"].strip(), status["PPid"].strip(), status["NoNewPrivs"].strip()) == (name, "1", "1"), board.python(
+            "import sv; result = [str(sv.logs('stack')), str(sv.logs('zygote'))]"
+        )
+        assert status["Uid"].split() == [str(own_number(name))] * 4
+        assert shell(board, f"cat /proc/{pid}/cgroup").endswith(f"/{name}")
+        assert f"STACK_SERVICE={name}" in shell(board, f"tr '\\0' '\\n' </proc/{pid}/environ").splitlines()
+        assert shell(board, f"cat /proc/{pid}/oom_score_adj") == "200"
+    mother = rows["zygote"]["pid"]
+    assert shell(board, f"cat {rows['zygote']['cgroup']}/cgroup.procs").split() == [str(mother)]
+    shell(board, f"kill -9 {mother}")
+    eventually(lambda: stats(board)["zygote"]["pid"] not in (None, mother))
+    assert {name: stats(board)[name]["pid"] for name in apps} == {name: rows[name]["pid"] for name in apps}
 
 
 def test_the_daemons_do_their_work(board: Any) -> None:
