@@ -379,7 +379,7 @@ def test_the_sv_command(boot: Boot, tmp_path: Path) -> None:
     assert sv("restart", "s").returncode == 0
     assert sv("signal", "s", "CONT").returncode == 0
     wrong = sv("stop", "x")
-    assert (wrong.returncode, wrong.stderr) == (1, "sv: there is no service 'x'; there are logd, s\n")
+    assert (wrong.returncode, wrong.stderr) == (1, "sv: there is no service 'x'; there are logd, s; did you mean s?\n")
     assert sv("nonsense").returncode == 2
     assert sv("halt").stdout == "halt has begun\n"
     assert board.launcher.wait(30) == 0
