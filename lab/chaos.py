@@ -308,6 +308,7 @@ def run(words: str, *, may_fail: bool = False) -> None:
 def chaos(seed: int, how: str) -> Iterator[Chaos]:
     """Run in a mount namespace of our own, with a tmpfs as the outbox's disk."""
     run(f"mount -t tmpfs -o size=2g tmpfs {FOLDER}")
+    run("mount -t tmpfs -o size=64m tmpfs /dev/shm")  # what is killed leaves libfaketime's files behind
     for name in ("disk", "events"):
         (FOLDER / name).mkdir()
     run(f"mount -t tmpfs -o size={DISK} tmpfs {FOLDER}/disk")

@@ -124,4 +124,5 @@ def secured(folder: Path) -> tuple[Mosquitto, int, int]:
     text = text.replace("/etc/mosquitto/certs", f"{folder}/certs")
     text = text.replace("/etc/mosquitto/acl", str(ROOT / "mothership" / "acl"))
     text = text.replace("listener 8883", f"listener {boards} 127.0.0.1").replace("listener 8884", f"listener {receivers}")
+    text += "\nlog_type information\n"  # it says when it has read its configuration again
     return Mosquitto(folder, text, boards, receivers), boards, receivers

@@ -887,6 +887,7 @@ def test_a_revoked_certificate_is_refused_on_both_listeners_and_its_connection_e
             assert "SIGHUP" in said
             assert f"mothership disconnect localhost:8884 {name}" in said
         broker.server.send_signal(signal.SIGHUP)
+        eventually(lambda: "Reloading config" in broker.config.with_suffix(".log").read_text())
         refused = [client("b3", address, stolen["b3"]), client("b3", receivers_at, stolen["b3"])]
         eventually(lambda: all(one.remote._lost for one in refused))
         assert there.connected(), "the broker itself does not end it"
