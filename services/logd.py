@@ -267,6 +267,9 @@ class Logd:
         try:
             for _ in range(4):
                 count = check(libc.tee(stream.fd, self.peek_writer, BATCH, SPLICE_F_NONBLOCK))
+                if count == 0:  # the service has left the table: nobody waits for its budget
+                    self.remove(stream)
+                    return
                 whole = self.cut(take_out(self.peek_reader, count), flush=False)
                 if not whole:
                     return
