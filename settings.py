@@ -64,7 +64,8 @@ VSOCK: tuple[
 
 # What the mothership may command: an operation, and which services, by name or by its beginning and "*". A board that has been
 # switched off needs somebody to climb up, and one without network or uplink can no longer be asked: ("poweroff", ""),
-# ("stop", "*") and ("signal", "*"), which stops as well, are for boards that are near.
+# ("stop", "*") and ("signal", "*"), which stops as well, are for boards that are near. ("update", "https://updates.example.org/*")
+# lets it update the board from addresses that begin so.
 COMMANDS = (
     ("start", "*"), ("restart", "*"), ("stop", "gps@*"), ("stop", "fakegps"), ("stop", "wifi_scan"),
     ("stop", "wifi_analyzer"), ("stop", "diagnostic"), ("snooze", ""), ("reload", ""), ("reboot", ""),

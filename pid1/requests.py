@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pid1.memory import Memory
     from pid1.watchdog import Watchdog
 
-ACTS = ("start", "stop", "restart", "signal", "run", "reload", "snooze", "push", "reboot", "halt", "poweroff")
+ACTS = ("start", "stop", "restart", "signal", "run", "reload", "snooze", "push", "update", "reboot", "halt", "poweroff")
 ENDS = {name: command for command, name in Reboot.NAMES.items()}  # reboot, halt, poweroff
 FACTS = (
     "storage",
@@ -66,13 +66,18 @@ class Requests:
             case {"op": "console" | "crashes" | "memory"}:
                 return self._look_inside(request, uid, now)
 
-            case {"op": "reboot" | "halt" | "poweroff" | "reload" | "snooze" | "push" | "upgrade" as op} if uid != 0:
+            case {"op": "reboot" | "halt" | "poweroff" | "reload" | "snooze" | "push" | "upgrade" | "update" as op} if uid != 0:
                 raise SVError(f"only root may {op} the board; you are uid {uid}")
             case {"op": "reboot" | "halt" | "poweroff" as op}:
                 life.shut_down(ENDS[op], f"asked by uid {uid}", now)
                 return f"{op} has begun"
             case {"op": "reload" | "upgrade" | "snooze" | "push" as op}:
                 return self._change_pid_1(op, request, now)
+
+            case {"op": "update", "url": str(url), "version": str(version)}:
+                from pid1 import update_word  # at first use: most boards never do
+
+                return update_word.begin(life, url, version, now)
 
             case {"op": "start" | "stop" | "restart" | "signal" | "run" as op} if uid != 0:
                 raise SVError(f"only root may {op} services; you are uid {uid}")
@@ -102,10 +107,10 @@ class Requests:
         if not row.may:
             return False
         rules = getattr(self.life.tables, row.may)
-        if any(op == request["op"] and fits(pattern, request.get("name", "")) for op, pattern in rules):
+        if any(op == request["op"] and fits(pattern, request.get("name", request.get("url", ""))) for op, pattern in rules):
             return True
         if request["op"] in ACTS:
-            what = " ".join(str(request[word])[:64] for word in ("op", "name") if word in request)
+            what = " ".join(str(request[word])[:64] for word in ("op", "name", "url") if word in request)
             listed = ", ".join(f"{op} {pattern}".strip() for op, pattern in rules)
             raise SVError(f"this board's {row.may} refuses {what}; it lists {listed or 'nothing'}")
         return False

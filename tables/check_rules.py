@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 ACTIONS = "add remove change online offline bind unbind".split()  # lib/kobject_uevent.c; a "move" is a remove and an add
 DOES = ("module", "group", "start", "stop", "publish")
 OF_SERVICES = ("start", "stop", "restart", "signal")  # what may be commanded
+OF_ADDRESSES = ("update",)  # the pattern is of the address that the bundle comes from
 OF_BOARD = ("snooze", "reload", "reboot", "halt", "poweroff")
 
 
@@ -45,8 +46,12 @@ def command_fault(_: Any, row: Any) -> str:
     if not is_pair(row):
         return f"is {kind_of(row)}, not a pair such as ('restart', 'gps@*')"
     operation, pattern = row
-    if operation not in OF_SERVICES + OF_BOARD:
-        return f"{shown(operation)} is not one of {', '.join(OF_SERVICES + OF_BOARD)}"
+    if operation not in OF_SERVICES + OF_ADDRESSES + OF_BOARD:
+        return f"{shown(operation)} is not one of {', '.join(OF_SERVICES + OF_ADDRESSES + OF_BOARD)}"
+    if operation in OF_ADDRESSES and not (pattern.startswith("https://") and "/" in pattern[len("https://") :]):
+        return (
+            f"{operation} takes an https:// address to the end of its host or further, such as 'https://updates.example.org/*'"
+        )
     if operation in OF_BOARD and pattern:
         return f"{operation} is for the board as a whole: its pattern is ''"
     return "" if "*" not in pattern[:-1] else f"pattern {shown(pattern)} has a * that is not its end"

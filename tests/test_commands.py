@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onboard.to_pid1 import SVError
+from tables.check_rules import command_fault
 from uplink.commands import LONGEST, UNKNOWN, Commands
 from uplink.outbox import REMEMBERED, Outbox
 
@@ -253,6 +254,36 @@ def test_a_service_may_ask_what_its_row_lists_and_nobody_else_may(boot: Any) -> 
         for what in ("restart other", "stop worker", "stop w", "reboot", "run")
     ]
     assert all("only root may" in text for text in stranger)
+
+
+def test_the_word_update_is_for_the_addresses_that_commands_lists(boot: Any) -> None:
+    """The board in namespaces is no image of `make image`: that is where the word ends here; tests/test_sv.py goes on."""
+    addresses = (
+        "https://evil.example.org/a.swu",
+        "https://updates.example.org/a.swu;reboot",
+        "https://updates.example.org/a.swu",
+    )
+    requests = [{"op": "update", "url": url, "version": "2"} for url in addresses]
+    row = f'("{{PYTHON}}", "/test/asker.py", {json.dumps(requests)!r}), user="nobody"'
+    board = boot(
+        f'Service("trusted", {row}, may="COMMANDS"), Service("stranger", {row}),',
+        settings='COMMANDS = (("update", "https://updates.example.org/*"),)',
+        files={"asker.py": ASKER},
+    ).up()
+    if not uid_of(board, "trusted"):
+        pytest.skip("this board has one user alone, its root")
+    trusted = said(board, "trusted")
+    rule = "it lists update https://updates.example.org/*"
+    assert trusted[0] == f"this board's COMMANDS refuses update https://evil.example.org/a.swu; {rule}"
+    assert trusted[1].startswith("'https://updates.example.org/a.swu;reboot' is no https:// address")
+    assert trusted[2].startswith("/etc/stack-release does not say which version this is")
+    assert all("only root may update the board" in text for text in said(board, "stranger"))
+
+
+@pytest.mark.parametrize("pattern", ["", "*", "http://updates.example.org/*", "https://updates.example.org*", "https://*/x"])
+def test_update_takes_an_address_to_the_end_of_its_host(pattern: str) -> None:
+    assert command_fault(None, ("update", pattern))
+    assert command_fault(None, ("update", "https://updates.example.org/*")) == ""
 
 
 def uid_of(board: Board, name: str) -> int:

@@ -241,8 +241,33 @@ def test_a_service_may_what_its_row_says_as_long_as_it_is_that_service(kernel: K
     assert not may(uplink, "reboot", since=9.9), "who connected before it began is not it"
 
 
+def test_the_word_update_runs_sv_update_once(kernel: Kernel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "release").write_text("rpi3 1.3\n")
+    monkeypatch.setattr("pid1.update_word.RELEASE", str(tmp_path / "release"))
+    kernel.boot(service("uplink", may="COMMANDS"))
+    kernel.life.tables.values["COMMANDS"] = (("update", "https://updates.example.org/*"),)
+    word = {"op": "update", "url": "https://updates.example.org/1.4.swu", "version": "1.4"}
+    assert kernel.requests.permits(kernel.pid("uplink") or 0, word, 10.0)
+    with pytest.raises(SVError, match=r"COMMANDS refuses update https://example\.org/x; it lists"):
+        kernel.requests.permits(kernel.pid("uplink") or 0, {**word, "url": "https://example.org/x"}, 10.0)
+    assert kernel.requests.handle({**word, "version": "1.3"}, 0, 11.0) == "this board runs 1.3 already"
+    for url in ("http://updates.example.org/x", 'https://x/"; reboot', "https://x/{PATH}", "https://x/" + "a" * 1024):
+        with pytest.raises(SVError, match="is no https:// address of at most 1024 plain characters"):
+            kernel.requests.handle({**word, "url": url}, 0, 11.0)
+    assert kernel.requests.handle(word, 0, 11.0) == "the update to 1.4 has begun"
+    assert kernel.sv.processes["update"].row.argv == ("sh", "-c", 'sv update "$1" && exec sv reboot', "update", word["url"])
+    assert kernel.states()["update"] == "running"
+    with pytest.raises(SVError, match="an update is under way already"):
+        kernel.requests.handle(word, 0, 12.0)
+    kernel.dies("update", 256, 13.0)
+    kernel.sv.tick(1000.0)
+    assert kernel.states()["update"] == "stopped", "it is not tried again by itself"
+    with pytest.raises(SVError, match="its log says how; the next boot takes another"):
+        kernel.requests.handle(word, 0, 1001.0)
+
+
 @pytest.mark.parametrize(
-    "op", ["start", "stop", "restart", "signal", "run", "reload", "snooze", "push", "reboot", "halt", "poweroff"]
+    "op", ["update", "start", "stop", "restart", "signal", "run", "reload", "snooze", "push", "reboot", "halt", "poweroff"]
 )
 def test_only_root_acts(kernel: Kernel, op: str) -> None:
     kernel.boot(service("a"))

@@ -76,7 +76,7 @@ class Commands:
         if fault := self._fault(command, clock):
             result, expires = failure(fault), clock
         else:
-            expires = command["expires"]
+            expires = clock + LONGEST if command["op"] == "update" else command["expires"]
             before = self._restarts(command)
             result = self._carry_out(command, durable=self.outbox.remember(name, "", expires, clock))
             ours = isinstance(result["result"], dict) and result["result"].pop("pid", None) == os.getpid()
@@ -154,6 +154,8 @@ class Commands:
     def _carry_out(self, command: dict[str, Any], *, durable: bool) -> dict[str, Any]:
         if command["op"] in wire.ENDS and not durable:
             return failure("its id is not on the disk, which takes nothing now: after a reboot it would be carried out again")
+        if command["op"] == "update" and not durable:
+            return failure("its id is not on the disk, which takes nothing now: it would be carried out again")
         request = {field: command[field] for field in ("op", *wire.COMMANDS[command["op"]])}
         try:
             answer = self.ask(request)

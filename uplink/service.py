@@ -14,6 +14,7 @@ from collections import Counter
 from functools import partial
 from typing import Any
 
+from base.files import read_file
 from base.syscalls import IN_CLOSE_WRITE, IN_MOVED_TO, PR_SET_DUMPABLE, inotify_add_watch, inotify_init, prctl
 from bus import Bus, Message
 from onboard import boot_ends, clock, events, to_pid1
@@ -32,6 +33,7 @@ LONGEST = 200  # characters of one published state
 SAY_EVERY = 60.0  # seconds between two log lines about dropped records of one kind
 BOOTING = 5.0  # seconds between two checks whether the boot is over
 BIRTH = "/sys/firmware/devicetree/base"  # the board's model and serial number (Devicetree Specification, 2.3 and 3.2)
+RELEASE = "/etc/stack-release"  # "BOARD VERSION", by the image's build
 
 
 class Uplink:
@@ -144,10 +146,12 @@ class Uplink:
         """Publish the birth message: which boot of which board, with which software."""
         record = boot_ends.read(boot_ends.RECORD)
         end = record.get("last_end") or {}
+        kind, version = (*read_file(RELEASE).split(), "", "")[:2]
         self.tell("info", {
             "boot": self.bus.boot_id, "number": record.get("number"), "model": birth("model"), "serial": birth("serial-number"),
             "kernel": os.uname().release, "image": int(clock.build_date()), "python": sys.version.split()[0],
             "why": {name: end[name] for name in ("cause", "reason")} if end else None,
+            "board": kind or None, "release": version or None,
             "certificate_until": certificates.until_of(self.certificate) if self.certificate else None,
         })  # fmt: skip
 

@@ -43,7 +43,7 @@ LONGEST = 64  # characters of a board's name
 # Operations, and what each needs beside the id and the time of its end.
 COMMANDS: dict[str, tuple[str, ...]] = {
     "start": ("name",), "stop": ("name",), "restart": ("name",), "signal": ("name", "signal"), "snooze": ("minutes",),
-    "reload": (), "reboot": (), "halt": (), "poweroff": (),
+    "update": ("url", "version"), "reload": (), "reboot": (), "halt": (), "poweroff": (),
 }  # fmt: skip
 ENDS = ("reboot", "halt", "poweroff")
 
