@@ -19,6 +19,9 @@ COMMANDS = (
     ("send", "send", "have a board do something: one command, and its result"),
     ("disconnect", "disconnect", "end the connection of a board whose certificate was revoked"),
     ("heal", "heal", "forget numbers that cannot be right, and who speaks for a board"),
+    ("release", "release", "releases: images that boards can be updated to"),
+    ("group", "group", "groups of boards, by name and by pattern"),
+    ("rollout", "rollout", "bring a release to a group, wave after wave"),
     ("export", "export", "observations for WiGLE, GIS programs and Google Earth"),
     ("map", "page", "one HTML page: boards, their ways, access points"),
 )

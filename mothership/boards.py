@@ -15,7 +15,7 @@ from uplink.certificates import WARN
 from uplink.wire import is_seconds
 
 STATES = ("init", "ready", "stopping", "disconnected", "lost", "unknown")
-COLUMNS = ("name", "state", "note", "since", "seen", "lag", "records", "boots", "why", "model", "kernel")
+COLUMNS = ("name", "state", "note", "since", "seen", "lag", "records", "boots", "why", "release", "model", "kernel")
 
 PROMISE = 3600.0  # seconds without a record after which a board is "silent": a healthy one sends sooner
 RECENT = 3600.0  # seconds for which a fault or crash is shown
@@ -46,7 +46,8 @@ def boards(store: Store, now: float) -> list[dict[str, Any]]:
             "seen_ago": round(max(0.0, now - seen), 1) if last else None,
             "lag": round(max(0.0, last[1] - last[0]), 1) if last else None,
             "records": store.database.execute("SELECT count(*) FROM record WHERE board = ?", (name,)).fetchone()[0],
-            "seq": seq, "boots": told.get("number"), "why": why(told), "model": told.get("model"), "kernel": told.get("kernel"),
+            "seq": seq, "boots": told.get("number"), "why": why(told), "release": told.get("release"),
+            "model": told.get("model"), "kernel": told.get("kernel"),
         })  # fmt: skip
     return found
 

@@ -22,6 +22,23 @@ CREATE TABLE IF NOT EXISTS stream (
     board TEXT NOT NULL, outbox TEXT NOT NULL, seq INTEGER NOT NULL, held INTEGER NOT NULL, heard REAL NOT NULL,
     PRIMARY KEY (board, outbox)
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS releases (
+    name TEXT PRIMARY KEY, version TEXT NOT NULL, url TEXT NOT NULL, sha256 TEXT NOT NULL, fits TEXT NOT NULL,
+    added REAL NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS member (
+    fleet TEXT NOT NULL, kind TEXT NOT NULL, board TEXT NOT NULL, PRIMARY KEY (fleet, kind, board)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS rollout (
+    id TEXT PRIMARY KEY, of_release TEXT NOT NULL, fleet TEXT NOT NULL, waves TEXT NOT NULL, pause REAL NOT NULL,
+    most_bad INTEGER NOT NULL, started REAL NOT NULL, state TEXT NOT NULL, why TEXT NOT NULL, wave INTEGER NOT NULL,
+    healthy REAL
+) STRICT;
+CREATE TABLE IF NOT EXISTS target (
+    rollout TEXT NOT NULL, board TEXT NOT NULL, wave INTEGER NOT NULL, told REAL, asked REAL NOT NULL, boot TEXT NOT NULL,
+    accepted INTEGER, answer TEXT NOT NULL, updated REAL, bad TEXT NOT NULL, PRIMARY KEY (rollout, board)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS crashes ON record (board, received) WHERE kind = 'crash';
 CREATE INDEX IF NOT EXISTS boots ON record (board, seq) WHERE kind = 'boot';
 CREATE VIEW IF NOT EXISTS placed AS SELECT record.*,
     CASE WHEN record.clock = 'synchronised' AND record.time IS NOT NULL THEN record.time

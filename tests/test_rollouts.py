@@ -1,0 +1,446 @@
+"""Roll-outs: waves over a simulated fleet with a clock of its own and a real database, and the word through a real broker."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import MOSQUITTO, PYTHON, ROOT, eventually
+from servers import Postgres, plain, why_no_postgres
+
+sys.path.insert(0, str(ROOT / "mothership"))
+
+import rollout_store
+import rollouts
+from boards import PROMISE
+from rollouts import ABORTED, DONE, PAUSED, RUNNING, STOPPED, Board, Rollout, Target, parse_waves, sizes
+from store import News, Store
+
+from uplink import wire
+from uplink.commands import LONGEST, Commands
+from uplink.outbox import Outbox
+
+NOW = 1_800_000_000.0
+WAVES = ("1", "5%", "25%", "100%")
+HOUR = 3600.0
+SHA = "0" * 64
+NO_POSTGRES = why_no_postgres()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Postgres]:
+    if NO_POSTGRES:
+        pytest.skip(NO_POSTGRES)
+    running = Postgres()
+    yield running
+    running.end()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """What DATABASE may be."""
+    if request.param == "sqlite":
+        return str(tmp_path / "m.db")
+    found: Postgres = request.getfixturevalue("server")
+    return found.database()
+
+
+class Fleet:
+    """Simulated boards that say in a real database what they run. `bad` boards fall back; the word is what `look` decides."""
+
+    def __init__(self, database: str, names: list[str], version: str = "1") -> None:
+        self.now = NOW
+        self.store = Store(database, clock=lambda: self.now)
+        self.runs = dict.fromkeys(names, version)
+        self.boots = dict.fromkeys(names, 1)
+        self.numbers = dict.fromkeys(names, 0)
+        self.words: dict[str, int] = dict.fromkeys(names, 0)
+        self.away: set[str] = set()
+        self.bad: set[str] = set()
+        self.silent: set[str] = set()  # become missing after the word
+        self.crash: set[str] = set()
+        self.refuse: set[str] = set()
+        self.speak()
+
+    def speak(self) -> None:
+        """Each board that is there says where it is."""
+        news, batches = [], []
+        for name in sorted(set(self.runs) - self.away):
+            boot = f"boot {self.boots[name]}"
+            news += [News(name, "state", {"state": "ready", "boot": boot})]
+            news += [
+                News(name, "info", {"boot": boot, "release": self.runs[name], "board": "rpi3", "number": self.boots[name]})
+            ]
+            before, self.numbers[name] = self.numbers[name], self.numbers[name] + 1
+            batches.append((name, wire.Batch(before, [(before + 1, "evt", {})], "")))
+        self.store.take(batches, news)
+
+    def crashes(self, name: str, service: str) -> None:
+        before, self.numbers[name] = self.numbers[name], self.numbers[name] + 1
+        self.store.take([(name, wire.Batch(before, [(before + 1, "crash", {"data": {"name": service}})], ""))])
+
+    def start(self, name: str = "r", version: str = "2", most_bad: int = 0, waves: tuple[str, ...] = WAVES) -> None:
+        rollout_store.add_release(
+            self.store, rollout_store.Release(version, version, f"https://example.org/{version}", SHA, "*", self.now)
+        )
+        with self.store.database.transaction():
+            insert = "INSERT INTO member VALUES ('mast', 'pattern', 'b*') ON CONFLICT DO NOTHING"
+            self.store.database.execute(insert)
+        assert rollout_store.start(self.store, Rollout(name, version, waves, HOUR, most_bad), version, "mast", self.now)
+
+    def obey(self, rollout: str, version: str, board: str) -> None:
+        """What a board does with the word: it is told twice and updates once, by the id."""
+        self.words[board] += 1
+        if board in self.refuse:
+            rollout_store.answered(self.store, rollout, board, False, "this board's COMMANDS refuses update")
+            return
+        rollout_store.answered(self.store, rollout, board, True, "has begun")
+        if board in self.silent:
+            self.away.add(board)
+            return
+        self.boots[board] += 1
+        self.now += 1.0
+        if board in self.bad:
+            return  # it has started again, with what it ran before
+        self.runs[board] = version
+        if board in self.crash:
+            self.crashes(board, "gps@ttyUSB0")
+
+    def run(self, rollout: str = "r", hours: float = 24, minutes: int = 10, until: str = "") -> list[str]:
+        """Turn the clock on; what was said."""
+        said: list[str] = []
+        for _ in range(int(hours * 60 / minutes)):
+            step = rollout_store.look(self.store, rollout, self.now)
+            said += step.said
+            for board in step.tell:
+                self.obey(rollout, step.rollout.version, board)
+            if step.rollout.state == until:
+                break
+            self.now += 60.0 * minutes
+            self.speak()
+        return said
+
+    def state(self, rollout: str = "r") -> Rollout:
+        return rollout_store.one(self.store, rollout).rollout
+
+    def target(self, board: str, rollout: str = "r") -> Target:
+        return next(target for target in rollout_store.targets_of(self.store, rollout) if target.board == board)
+
+
+def names(count: int) -> list[str]:
+    return [f"b{number:03}" for number in range(count)]
+
+
+# --- a fleet -----------------------------------------------------------------------------------------------------------
+def test_a_good_release_reaches_all_in_four_waves(database: str) -> None:
+    boards = Fleet(database, names(200))
+    boards.start()
+    said = boards.run(until=DONE)
+    assert [text.split(": ")[1] for text in said] == [f"wave {n} of 4 ({WAVES[n - 1]}) opens" for n in (2, 3, 4)] + ["done"]
+    assert set(boards.runs.values()) == {"2"}
+    assert set(boards.words.values()) == {1}, "each was told once"
+    waves = [target.wave for target in rollout_store.targets_of(boards.store, "r")]
+    assert [waves.count(wave) for wave in range(4)] == [1, 9, 40, 150]
+    assert boards.now - NOW >= 4 * HOUR, "each wave was healthy for the pause"
+
+
+def test_three_percent_bad_boards_stop_it_in_the_wave_where_the_third_one_falls_back(database: str) -> None:
+    boards = Fleet(database, names(200))
+    boards.start(most_bad=2)
+    order = {wave: [t.board for t in rollout_store.targets_of(boards.store, "r") if t.wave == wave] for wave in range(4)}
+    boards.bad = {order[1][0], order[2][0], order[2][1], *order[3][:3]}
+    said = boards.run(until=STOPPED)
+    state = boards.state()
+    assert (state.state, state.wave) == (STOPPED, 2)
+    assert state.why.startswith("stopped in wave 3: 3 boards are bad, more than 2: ")
+    assert f"{order[2][1]} fell back: it has started again, and it runs 1" in state.why
+    assert said[-1] == f"r: {state.why}"
+    assert sum(version == "2" for version in boards.runs.values()) == 47
+    assert not any(boards.words[board] for board in order[3]), "the last wave has heard nothing"
+    boards.run(hours=5)
+    assert not any(boards.words[board] for board in order[3])
+    with pytest.raises(ValueError, match="--most-bad"):
+        rollout_store.set_state(boards.store, "r", RUNNING)
+    rollout_store.set_state(boards.store, "r", RUNNING, most_bad=6)
+    boards.run(until=DONE)
+    assert boards.state().why == "194 updated, 6 bad"
+
+
+@pytest.mark.parametrize(
+    ("what", "why"),
+    [("bad", "fell back: it has started again"), ("silent", "is missing for 1."), ("crash", "has new crashes of gps@ttyUSB0")],
+)
+def test_it_stops_for_each_kind_of_bad_board(what: str, why: str, tmp_path: Path) -> None:
+    boards = Fleet(str(tmp_path / "m.db"), names(20))
+    boards.start()
+    first = rollout_store.targets_of(boards.store, "r")[0].board
+    getattr(boards, what).add(first)
+    boards.run(until=STOPPED)
+    assert boards.state().state == STOPPED
+    assert f"stopped in wave 1: 1 board is bad, more than 0: {first} {why}" in boards.state().why
+    assert sum(boards.words.values()) == 1
+
+
+def test_a_board_that_falls_back_after_it_was_good_stops_it_too(tmp_path: Path) -> None:
+    boards = Fleet(str(tmp_path / "m.db"), names(20))
+    boards.start()
+    boards.run(hours=0.5)
+    first = rollout_store.targets_of(boards.store, "r")[0].board
+    assert boards.target(first).updated
+    boards.runs[first], boards.boots[first] = "1", 3
+    boards.run(until=STOPPED)
+    assert f"{first} fell back: it runs 1" in boards.state().why
+
+
+def test_crashes_that_were_there_before_are_not_new(tmp_path: Path) -> None:
+    boards = Fleet(str(tmp_path / "m.db"), names(4))
+    for name in boards.runs:
+        boards.crashes(name, "gps@ttyUSB0")
+    boards.now += 60
+    boards.start()
+    boards.crash = set(boards.runs)
+    boards.run(until=DONE)
+    assert boards.state().state == DONE, "one crash before, one since"
+    assert rollout_store.new_crashes(boards.store, boards.target("b000"), boards.now) == ()
+    boards.crashes("b000", "gps@ttyUSB0")
+    assert rollout_store.new_crashes(boards.store, boards.target("b000"), boards.now) == ("gps@ttyUSB0",)
+
+
+# --- who is told -------------------------------------------------------------------------------------------------------
+def test_a_late_board_joins_the_newest_release(tmp_path: Path) -> None:
+    boards = Fleet(str(tmp_path / "m.db"), names(10))
+    boards.away = {"b003"}
+    boards.now += 2 * PROMISE
+    boards.speak()
+    boards.start()
+    boards.run(until=DONE)
+    assert boards.state().why == "9 updated, 1 not told"
+    boards.start("newer", "3")
+    boards.run("newer", until=DONE)
+    boards.away = set()
+    boards.runs["b999"], boards.boots["b999"], boards.numbers["b999"], boards.words["b999"] = "1", 1, 0, 0
+    boards.speak()
+    boards.run("r", hours=1)
+    assert boards.words["b003"] == 0, "the older roll-out leaves it to the newer one"
+    boards.run("newer", hours=1)
+    assert (boards.runs["b003"], boards.words["b003"]) == ("3", 1)
+    assert (boards.runs["b999"], boards.words["b999"]) == ("3", 1), "a board that the roll-out did not know joins it too"
+
+
+def test_who_refuses_is_left_out_and_proves_nothing(tmp_path: Path) -> None:
+    boards = Fleet(str(tmp_path / "m.db"), names(10))
+    boards.start(waves=("1", "100%"))
+    first = rollout_store.targets_of(boards.store, "r")[0].board
+    boards.refuse = {first}
+    boards.run(hours=10)
+    assert (boards.state().state, boards.state().wave) == (RUNNING, 0), "nobody of the first wave has updated"
+    assert boards.words[first] == 1
+    assert rollouts.summary(rollout_store.targets_of(boards.store, "r")) == "1 refused, 9 not told"
+
+
+def test_pause_resume_and_abort(tmp_path: Path) -> None:
+    boards = Fleet(str(tmp_path / "m.db"), names(20))
+    boards.start()
+    rollout_store.set_state(boards.store, "r", PAUSED)
+    boards.run(hours=5)
+    assert not any(boards.words.values())
+    rollout_store.set_state(boards.store, "r", RUNNING)
+    boards.run(hours=0.5)
+    assert sum(boards.words.values()) == 1
+    rollout_store.set_state(boards.store, "r", ABORTED)
+    boards.run(hours=24)
+    assert sum(boards.words.values()) == 1, "an abort reaches the boards that have not begun"
+    with pytest.raises(ValueError, match="is aborted, and cannot become running"):
+        rollout_store.set_state(boards.store, "r", RUNNING)
+
+
+def test_a_roll_out_begins_once_by_its_id(tmp_path: Path) -> None:
+    boards = Fleet(str(tmp_path / "m.db"), names(20))
+    boards.start()
+    again = Rollout("r", "2", WAVES, HOUR, 0)
+    assert not rollout_store.start(boards.store, again, "2", "mast", boards.now)
+    with pytest.raises(ValueError, match="was begun with another release, group, --wave or --pause"):
+        rollout_store.start(boards.store, again._replace(pause=1.0), "2", "mast", boards.now)
+    with pytest.raises(ValueError, match="there is no group 'pole'"):
+        rollout_store.start(boards.store, again._replace(id="s"), "2", "pole", boards.now)
+    with pytest.raises(ValueError, match="there is no release '9'; there are 2"):
+        rollout_store.start(boards.store, again._replace(id="s"), "9", "mast", boards.now)
+    assert len(rollout_store.every(boards.store)) == 1
+
+
+def test_a_board_that_does_not_answer_is_told_again_and_counts_in_the_end() -> None:
+    board = Board("1", "boot 1", NOW, there=True)
+    rollout, targets, told = Rollout("r", "2", ("100%",), 0.0, 0), [Target("b1", 0)], 0
+    for minute in range(7 * 60):
+        now = NOW + minute * 60.0
+        step = rollouts.step(rollout, targets, {"b1": board._replace(heard=now)}, now, PROMISE)
+        rollout, targets, told = step.rollout, step.targets, told + len(step.tell)
+    assert told == 361
+    assert rollout.why == "stopped in wave 1: 1 board is bad, more than 0: b1 has not answered within 6 h: it runs 1"
+
+
+def test_while_nobody_is_heard_no_board_is_missing(tmp_path: Path) -> None:
+    boards = Fleet(str(tmp_path / "m.db"), names(3))
+    assert rollout_store.hears(boards.store, boards.now)
+    assert not rollout_store.hears(boards.store, boards.now + 2 * PROMISE)
+    boards.start(waves=("100%",))
+    boards.run(hours=0.5)
+    step = rollout_store.look(boards.store, "r", boards.now + 2 * PROMISE, deaf=True)
+    assert step.rollout.state != STOPPED
+    assert rollout_store.look(boards.store, "r", boards.now + 2 * PROMISE).rollout.state in (STOPPED, DONE)
+
+
+# --- words -------------------------------------------------------------------------------------------------------------
+def test_waves() -> None:
+    assert parse_waves("1, 5%,25%,100%") == WAVES
+    assert sizes(WAVES, 200) == [1, 10, 50, 200]
+    assert sizes(WAVES, 1) == [1, 1, 1, 1]
+    for text, why in (
+        ("0,100%", "'0' is neither"), ("101%,100%", "'101%' is neither"), ("x,100%", "'x' is neither"), ("1,50%", "ends with 100%"),
+        ("", "'' is neither"), (",".join(["1"] * 32 + ["100%"]), "takes at most 32"), ("9" * 5000, "is neither"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=why):
+            parse_waves(text)
+    with pytest.raises(ValueError, match="1 of 200 boards is less than the wave before it"):
+        sizes(("5%", "1", "100%"), 200)
+
+
+def mothership(*words: str) -> tuple[int, str, str]:
+    argv = [PYTHON, str(ROOT / "mothership"), *words]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout.strip(), done.stderr.strip()
+
+
+def test_the_commands(tmp_path: Path) -> None:
+    database = str(tmp_path / "m.db")
+    boards = Fleet(database, names(20))
+    add = (
+        "release",
+        "add",
+        database,
+        "1.4",
+        "https://example.org/1.4.swu",
+        "--sha256",
+        SHA,
+        "--version",
+        "1.4",
+        "--fits",
+        "rpi*",
+    )
+    assert mothership(*add)[:2] == (0, "release 1.4: version 1.4")
+    assert mothership(*add)[:2] == (0, "release 1.4: version 1.4, which is there already")
+    assert "another release '1.4'" in mothership(*add[:4], "https://example.org/x", *add[5:])[2]
+    assert "no https:// address" in mothership(*add[:4], "http://example.org/x", *add[5:])[2]
+    assert "64 hexadecimal digits" in mothership(*add[:6], "ab", *add[7:])[2]
+    assert "1.4  1.4  fits rpi*" in mothership("release", "list", database)[1]
+    assert mothership("group", "add", database, "mast", "b000", "--pattern", "b01*")[1] == "mast: b000, b01*; 11 known boards"
+    assert mothership("group", "remove", database, "mast", "b000")[1] == "mast: b01*; 10 known boards"
+    assert mothership("group", "list", database)[1] == "mast: b01*; 10 known boards"
+    assert "is not a board's name" in mothership("group", "add", database, "mast", "b*")[2]
+    start = ("rollout", "start", database, "1.4", "--group", "mast", "--wave", "1,100%", "--pause", "30s")
+    assert mothership(*start)[:2] == (0, "roll-out 1.4-mast: has begun, with 10 boards")
+    assert mothership(*start)[:2] == (0, "roll-out 1.4-mast: had begun already, with 10 boards")
+    assert "'1 hour' is no time" in mothership(*start[:-1], "1 hour")[2]
+    assert "1.4-mast: running, wave 1 of 2 (1): 10 not told" in mothership("rollout", "status", database)[1]
+    assert mothership("rollout", "pause", database, "1.4-mast")[1] == "roll-out 1.4-mast: paused"
+    assert mothership("rollout", "resume", database, "1.4-mast")[1] == "roll-out 1.4-mast: running"
+    assert mothership("rollout", "abort", database, "1.4-mast")[1] == "roll-out 1.4-mast: aborted"
+    assert "there is no roll-out 'x'; there are 1.4-mast" in mothership("rollout", "abort", database, "x")[2]
+    assert len(json.loads(mothership("rollout", "status", database, "1.4-mast", "--json")[1])[0]["targets"]) == 10
+    assert "RELEASE" in mothership("boards", database)[1]
+    boards.store.database.connection.close()  # type: ignore[attr-defined]
+
+
+def test_a_word_is_carried_out_once_also_long_after_it_expired(tmp_path: Path) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def ask(request: dict[str, Any]) -> str:
+        asked.append(request)
+        return "the update to 2 has begun"
+
+    commands = Commands(Outbox(str(tmp_path / "box"), 1 << 20, 0, (), print), "boot 1", ask, lambda data: None)
+    order = {"id": "rollout.r", "op": "update", "expires": NOW + 600, "url": "https://example.org/2", "version": "2"}
+    first = commands.take(json.dumps(order).encode(), NOW, 1.0)
+    assert first == {"id": "rollout.r", "ok": True, "result": "the update to 2 has begun", "error": None}
+    commands.take(json.dumps({**order, "id": "other", "url": 7}).encode(), NOW + LONGEST / 2, 2.0)  # cleans up
+    late = {**order, "expires": NOW + LONGEST / 2 + 600}
+    assert commands.take(json.dumps(late).encode(), NOW + LONGEST / 2, 3.0) == first
+    assert [request for request in asked if request["url"] != 7] == [
+        {"op": "update", "url": "https://example.org/2", "version": "2"}
+    ]
+
+
+# --- the driver --------------------------------------------------------------------------------------------------------
+# A board's end of the broker: PID 1 is a list of what it was asked. Its first answer is lost.
+BOARD = """
+import json, select, sys, time
+sys.path.insert(0, sys.argv[1])
+from uplink import wire
+from uplink.remote import Remote
+from uplink.commands import Commands
+from uplink.outbox import Outbox
+
+def ask(request):
+    print("ASKED", json.dumps(request), flush=True)
+    return "the update to 2 has begun"
+
+commands = Commands(Outbox(sys.argv[2], 1 << 20, 0, (), print), "boot 1", ask, lambda data: None)
+remote = Remote("b1", (sys.argv[3],), (wire.topic("b1", "cmd"),))
+remote.start()
+heard = 0
+while True:
+    select.select([remote.fd], [], [], 0.05)
+    for topic, payload in remote.take():
+        if not topic:
+            print("CONNECTED", flush=True)
+            continue
+        heard += 1
+        result = commands.take(payload, time.time(), time.monotonic())
+        print("HEARD", heard, flush=True)
+        if heard > 1:
+            remote.publish(wire.topic("b1", f"res/{result['id']}"), json.dumps(result).encode(), qos=1)
+"""
+
+
+@pytest.mark.skipif(MOSQUITTO is None, reason="no mosquitto here, and only root can install it")
+def test_the_word_reaches_a_board_once_although_the_driver_is_killed(tmp_path: Path) -> None:
+    """The board is a stub around the real commands; broker, driver and database are real."""
+    with contextlib.ExitStack() as stack:
+        broker, address = plain(tmp_path)
+        stack.callback(broker.end)
+        database, output = str(tmp_path / "m.db"), tmp_path / "said"
+        with output.open("wb") as file:
+            board = subprocess.Popen([PYTHON, "-c", BOARD, str(ROOT), str(tmp_path / "box"), address], stdout=file)
+        stack.callback(board.wait)
+        stack.callback(board.kill)
+        eventually(lambda: "CONNECTED" in output.read_text(), 20)
+        boards = Fleet(database, ["b1"])
+        boards.now = time.time()
+        boards.speak()
+        boards.start(waves=("100%",))
+
+        def driver() -> subprocess.Popen[bytes]:
+            words = [PYTHON, str(ROOT / "mothership"), "rollout", "run", database, address, "--repeat", "1s"]
+            process = subprocess.Popen(words, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            return process
+
+        first = driver()
+        eventually(lambda: "HEARD 1" in output.read_text(), 20)
+        first.kill()
+        first.wait()
+        assert boards.target("b1").told, "the word was in the database before it was sent"
+        driver()
+        eventually(lambda: boards.target("b1").accepted, 20)
+        assert boards.target("b1").answer == "the update to 2 has begun"
+        assert "HEARD 2" in output.read_text(), "it was told again"
+        assert output.read_text().count("ASKED") == 1, "and has carried it out once"
