@@ -52,7 +52,7 @@ UPLINK_BOARD = ""  # our name there; empty is the host name
 UPLINK_TLS: tuple[str, ...] = ()  # (ca, certificate, key), files in PEM; empty: no TLS
 UPLINK_PROTOCOL = "3.1.1"  # of MQTT, or "5"
 UPLINK_TOPICS = (("wifi", "wifi/+"), ("diag", "diag"))  # what of the bus is recorded, and as which kind
-UPLINK_URGENT = ("boot", "stop", "crash", "fault", "cmd")  # kinds that are on the disk at once
+UPLINK_URGENT = ("boot", "stop", "crash", "fault", "cmd", "update")  # kinds that are on the disk at once
 OUTBOX = "/var/lib/outbox"  # on the data partition
 OUTBOX_SIZE = 64 * 1024 * 1024  # bytes of records
 OUTBOX_SPARE = 32 * 1024 * 1024  # bytes of the disk that stay free
@@ -73,6 +73,8 @@ COMMANDS = (
 
 # --- updates ------------------------------------------------------------------------------------------------------
 UPDATE_CERTIFICATE = "/etc/stack-update.pem"  # whose bundles `update()` takes; `make update-key` and `make image` bring it
+UPDATE_STEADY = 60.0  # a slot on trial is committed when it has been healthy for so long...
+UPDATE_DEADLINE = 600.0  # ...and left when that is not so by this age of its boot; twice UPDATE_STEADY where that is longer
 
 # --- watchdog -----------------------------------------------------------------------------------------------------
 WATCHDOG = "/dev/watchdog"  # PID 1's loop resets its timer; empty: none

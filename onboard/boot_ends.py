@@ -18,6 +18,7 @@ PUSHED = "/run/stack/pushed.json"  # onboard/pushed.py's: pushed code that runs,
 ARGUMENT = (
     "/run/stack/reboot_argument"  # for PID 1: what its reboot(2) tells the firmware, such as "0 tryboot" (updates/slots.py)
 )
+UPDATE = "/run/stack/update.json"  # updates/trial.py's, for everybody: the update under way, or how the last one ended
 STUCK = "/run/stack/stuck"  # a FIFO from PID 1 to the keeper: its stack, when it has been stuck for long
 RECOVERED = "PID 1 goes on\n"  # the word in it that takes all this back
 

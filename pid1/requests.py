@@ -38,6 +38,7 @@ FACTS = (
     "storage",
     "bootfiles",
     "pushed",
+    "update",
 )  # what services have found out about the board: /run/stack/NAME.json is NAME of board()
 
 

@@ -7,7 +7,7 @@ import sys
 import time
 
 from onboard import boot_ends
-from onboard.to_pid1 import SVError
+from onboard.to_pid1 import SOCKET, SVError
 from prompt.asking import ask, tables
 from prompt.shapes import Facts, Stats
 
@@ -22,7 +22,7 @@ def update(source: str) -> Stats:
     looked at first; a bundle by another key, for another board, an older or a damaged one is refused. The `slot` that is
     written, its `version`, which one it comes `instead_of`, and what is `next`. What runs is never touched.
     """
-    from updates import install, slots  # here: they bring ssl and subprocess
+    from updates import health, install, slots  # here: they bring ssl and subprocess
     from updates.engine import Refused
 
     if os.geteuid() != 0:
@@ -34,7 +34,12 @@ def update(source: str) -> Stats:
     try:
         devices = slots.partitions()
         where = install.Where(f"{values['KEEP']}/update", values["UPDATE_CERTIFICATE"], devices)
-        found = install.begin(source, where, slots.slots(ask("board")["options"]), bar.show)
+        seen = health.look(os.environ.get("STACK_CONTROL", SOCKET), values["NETWORK_STATE"])
+        if not seen.board:
+            raise SVError("not updated: PID 1 does not answer")
+        before = health.before(*seen[:3])
+        found = install.begin(source, where, slots.slots(seen.board.get("options", {})), bar.show, before)
+        boot_ends.tell(boot_ends.UPDATE, {"state": "written", **found})
     except (Refused, slots.SlotError) as error:
         raise SVError(f"not updated: {error}") from None
     except OSError as error:
@@ -49,13 +54,13 @@ def commit(reason: str = "") -> str:
 
     `reason` is kept in the record of the slots, such as "ran a day".
     """
-    from updates import install, slots  # here: they bring ssl and subprocess
+    from updates import ledger, slots  # here: they bring subprocess
 
     if os.geteuid() != 0:
         raise SVError("only root may commit an update")
     try:
         board = slots.slots(ask("board")["options"])
-        return install.commit(f"{tables().values['KEEP']}/update", board, reason or "by hand")
+        return ledger.commit(f"{tables().values['KEEP']}/update", board, reason or "by hand")
     except (OSError, slots.SlotError) as error:
         raise SVError(f"not committed: {error}") from None
 

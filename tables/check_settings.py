@@ -166,7 +166,7 @@ CHECKS: dict[str, Check] = {
     "NETLINK_BUFFER": _whole(4096, 1 << 30), "NETWORK_STAMP": _written, "UPLINK": _endpoints, "UPLINK_BOARD": _name,
     "UPLINK_TLS": _tls, "UPLINK_PROTOCOL": _choice("3.1.1", "5"), "UPLINK_TOPICS": _topics, "UPLINK_URGENT": _texts,
     "OUTBOX": _written, "OUTBOX_SIZE": _whole(4096, 1 << 50), "OUTBOX_SPARE": _whole(0, 1 << 50), "OUTBOX_GIVE_UP": _texts,
-    "VSOCK": _vsock, "UPDATE_CERTIFICATE": path_fault,
+    "VSOCK": _vsock, "UPDATE_CERTIFICATE": path_fault, "UPDATE_STEADY": _number(1), "UPDATE_DEADLINE": _number(1),
     "WATCHDOG": _optional_path, "WATCHDOG_TIMEOUT": _number(3), "WATCHDOG_SNOOZE_MAX": _seconds,
     "DATA_ANYWHERE": truth_fault, "DATA_OPTIONS": _text,
     "DATA_REMAKE": truth_fault, "DATA_GROW": truth_fault, "DATA_WAIT": _seconds,

@@ -51,6 +51,8 @@ class Settings:
     VSOCK: tuple[str, ...]
     COMMANDS: tuple[tuple[str, str], ...]
     UPDATE_CERTIFICATE: str
+    UPDATE_STEADY: float
+    UPDATE_DEADLINE: float
     WATCHDOG: str
     WATCHDOG_TIMEOUT: float
     WATCHDOG_SNOOZE_MAX: float

@@ -22,6 +22,7 @@ LIB = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 OPTIONS = (
     "stack.debug", "stack.profile", "stack.rescue", "stack.skip",
     "stack.run", "stack.seconds", "stack.config", "stack.report", "stack.end",  # services/workload.py reads these
+    "stack.slot", "stack.tryboot",  # updates/slots.py, from whoever plays the firmware
 )  # fmt: skip
 
 # Enough for the rescue prompt, where settings.py itself cannot be read. What is not named here is then the first of ANYTHING

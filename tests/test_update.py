@@ -20,8 +20,10 @@ from test_bundle import MISSING, NEW, RUNS, Bench
 from test_slots import Firmware, card
 
 from updates import fetch, install
+from updates import ledger as ledgers
 from updates.engine import Refused
-from updates.install import Where, begin, ledger
+from updates.install import Where, begin
+from updates.ledger import ledger
 from updates.slots import SlotError
 
 __all__ = ["card"]  # a fixture
@@ -85,14 +87,14 @@ def test_a_file_is_written_to_the_other_slot_and_the_next_reboot_tries_it(place:
 @only_fat12
 def test_a_slot_on_trial_is_committed_once(place: Place) -> None:
     with pytest.raises(SlotError, match="slot A is not on trial"):
-        install.commit(str(place.data), place.slots, "")
+        ledgers.commit(str(place.data), place.slots, "")
     place.update(place.bundle())
     board = place.firmware.reboot()
-    assert install.commit(str(place.data), board, "ran a day") == "slot B is committed: ran a day"
+    assert ledgers.commit(str(place.data), board, "ran a day") == "slot B is committed: ran a day"
     assert ledger(str(place.data)) == {"B": {"state": "good", "version": NEW, "reason": "ran a day"}, "trial": None}
     assert place.firmware.start().current() == "B"
     with pytest.raises(SlotError, match="slot B is not on trial"):
-        install.commit(str(place.data), board, "")
+        ledgers.commit(str(place.data), board, "")
 
 
 @only_fat12
@@ -136,7 +138,7 @@ def test_what_is_asked_first(place: Place, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(fetch, "SPARE", 1 << 60)
     with pytest.raises(Refused, match="there is no room"):
         fetch.room(str(tmp_path), 1)
-    assert not (place.data / install.LEDGER).exists()
+    assert not (place.data / ledgers.LEDGER).exists()
 
 
 @only_fat12

@@ -9,17 +9,17 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from base.files import open_folder, read_file, write_atomically
-from base.stdlib import TYPE_CHECKING, json
+from base.files import open_folder, read_file
+from base.stdlib import TYPE_CHECKING
 from updates import engine, fetch
 from updates.engine import Refused
+from updates.ledger import note
 from updates.slots import PARTITION_OF, ROOT_OF, SlotError
 
 if TYPE_CHECKING:
     from updates.slots import Slots
 
 RELEASE = "/etc/stack-release"  # "BOARD VERSION", by the image's build
-LEDGER = "slots.json"  # in KEEP/update: what this program knows of the slots
 HWMON = "/sys/class/hwmon"
 UNDER = "rpi_volt"  # drivers/hwmon/raspberrypi-hwmon.c: in0_lcrit_alarm is 1 while the voltage is too low
 
@@ -40,20 +40,6 @@ def power_fault(folder: str = HWMON) -> str:
         if read_file(f"{folder}/{name}/name") == UNDER and read_file(f"{folder}/{name}/in0_lcrit_alarm") == "1":
             return "the board's voltage is too low now: a write to the card could fail"
     return ""
-
-
-def ledger(folder: str) -> dict[str, Any]:
-    """What is known of the slots: for each, `version` and `state` (writing, written); the trial under way."""
-    try:
-        found = json.loads(read_file(f"{folder}/{LEDGER}"))
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def note(folder: str, **facts: Any) -> None:
-    """Write some of the ledger again; it is on the disk when this returns."""
-    write_atomically(f"{folder}/{LEDGER}", json.dumps(ledger(folder) | facts) + "\n", 0o600)
 
 
 @contextlib.contextmanager
@@ -89,8 +75,10 @@ class Where(NamedTuple):
     release: str = RELEASE
 
 
-def begin(source: str, where: Where, slots: Slots, say: Say) -> dict[str, Any]:
+def begin(source: str, where: Where, slots: Slots, say: Say, before: dict[str, Any] | None = None) -> dict[str, Any]:
     """Write a bundle into the slot that does not run, and let the next reboot try it.
+
+    `before` is what the new slot's health is compared with (updates/health.py).
 
     Refused or SlotError: nothing that a start reads has been changed. The running slot never is.
     """
@@ -117,7 +105,8 @@ def begin(source: str, where: Where, slots: Slots, say: Say) -> dict[str, Any]:
             if path != source:
                 os.unlink(path)
         os.sync()
-        note(folder, **{other: {"state": "written", "version": new}}, trial={"slot": other, "version": new, "from": current})
+        trial = {"slot": other, "version": new, "from": current, **(before or {})}
+        note(folder, **{other: {"state": "written", "version": new}}, trial=trial)
         slots.try_next()
     return {
         "slot": other,
@@ -125,21 +114,6 @@ def begin(source: str, where: Where, slots: Slots, say: Say) -> dict[str, Any]:
         "instead_of": version,
         "next": f"reboot() tries slot {other}; until then {current} runs",
     }
-
-
-def commit(folder: str, slots: Slots, reason: str) -> str:
-    """Each start takes the slot on trial from now on. SlotError where none is on trial; OSError where nothing can be written.
-
-    A power cut between the sector and the ledger leaves a slot that is committed, and a ledger that names a trial
-    still: the firmware decides.
-    """
-    current = slots.current()
-    if slots.default() == current:
-        raise SlotError(f"slot {current} is not on trial: each start takes it already")
-    slots.mark_good(reason)
-    known = ledger(folder).get(current) or {}
-    note(folder, **{current: {**known, "state": "good", "reason": reason[:200]}}, trial=None)
-    return f"slot {current} is committed: {reason[:200]}"
 
 
 def fetched(source: str, folder: str, say: Say) -> str:

@@ -19,6 +19,7 @@ from base.syscalls import IN_CLOSE_WRITE, IN_MOVED_TO, PR_SET_DUMPABLE, inotify_
 from bus import Bus, Message
 from onboard import boot_ends, clock, events, to_pid1
 from onboard.board_table import board_table
+from onboard.device_tree import birth
 from onboard.to_pid1 import notify
 from uplink import certificates, wire
 from uplink.commands import Commands
@@ -32,7 +33,6 @@ MOST_SERVICES = 1000  # services whose state is published
 LONGEST = 200  # characters of one published state
 SAY_EVERY = 60.0  # seconds between two log lines about dropped records of one kind
 BOOTING = 5.0  # seconds between two checks whether the boot is over
-BIRTH = "/sys/firmware/devicetree/base"  # the board's model and serial number (Devicetree Specification, 2.3 and 3.2)
 RELEASE = "/etc/stack-release"  # "BOARD VERSION", by the image's build
 
 
@@ -49,6 +49,7 @@ class Uplink:
         self.event = (
             outbox.mark("event") if outbox.mark("events of") == bus.boot_id else 0
         )  # number of PID 1's last event that is in the outbox
+        self.verdict = outbox.mark("update of")  # which end of an update's trial is in the outbox
         self.state = ""
         self.services: dict[str, tuple[Any, float]] = {}  # the last known state of each service, and since when
         self.look: float | None = None  # whether the boot is over
@@ -124,6 +125,9 @@ class Uplink:
         if self.outbox.mark("record of") != boot_id and (record := boot_ends.read(boot_ends.RECORD)):
             self.take("boot", "boot", self.bus.envelope("boot", record), {"record of": boot_id})
             self.tell_info()
+        if (told := boot_ends.read(boot_ends.UPDATE).get("verdict")) and told["id"] != self.verdict:
+            self.verdict = told["id"]
+            self.take("update", "update", self.bus.envelope("update", told), {"update of": told["id"]})
 
     # --- retained state ---------------------------------------------------------------------------------------------
     def tell(self, what: str, data: dict[str, Any], qos: int = 1) -> bool:
@@ -304,15 +308,6 @@ def pid_1() -> dict[str, Any]:
 
 def is_complete() -> bool:
     return bool(pid_1().get("complete"))
-
-
-def birth(name: str) -> str | None:
-    """A property of the board's device tree, which ends with NUL; None where there is none."""
-    try:
-        with open(f"{BIRTH}/{name}", encoding="utf-8", errors="replace") as file:
-            return file.read().rstrip("\0") or None
-    except OSError:
-        return None
 
 
 def run(chosen: Any, addresses: tuple[str, ...]) -> None:
