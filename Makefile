@@ -18,7 +18,7 @@ MACHINE ?= x86_64
 MACHINES = x86_64 virt-arm64 raspi3b
 
 .PHONY: help run prompt boot test test-qemu test-arm test-pythons chaos fleet lint bench bench-boot microvm image install install-board uninstall-board
-.PHONY: setup clean install-files docs demo mothership pins push mutants update-key bundle update
+.PHONY: soak setup clean install-files docs demo mothership pins push mutants update-key bundle update
 
 help:
 	@echo "make run [SECONDS=n] [PROFILE=FILE] [MOTHERSHIP=HOST:PORT] [OPTIONS='stack.debug ...']   boot the board in namespaces"
@@ -31,6 +31,7 @@ help:
 	@echo "make test-arm [ARCH=arm64|armhf]      the tests on ARM's Debian, under qemu-user"
 	@echo "make test-pythons [PYTHONS='3.12 3.13']   the tests without real kernels, under each Python that is here"
 	@echo "make test | lint | bench              tests, ruff and mypy, figures beside the peers"
+	@echo "make soak [UPGRADES=n] [SECONDS=n]    PID 1 upgraded again and again while services die: nothing is lost, nothing grows"
 	@echo "make chaos [HOURS=n] [SEED=n]         board, broker and receiver killed, cut, slowed, filled up: nothing is lost"
 	@echo "make bench-boot [ROUNDS=n] [MACHINE=...]   boots beside busybox init and systemd, in QEMU"
 	@echo "make fleet [BOARDS='200 2000'] [SECONDS=n] [RATE=n] [PERIOD=n] [BROKER=mosquitto|nats|both]   many boards, one mothership"
@@ -117,6 +118,10 @@ test-arm: NEEDS = requirements-dev.txt
 test-arm: export PROGRAMS = mmdebstrap:mmdebstrap qemu-aarch64-static:qemu-user-static
 test-arm: setup
 	@status=0; for arch in $(ARCH); do $(PYTHON) lab/arm.py $$arch $(TESTS) || status=1; done; exit $$status
+
+soak: NEEDS = requirements-dev.txt
+soak: setup
+	@STACK_UPGRADES=$(or $(UPGRADES),200) STACK_UPGRADE_SECONDS=$(or $(SECONDS),60) $(PYTHON) -m pytest -q -s -p no:cacheprovider tests/soak_upgrade.py
 
 chaos: NEEDS = requirements-dev.txt
 chaos: export PROGRAMS = ip:iproute2 $(CHAOS)
