@@ -27,8 +27,16 @@ def read(path: str) -> dict[str, Any]:
     """One of these files; empty where there is none."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
-            found = json.loads(file.read())
+            return parsed(file.read())
     except (OSError, ValueError):
+        return {}
+
+
+def parsed(text: str) -> dict[str, Any]:
+    """A JSON object; empty where the text is none."""
+    try:
+        found = json.loads(text)
+    except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -34,7 +34,7 @@ def restore(folder: str) -> None:
         if boot_ends.started_anew():
             save(folder)  # the PID 1 before this one has written how it ended, and the board goes on
         return
-    old = parsed(kept(f"{folder}/boot.json"))
+    old = boot_ends.parsed(kept(f"{folder}/boot.json"))
     dumps = {path: read_file(path)[-DUMP_SIZE:] for path in entries(PSTORE) if "/dmesg-" in path}
     end = last_end(folder, old, dumps) if old else None
     counts = dict.fromkeys(CAUSES, 0) | old.get("counts", {})
@@ -86,15 +86,6 @@ def kept(path: str) -> str:
             return file.read(LONGEST)
     except OSError:
         return ""
-
-
-def parsed(text: str) -> dict[str, Any]:
-    """The record in a JSON text; empty where the text is not a JSON object."""
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def write(folder: str, record: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ import sys
 import time
 
 from base.files import open_folder, read_file
-from base.stdlib import TYPE_CHECKING, json, signal
+from base.stdlib import TYPE_CHECKING, signal
 from base.syscalls import mount, mount_options, umount
 from onboard import boot_ends
 from onboard.board_table import board_table
@@ -177,7 +177,7 @@ class Storage:
     def grow_extended(self, parent: str, disk: str) -> bool:
         """The extended partition of an MBR to the end of its disk: a logical one ends where it does."""
         status, text = run("sfdisk", "-J", disk)
-        rows = parsed(text).get("partitiontable", {}).get("partitions", []) if status == 0 else []
+        rows = boot_ends.parsed(text).get("partitiontable", {}).get("partitions", []) if status == 0 else []
         holder = [row["node"] for row in rows if row.get("type") in EXTENDED]
         number = holder[0].removeprefix(disk).removeprefix("p") if len(holder) == 1 else ""
         if not number.isdigit() or any(
@@ -320,15 +320,6 @@ def file_system_size(device: str) -> int:
     low, scale, high = (int.from_bytes(block[at : at + 4], "little") for at in (0x4, 0x18, 0x150))
     wide = block[0x60] & 0x80  # s_feature_incompat: INCOMPAT_64BIT
     return (low + ((high << 32) if wide else 0)) * (1024 << scale)
-
-
-def parsed(text: str) -> dict[str, Any]:
-    """A JSON object; {} where the text is none."""
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def last_words(text: str) -> str:

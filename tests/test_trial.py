@@ -23,7 +23,6 @@ from test_slots import Firmware, card, run
 
 from laptop.namespaces import FOREIGN_ROOT
 from onboard import boot_ends
-from services import boots
 from settings import DROPBEAR
 from tables.tables import Tables
 from updates import health, ledger, trial
@@ -412,7 +411,7 @@ def test_a_board_leaves_a_sick_slot_and_the_old_one_says_why(two_slots: Callable
     assert "not healthy after 6 s: sick has not become ready" in told["reason"]
     assert "sick" in told["verdict"]["words"], "the end of PID 1's log"
     assert json.loads((tmp_path / "data/keep/boot.json").read_text())["last_end"]["cause"] == "reboot"
-    assert boots.parsed((tmp_path / "data/keep/update/slots.json").read_text())["B"]["state"] == "bad"
+    assert boot_ends.parsed((tmp_path / "data/keep/update/slots.json").read_text())["B"]["state"] == "bad"
 
 
 def test_the_images_row_ends_where_there_are_no_slots(boot: Callable[..., Board]) -> None:
