@@ -36,17 +36,22 @@ CREATE TABLE IF NOT EXISTS rollout (
 ) STRICT;
 CREATE TABLE IF NOT EXISTS target (
     rollout TEXT NOT NULL, board TEXT NOT NULL, wave INTEGER NOT NULL, told REAL, asked REAL NOT NULL, boot TEXT NOT NULL,
-    accepted INTEGER, answer TEXT NOT NULL, updated REAL, bad TEXT NOT NULL, PRIMARY KEY (rollout, board)
+    accepted INTEGER, answer TEXT NOT NULL, updated REAL, bad TEXT NOT NULL, waits TEXT NOT NULL DEFAULT '',
+    PRIMARY KEY (rollout, board)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS crashes ON record (board, received) WHERE kind = 'crash';
+CREATE INDEX IF NOT EXISTS updates ON record (board, received) WHERE kind = 'update';
 CREATE INDEX IF NOT EXISTS boots ON record (board, seq) WHERE kind = 'boot';
 CREATE VIEW IF NOT EXISTS placed AS SELECT record.*,
     CASE WHEN record.clock = 'synchronised' AND record.time IS NOT NULL THEN record.time
          ELSE coalesce(record.mono + boot."offset", record.time, record.received) END AS at
     FROM record LEFT JOIN boot ON boot.board = record.board AND boot.boot = record.boot;
 """
-# Columns of `board` that earlier versions had not.
-LATER = ("state TEXT", "state_since REAL", "boot TEXT", "info TEXT", "rival TEXT", "rival_since REAL")
+# Columns that earlier versions had not, by table.
+LATER = {
+    "board": ("state TEXT", "state_since REAL", "boot TEXT", "info TEXT", "rival TEXT", "rival_since REAL"),
+    "target": ("waits TEXT NOT NULL DEFAULT ''",),
+}
 # Before there were streams a board had one sequence of numbers; it is the stream "" now. Since then the mothership itself
 # numbers a board's records in `board.seq` and `record.seq`, in the order in which they come, whatever their stream.
 ADOPT = """

@@ -44,11 +44,12 @@ class Postgres:
         with connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
             connection.execute(ours(SCHEMA))
-            query = "SELECT column_name FROM information_schema.columns WHERE table_name = 'board'"
-            have = {row[0] for row in connection.execute(query)}
-            for column in LATER:  # only where it is missing: to alter a table waits for all who use it
-                if column.split()[0] not in have:
-                    connection.execute(ours(f"ALTER TABLE board ADD COLUMN {column}"))
+            query = "SELECT column_name FROM information_schema.columns WHERE table_name = %s"
+            for table, columns in LATER.items():
+                have = {row[0] for row in connection.execute(query, (table,))}
+                for column in columns:  # only where it is missing: to alter a table waits for all who use it
+                    if column.split()[0] not in have:
+                        connection.execute(ours(f"ALTER TABLE {table} ADD COLUMN {column}"))
             connection.execute(ADOPT)
         return connection
 

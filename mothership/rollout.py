@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from typing import Any
 
 import rollout_store
 import rollouts
@@ -79,12 +80,20 @@ class Driver:
                 self.remote.log.warning("not taken: %s", error)
                 continue
             name = str(result.get("id"))
-            if not name.startswith(PREFIX) or result.get("again"):
-                continue
-            accepted = result.get("ok") is True
-            answer = str(result.get("result") if accepted else result.get("error"))
-            self.remote.log.info("%s: %s: %s", name.removeprefix(PREFIX), board, visible(answer[:300]))
-            rollout_store.answered(self.store, name.removeprefix(PREFIX), board, accepted, answer)
+            if name.startswith(PREFIX):
+                self.answered(name.removeprefix(PREFIX), board, result)
+
+    def answered(self, name: str, board: str, result: dict[str, Any]) -> None:
+        """Keep one answer: it has begun, it refuses, it waits, or it asks whether it may begin now."""
+        accepted = result.get("ok") is True
+        answer = str(result.get("result") if accepted else result.get("error"))
+        self.remote.log.info("%s: %s: %s", name, board, visible(answer[:300]))
+        if result.get("asks"):
+            rollout_store.asking(self.store, name, board)
+        elif isinstance(waits := result.get("waits_for"), list):
+            rollout_store.waiting(self.store, name, board, "; ".join(map(str, waits)))
+        elif not result.get("again"):
+            rollout_store.answered(self.store, name, board, accepted, answer)
 
 
 def word(stored: rollout_store.Stored, now: float) -> dict[str, object]:
@@ -175,6 +184,8 @@ def shown(target: dict[str, object], now: float) -> str:
         return f"bad: {target['bad']}"
     if isinstance(updated, float):
         return f"updated {ago(now - updated)} ago"
+    if target["waits"]:
+        return f"waits: {target['waits']}"
     if target["accepted"] is not None:
         return f"{'under way' if target['accepted'] else 'left out'}: {target['answer']}"
     return f"told {ago(now - told)} ago, no answer yet" if isinstance(told, float) else "not told"

@@ -14,6 +14,8 @@ from store import Store
 
 BEFORE = 7 * 86400.0  # seconds before the word whose crashes are compared with those since
 MOST_CRASHES = 1000  # records of crashes that are looked at, of one board
+MOST_RECORDS = 50  # and of updates
+LONGEST_REASON = 300  # characters
 LONGEST_URL = 1024
 LONGEST_ID = 48  # characters of a roll-out's id: a command's id with "rollout." before it has at most 64
 
@@ -81,8 +83,33 @@ def known(store: Store, group: str, fits: str, now: float) -> dict[str, Board]:
         runs, heard = told.get("release"), max(seen, since or 0.0)
         runs = runs if isinstance(runs, str) and runs else None
         there = state in ("init", "ready") and now - heard <= PROMISE
-        found[name] = Board(runs, str(told.get("boot") or ""), heard, there)
+        says = told["update"] or "none" if "update" in told else None
+        found[name] = Board(runs, str(told.get("boot") or ""), heard, there, since=since or 0.0, update=says)
     return found
+
+
+def with_records(store: Store, board: Board, target: Target, version: str, now: float) -> Board:
+    """A board's facts with what its records say since it was told."""
+    if target.told is None:
+        return board
+    ended = ended_of(store, target, version, now)
+    return board._replace(crashes=new_crashes(store, target, now), ended=ended)
+
+
+def ended_of(store: Store, target: Target, version: str, now: float) -> tuple[str, str]:
+    """Result and reason of a board's last record of an update to this version since it was told; empty where there is none.
+
+    Where its service `update` has crashed (it was killed, such as for its memory), nobody was left to make that record.
+    """
+    query = """SELECT body FROM record WHERE board = ? AND kind = 'update' AND received > ? AND received <= ?
+               ORDER BY received DESC, seq DESC LIMIT ?"""
+    for (body,) in store.database.execute(query, (target.board, target.told, now, MOST_RECORDS)).fetchall():
+        data = a_dictionary(body).get("data")
+        if isinstance(data, dict) and data.get("version") == version and isinstance(data.get("result"), str):
+            return data["result"][:64], str(data.get("reason"))[:LONGEST_REASON]
+    if target.accepted and target.updated is None and target.told and crashes(store, target.board, target.told, now)["update"]:
+        return "crashed", "its service update has crashed"
+    return "", ""
 
 
 def new_crashes(store: Store, target: Target, now: float) -> tuple[str, ...]:
@@ -171,16 +198,17 @@ def start(store: Store, new: Rollout, of: str, group: str, now: float) -> bool:
 
 def targets_of(store: Store, name: str) -> list[Target]:
     """The boards of a roll-out, in the order of its waves."""
-    query = """SELECT board, wave, told, asked, boot, accepted, answer, updated, bad FROM target
+    query = """SELECT board, wave, told, asked, boot, accepted, answer, updated, bad, waits FROM target
                WHERE rollout = ? ORDER BY wave, board"""
     rows = [Target(*row) for row in store.database.execute(query, (name,)).fetchall()]
     return [row._replace(accepted=None if row.accepted is None else bool(row.accepted)) for row in rows]
 
 
 def save_targets(store: Store, name: str, targets: list[Target]) -> None:
-    change = """INSERT INTO target VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (rollout, board) DO UPDATE SET
+    change = """INSERT INTO target (rollout, board, wave, told, asked, boot, accepted, answer, updated, bad, waits)
+                VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (rollout, board) DO UPDATE SET
                 told = excluded.told, asked = excluded.asked, boot = excluded.boot, accepted = excluded.accepted,
-                answer = excluded.answer, updated = excluded.updated, bad = excluded.bad"""
+                answer = excluded.answer, updated = excluded.updated, bad = excluded.bad, waits = excluded.waits"""
     rows = [(name, *row._replace(accepted=None if row.accepted is None else int(row.accepted))) for row in targets]  # type: ignore[arg-type]
     store.database.executemany(change, rows)
 
@@ -227,7 +255,8 @@ def look(store: Store, name: str, now: float, *, deaf: bool = False, repeat: flo
         targets = [superseded(target, newer) for target in (*before, *late)]
         for target in targets:
             if target.board in boards and stored.rollout.state == RUNNING:
-                boards[target.board] = boards[target.board]._replace(crashes=new_crashes(store, target, now))
+                board = boards[target.board]
+                boards[target.board] = with_records(store, board, target, stored.rollout.version, now)
         ours = {board: fact for board, fact in boards.items() if board not in newer}
         found = rollouts.step(stored.rollout, targets, ours, now, math.inf if deaf else PROMISE, repeat)
         old = {target.board: target for target in before}
@@ -257,11 +286,24 @@ def superseded(target: Target, newer: dict[str, str]) -> Target:
 
 def answered(store: Store, name: str, board: str, accepted: bool, answer: str) -> None:
     """Keep a board's answer. A later one does not replace it."""
-    change = (
-        "UPDATE target SET accepted = ?, answer = ? WHERE rollout = ? AND board = ? AND told IS NOT NULL AND accepted IS NULL"
-    )
+    change = """UPDATE target SET accepted = ?, answer = ?, waits = ''
+                WHERE rollout = ? AND board = ? AND told IS NOT NULL AND accepted IS NULL"""
     with store.database.transaction():
-        store.database.execute(change, (int(accepted), answer[:300], name, board))
+        store.database.execute(change, (int(accepted), answer[:LONGEST_REASON], name, board))
+
+
+def waiting(store: Store, name: str, board: str, what: str) -> None:
+    """Keep what a board waits for before it begins."""
+    change = "UPDATE target SET waits = ? WHERE rollout = ? AND board = ? AND told IS NOT NULL AND accepted IS NULL"
+    with store.database.transaction():
+        store.database.execute(change, (what[:LONGEST_REASON] or "for a better time", name, board))
+
+
+def asking(store: Store, name: str, board: str) -> None:
+    """A board that was waiting asks whether it may begin: it is told with the next step, if the roll-out still runs then."""
+    change = "UPDATE target SET asked = 0 WHERE rollout = ? AND board = ? AND waits <> '' AND accepted IS NULL"
+    with store.database.transaction():
+        store.database.execute(change, (name, board))
 
 
 def status(stored: Stored, targets: list[Target]) -> dict[str, Any]:

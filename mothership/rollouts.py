@@ -13,9 +13,19 @@ from typing import NamedTuple
 
 WAVES = 32  # at most
 PATIENCE = 6 * 3600.0  # seconds from the word to the release: a slow download is no failure before
+GRACE = 900.0  # seconds for a board that has started again to say how its update ended, or that it goes on with it
 REPEAT = 60.0  # seconds until a board that has not answered is told again
+WAITING = 3600.0  # seconds until one that waits for its hours, or for a cheap network, is told again without having asked
+WAITS = 25 * 3600.0  # seconds for which a wave waits for such a board; then it is one that comes late
 NAMED = 5  # boards that a sentence names at most
 RUNNING, PAUSED, STOPPED, ABORTED, DONE = "running", "paused", "stopped", "aborted", "done"
+# What a board says of an update (updates/trial.py, pid1/update_word.py): in info, and in its records.
+ON_TRIAL, COMMITTED = "on trial", "committed"
+UNDER_WAY = ("waiting", "under way", "written", ON_TRIAL)
+ENDED = {
+    "failed": "falls back", "fell back": "fell back", "not tried": "has not tried it", "not written": "could not update",
+    "crashed": "could not update",
+}  # fmt: skip
 
 
 class Board(NamedTuple):
@@ -26,6 +36,9 @@ class Board(NamedTuple):
     heard: float  # when it was last heard of
     there: bool  # whether it can be told now
     crashes: tuple[str, ...] = ()  # services that crash more than on this board before
+    since: float = 0.0  # since when it is in this state and boot
+    update: str | None = None  # what it says of an update: "on trial", "committed"...; None: its software does not say
+    ended: tuple[str, str] = ("", "")  # its last record of an update to the release since the word: result and reason
 
 
 class Target(NamedTuple):
@@ -40,6 +53,7 @@ class Target(NamedTuple):
     answer: str = ""
     updated: float | None = None  # since when it runs the release
     bad: str = ""  # why it counts as bad
+    waits: str = ""  # what it waits for before it begins, by its own word
 
     @property
     def pending(self) -> bool:
@@ -108,28 +122,47 @@ def assign(rollout: str, waves: tuple[str, ...], boards: Mapping[str, Board]) ->
     return [Target(name, next(i for i, end in enumerate(ends) if place < end)) for place, name in enumerate(order)]
 
 
+def keeps(target: Target, version: str, board: Board) -> bool:
+    """Whether a board runs the release for good: it has committed it, or it had it before anybody told it to update."""
+    if board.release != version or board.update == ON_TRIAL:
+        return False
+    return board.update is not None or board.ended[0] == COMMITTED or target.told is None or target.updated is not None
+
+
 def judge(target: Target, version: str, board: Board | None, now: float, promise: float) -> Target:
-    """A target as the facts of now show it: updated, bad or neither."""
+    """A target as the facts of now show it: updated, bad or neither. A release on trial is no update yet."""
     if board is None:
         return target
-    runs = f"it runs {board.release}" if board.release else "it does not say what it runs"
-    if board.release == version:
+    if keeps(target, version, board):
         target = target._replace(updated=target.updated or now, bad="")
-    if target.told is None:
-        return target
-    bad, silent = "", now - max(board.heard, target.told)
+    return target if target.told is None else target._replace(bad=fault(target, version, board, now, promise))
+
+
+def fault(target: Target, version: str, board: Board, now: float, promise: float) -> str:
+    """Why a board that was told is bad; empty where it is not. What it says of itself comes first."""
+    assert target.told is not None
+    runs = f"it runs {board.release}" if board.release else "it does not say what it runs"
+    result, reason = board.ended
+    silent, begun = now - max(board.heard, target.told), target.asked if target.accepted else target.told
+    if result in ENDED and target.accepted is not False:
+        return f"{ENDED[result]}: {reason}"
     if target.updated is not None and board.release != version:
-        bad = f"fell back: {runs}"
-    elif target.updated is None and target.accepted and board.boot != target.boot:
-        bad = f"fell back: it has started again, and {runs}"
-    elif silent > promise and target.accepted is not False:
-        bad = f"is missing for {silent / 3600:.1f} h"
-    elif target.updated is not None and board.crashes:
-        bad = f"has new crashes of {', '.join(board.crashes[:NAMED])}"
-    elif target.pending and now - target.told > PATIENCE:
-        what = "has not updated" if target.accepted else "has not answered"
-        bad = f"{what} within {PATIENCE / 3600:g} h: {runs}"
-    return target._replace(bad=bad)
+        return f"fell back: {runs}"
+    again = target.accepted and board.boot != target.boot and board.release != version and board.update not in UNDER_WAY
+    if target.updated is None and again and now - board.since > GRACE:
+        return f"fell back: it has started again, and {runs}"
+    if silent > promise and target.accepted is not False and not target.waits:
+        return f"is missing for {silent / 3600:.1f} h"
+    if target.updated is not None and board.crashes:
+        return f"has new crashes of {', '.join(board.crashes[:NAMED])}"
+    if target.pending and not target.waits and now - begun > PATIENCE:
+        what = (
+            ("has not committed it" if board.release == version else "has not updated")
+            if target.accepted
+            else "has not answered"
+        )
+        return f"{what} within {PATIENCE / 3600:g} h: {runs}"
+    return ""
 
 
 def step(
@@ -159,9 +192,9 @@ def step(
             said.append(f"{rollout.id}: done: {rollout.why}")
     tell = [target.board for target in targets if due(rollout, target, boards.get(target.board), now, repeat)]
     chosen = set(tell)
-    targets = [asked(target, boards[target.board], now) if target.board in chosen else target for target in targets]
-    if tell:
+    if any(target.board in chosen and target.told is None for target in targets):
         rollout = rollout._replace(healthy=None)
+    targets = [asked(target, boards[target.board], now) if target.board in chosen else target for target in targets]
     return Step(rollout, targets, tell, said)
 
 
@@ -181,7 +214,7 @@ def advance(rollout: Rollout, targets: list[Target], now: float) -> Rollout:
     opened = [target for target in targets if target.wave <= rollout.wave]
     here = [target for target in opened if target.wave == rollout.wave]
     good = [target for target in here if target.updated is not None and not target.bad]
-    if any(target.pending for target in opened) or (here and not good):
+    if any(held(target, now) for target in opened) or (here and not good):
         return rollout._replace(healthy=None)  # nobody updated: that proves nothing for the next wave
     since = now if rollout.healthy is None else rollout.healthy
     if now - since < rollout.pause and here:
@@ -191,13 +224,22 @@ def advance(rollout: Rollout, targets: list[Target], now: float) -> Rollout:
     return rollout._replace(state=DONE, healthy=since, why=summary(targets))
 
 
+def held(target: Target, now: float) -> bool:
+    """Whether the wave waits for a board; not for ever where that waits for hours or for a network which do not come."""
+    return target.pending and not (target.waits and target.told is not None and now - target.told > WAITS)
+
+
 def due(rollout: Rollout, target: Target, board: Board | None, now: float, repeat: float) -> bool:
-    """Whether a board is told now: its wave is open, it is there, and it neither has the release nor has answered."""
+    """Whether a board is told now: its wave is open, it is there, and it neither has the release nor has answered.
+
+    One that waits asks when it suits; it has forgotten that if it has started again.
+    """
     if board is None or not board.there or target.wave > rollout.wave or target.bad:
         return False
     if board.release is None or board.release == rollout.version or target.updated is not None:
         return False
-    return target.accepted is None and now - target.asked >= repeat
+    waits = target.waits and board.boot == target.boot
+    return target.accepted is None and now - target.asked >= (WAITING if waits else repeat)
 
 
 def asked(target: Target, board: Board, now: float) -> Target:
@@ -210,7 +252,8 @@ def summary(targets: list[Target]) -> str:
     counts = {
         "updated": sum(target.updated is not None and not target.bad for target in targets),
         "bad": sum(bool(target.bad) for target in targets),
-        "under way": sum(target.pending for target in targets),
+        "under way": sum(target.pending and not target.waits for target in targets),
+        "waiting": sum(target.pending and bool(target.waits) for target in targets),
         "refused": sum(target.accepted is False and target.updated is None and not target.bad for target in targets),
         "not told": sum(target.told is None and target.updated is None for target in targets),
     }

@@ -30,10 +30,11 @@ class Sqlite:
         with self.transaction():
             for statement in SCHEMA.split(";\n"):
                 self.connection.execute(statement)
-            have = {row[1] for row in self.connection.execute("PRAGMA table_info(board)")}
-            for column in LATER:
-                if column.split()[0] not in have:
-                    self.connection.execute(f"ALTER TABLE board ADD COLUMN {column}")
+            for table, columns in LATER.items():
+                have = {row[1] for row in self.connection.execute(f"PRAGMA table_info({table})")}
+                for column in columns:
+                    if column.split()[0] not in have:
+                        self.connection.execute(f"ALTER TABLE {table} ADD COLUMN {column}")
             self.connection.execute(ADOPT)
 
     def _must_be_ours(self, path: str) -> None:

@@ -67,6 +67,10 @@ class Fleet:
         self.bad: set[str] = set()
         self.silent: set[str] = set()  # become missing after the word
         self.crash: set[str] = set()
+        self.trial: set[str] = set()  # run the release, and do not commit it
+        self.ends: dict[str, tuple[str, str]] = {}  # what a board's record says of its update, with the reason
+        self.says: dict[str, str | None] = dict.fromkeys(names)  # of an update, in info
+        self.waits: dict[str, list[str]] = {}  # for what, before they begin
         self.refuse: set[str] = set()
         self.speak()
 
@@ -76,16 +80,21 @@ class Fleet:
         for name in sorted(set(self.runs) - self.away):
             boot = f"boot {self.boots[name]}"
             news += [News(name, "state", {"state": "ready", "boot": boot})]
-            news += [
-                News(name, "info", {"boot": boot, "release": self.runs[name], "board": "rpi3", "number": self.boots[name]})
-            ]
+            info = {"boot": boot, "release": self.runs[name], "board": "rpi3", "number": self.boots[name]}
+            news += [News(name, "info", {**info, "update": self.says.get(name)})]
             before, self.numbers[name] = self.numbers[name], self.numbers[name] + 1
             batches.append((name, wire.Batch(before, [(before + 1, "evt", {})], "")))
         self.store.take(batches, news)
 
     def crashes(self, name: str, service: str) -> None:
+        self.record(name, "crash", {"name": service})
+
+    def record(self, name: str, kind: str, data: dict[str, Any]) -> None:
         before, self.numbers[name] = self.numbers[name], self.numbers[name] + 1
-        self.store.take([(name, wire.Batch(before, [(before + 1, "crash", {"data": {"name": service}})], ""))])
+        self.store.take([(name, wire.Batch(before, [(before + 1, kind, {"data": data})], ""))])
+
+    def ended(self, name: str, result: str, reason: str, version: str = "2") -> None:
+        self.record(name, "update", {"result": result, "reason": reason, "version": version})
 
     def start(self, name: str = "r", version: str = "2", most_bad: int = 0, waves: tuple[str, ...] = WAVES) -> None:
         rollout_store.add_release(
@@ -102,15 +111,22 @@ class Fleet:
         if board in self.refuse:
             rollout_store.answered(self.store, rollout, board, False, "this board's COMMANDS refuses update")
             return
+        if board in self.waits:
+            rollout_store.waiting(self.store, rollout, board, "; ".join(self.waits[board]))
+            return
         rollout_store.answered(self.store, rollout, board, True, "has begun")
         if board in self.silent:
             self.away.add(board)
             return
-        self.boots[board] += 1
         self.now += 1.0
+        if board in self.ends:
+            self.ended(board, *self.ends[board], version)
+            return
+        self.boots[board] += 1
         if board in self.bad:
             return  # it has started again, with what it ran before
         self.runs[board] = version
+        self.says[board] = "on trial" if board in self.trial else "committed"
         if board in self.crash:
             self.crashes(board, "gps@ttyUSB0")
 
@@ -214,6 +230,84 @@ def test_crashes_that_were_there_before_are_not_new(tmp_path: Path) -> None:
     assert rollout_store.new_crashes(boards.store, boards.target("b000"), boards.now) == ("gps@ttyUSB0",)
 
 
+@pytest.mark.parametrize(
+    ("ends", "why"),
+    [
+        (("fell back", "slot B (2): no ssh"), "fell back: slot B (2): no ssh"),
+        (("failed", "no ssh"), "falls back: no ssh"),
+        (("not written", "its signature is not by this board's key"), "could not update: its signature is not"),
+        (("not tried", "a power cut"), "has not tried it: a power cut"),
+    ],
+)
+def test_what_a_board_records_of_its_update_counts_at_once(ends: tuple[str, str], why: str, tmp_path: Path) -> None:
+    boards = Fleet(str(tmp_path / "m.db"), names(20))
+    boards.start()
+    first = rollout_store.targets_of(boards.store, "r")[0].board
+    boards.ended(first, "fell back", "that was another release", "1.9")
+    boards.ended(first, "fell back", "that was long before the word")
+    boards.now += 60.0
+    boards.ends[first] = ends
+    boards.run(hours=0.4, until=STOPPED)
+    assert f"{first} {why}" in boards.state().why
+    assert boards.target(first).updated is None
+    boards.ended(first, "committed", "by hand")
+    boards.runs[first], boards.says[first] = "2", "committed"
+    boards.speak()
+    boards.now += 1.0
+    rollout_store.set_state(boards.store, "r", RUNNING, most_bad=1)
+    rollout_store.look(boards.store, "r", boards.now)
+    assert (boards.target(first).bad, bool(boards.target(first).updated)) == ("", True), "somebody has mended it"
+
+
+def test_a_release_on_trial_is_no_update_yet(tmp_path: Path) -> None:
+    boards = Fleet(str(tmp_path / "m.db"), names(20))
+    boards.start()
+    first = rollout_store.targets_of(boards.store, "r")[0].board
+    boards.trial = {first}
+    boards.run(hours=3)
+    assert boards.runs[first] == "2"
+    assert (boards.state().state, boards.state().wave, boards.target(first).updated) == (RUNNING, 0, None)
+    boards.says[first] = "committed"
+    boards.speak()
+    boards.run(hours=0.2)
+    assert boards.target(first).updated
+    other = next(target.board for target in rollout_store.targets_of(boards.store, "r") if target.wave == 2)
+    boards.trial.add(other)
+    boards.run(hours=8, until=STOPPED)
+    assert f"{other} has not committed it within 6 h: it runs 2" in boards.state().why
+
+
+def test_software_that_says_nothing_of_updates_is_believed_by_its_record() -> None:
+    """A board whose info has no word of updates, which is one of before there was any."""
+    board, told = Board("2", "boot 2", NOW, there=True), Target("b", 0, told=NOW - 9, boot="boot 1", accepted=True)
+    assert rollouts.judge(told, "2", board, NOW, PROMISE).updated is None
+    assert rollouts.judge(told, "2", board._replace(ended=("committed", "")), NOW, PROMISE).updated == NOW
+    assert rollouts.judge(Target("b", 0), "2", board, NOW, PROMISE).updated == NOW, "it had the release before the word"
+    assert rollouts.judge(told, "2", board._replace(update="none"), NOW, PROMISE).updated == NOW
+    assert rollouts.judge(told, "2", board._replace(update="on trial"), NOW, PROMISE).updated is None
+
+
+def test_a_board_that_goes_on_after_a_power_cut_has_not_fallen_back(tmp_path: Path) -> None:
+    boards = Fleet(str(tmp_path / "m.db"), names(4))
+    boards.start(waves=("100%",), most_bad=3)
+    boards.bad = {"b000", "b001"}
+    boards.says["b001"] = "under way"
+    boards.run(hours=2)
+    assert boards.target("b000").bad == "fell back: it has started again, and it runs 1"
+    assert boards.target("b001").bad == "", "it loads the bundle again"
+
+
+def test_an_update_whose_service_was_killed_counts(tmp_path: Path) -> None:
+    boards = Fleet(str(tmp_path / "m.db"), names(4))
+    boards.start(waves=("1", "100%"))
+    first = rollout_store.targets_of(boards.store, "r")[0].board
+    rollout_store.look(boards.store, "r", boards.now)
+    rollout_store.answered(boards.store, "r", first, True, "has begun")
+    boards.now += 1.0
+    boards.crashes(first, "update")
+    assert f"{first} could not update: its service update has crashed" in boards.run(hours=1, until=STOPPED)[-1]
+
+
 # --- who is told -------------------------------------------------------------------------------------------------------
 def test_a_late_board_joins_the_newest_release(tmp_path: Path) -> None:
     boards = Fleet(str(tmp_path / "m.db"), names(10))
@@ -244,6 +338,51 @@ def test_who_refuses_is_left_out_and_proves_nothing(tmp_path: Path) -> None:
     assert (boards.state().state, boards.state().wave) == (RUNNING, 0), "nobody of the first wave has updated"
     assert boards.words[first] == 1
     assert rollouts.summary(rollout_store.targets_of(boards.store, "r")) == "1 refused, 9 not told"
+
+
+def test_a_board_that_waits_begins_when_it_asks_and_an_abort_reaches_it(tmp_path: Path) -> None:
+    boards = Fleet(str(tmp_path / "m.db"), names(4))
+    boards.start(waves=("2", "100%"))
+    first, second = (target.board for target in rollout_store.targets_of(boards.store, "r")[:2])
+    boards.waits = {first: ["its hours 02:00-05:00"], second: ["its hours 02:00-05:00"]}
+    boards.run(hours=5)
+    assert boards.target(first).waits == "its hours 02:00-05:00"
+    assert boards.words[first] in (5, 6), "it is told again now and then, not each minute"
+    assert (boards.state().state, boards.state().wave) == (RUNNING, 0), "the wave waits for it"
+    assert "2 waiting" in rollouts.summary(rollout_store.targets_of(boards.store, "r"))
+    boards.away = {second}
+    boards.run(hours=4)
+    assert boards.state().state == RUNNING, "nobody has begun: who is missing now is not bad"
+    boards.waits, before = {}, boards.words[first]
+    rollout_store.asking(boards.store, "r", first)
+    boards.run(hours=0.2)
+    assert (boards.words[first], boards.runs[first]) == (before + 1, "2")
+    rollout_store.set_state(boards.store, "r", ABORTED)
+    before, boards.away = boards.words[second], set()
+    rollout_store.asking(boards.store, "r", second)
+    boards.run(hours=5)
+    assert (boards.words[second], boards.runs[second]) == (before, "1")
+
+
+def test_a_board_that_waits_for_ever_does_not_hold_the_wave(tmp_path: Path) -> None:
+    boards = Fleet(str(tmp_path / "m.db"), names(4))
+    boards.start(waves=("2", "100%"))
+    first = rollout_store.targets_of(boards.store, "r")[0].board
+    boards.waits = {first: ["a network that is not metered"]}
+    boards.run(hours=24)
+    assert boards.state().wave == 0
+    boards.run(hours=24, until=DONE)
+    assert boards.state().why == "3 updated, 1 waiting"
+    boards.waits = {}
+    boards.run(hours=2)
+    assert boards.runs[first] == "2", "it comes late"
+
+
+def test_a_board_that_was_started_again_has_forgotten_that_it_waits() -> None:
+    board, rollout = Board("1", "boot 2", NOW, there=True), Rollout("r", "2", ("100%",), 0.0, 0)
+    target = Target("b", 0, told=NOW - 600, asked=NOW - 600, boot="boot 2", waits="its hours")
+    assert not rollouts.due(rollout, target, board, NOW, 60.0)
+    assert rollouts.due(rollout, target, board._replace(boot="boot 3"), NOW, 60.0)
 
 
 def test_pause_resume_and_abort(tmp_path: Path) -> None:

@@ -353,6 +353,28 @@ def test_the_uplink_records_each_verdict_once(tmp_path: Path, monkeypatch: pytes
     world.close()
 
 
+def test_info_says_where_an_update_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A release that is on trial is not told as one that stays, also before the service `trial` has said a word."""
+    monkeypatch.setattr(boot_ends, "UPDATE", str(tmp_path / "update.json"))
+    world, words = World(tmp_path / "box"), {"stack.tryboot": ""}
+    world.uplink.updates.options = lambda: words
+
+    def told() -> list[str | None]:
+        infos = [payload for topic, payload in world.link.up if topic.endswith("/info")]
+        return [json.loads(payload)["update"] for payload in infos]
+
+    world.hear("", b"")  # it is connected
+    for state in ("on trial", "on trial", "committed"):
+        boot_ends.tell(boot_ends.UPDATE, {"state": state, "missing": []})
+        world.uplink.read_events()
+    assert told() == ["on trial", "on trial", "committed"], "by the firmware's word; by the service; and then no more"
+    os.unlink(boot_ends.UPDATE)
+    words.clear()
+    world.uplink.read_events()
+    assert told()[-1] is None
+    world.close()
+
+
 # --- on a board -----------------------------------------------------------------------------------------------------------
 RUN = "from updates import slots, trial; slots.partitions = lambda: {1: '/data/boot.vfat', 5: 'a', 6: 'b'}; trial.main([])"
 ROWS = f"KEEPER._replace(after=()), Service('trial', ('{{PYTHON}}', '-P', '-c', {RUN!r}), ('keeper',), restart='on-failure', env=(('PYTHONPATH', '{{LIB}}'),)),"  # fmt: skip

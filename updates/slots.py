@@ -13,6 +13,7 @@ import subprocess
 from base.files import read_file
 from base.stdlib import TYPE_CHECKING
 from onboard import boot_ends
+from onboard.device_tree import CHOSEN, chosen
 from services import root_disk
 from updates.fat import Fat
 
@@ -39,7 +40,6 @@ FLAG = "tryboot.flg"  # beside autoboot.txt where no firmware keeps the flag: "1
 BOOT_OF = {2: "A", 3: "B"}  # the firmware's partition of a slot; MBR, so that every Raspberry Pi's firmware can start from it
 ROOT_OF = {"A": 5, "B": 6}
 PARTITION_OF = {slot: number for number, slot in BOOT_OF.items()}
-CHOSEN = "/proc/device-tree/chosen/bootloader"  # big-endian numbers of 32 bits
 CMDLINE = "/proc/cmdline"
 TRYBOOT = "0 tryboot"  # for LINUX_REBOOT_CMD_RESTART2: partition 0 is the firmware's own choice
 TRIES = 3  # of a U-Boot's counter
@@ -102,9 +102,9 @@ class Tryboot:
 
     kind = "tryboot"
 
-    def __init__(self, device: str, chosen: str = CHOSEN, argument: str = boot_ends.ARGUMENT) -> None:
+    def __init__(self, device: str, folder: str = CHOSEN, argument: str = boot_ends.ARGUMENT) -> None:
         self.device = device
-        self.chosen = chosen
+        self.chosen = folder
         self.argument = argument
 
     def _text(self) -> str:
@@ -125,23 +125,16 @@ class Tryboot:
         if self._text() != new:
             raise SlotError(f"{AUTOBOOT} on {self.device} does not keep what is written: is the card at its end, or locked?")
 
-    def _chosen(self, name: str) -> int | None:
-        try:
-            with open(f"{self.chosen}/{name}", "rb") as file:
-                return int.from_bytes(file.read(4), "big")
-        except OSError:
-            return None
-
     def current(self) -> str:
         """The slot that runs, as the firmware tells the kernel."""
-        number = self._chosen("partition")
+        number = chosen("partition", self.chosen)
         if number not in BOOT_OF:
             raise SlotError(f"the firmware says that partition {number} was started, which is no slot")
         return BOOT_OF[number]
 
     def on_trial(self) -> bool:
         """Whether this start was by the tryboot flag."""
-        return self._chosen("tryboot") == 1
+        return chosen("tryboot", self.chosen) == 1
 
     def other(self) -> str:
         return opposite(self.current())
@@ -269,7 +262,7 @@ def partitions() -> dict[int, str]:
     return root_disk.partitions(root_disk.of_root())
 
 
-def slots(options: dict[str, str], chosen: str = CHOSEN) -> Slots:
+def slots(options: dict[str, str], folder: str = CHOSEN) -> Slots:
     """The back-end of this board. SlotError where the card has one root only, such as one of before there were slots."""
     cmdline = read_file(CMDLINE)
     if "rauc.slot=" in cmdline:
@@ -280,6 +273,6 @@ def slots(options: dict[str, str], chosen: str = CHOSEN) -> Slots:
         raise SlotError("this card has one root: it takes no update while it runs. Write a card of today's layout once")
     if "stack.slot" in options:
         return FileFlag(device, options)
-    if os.path.exists(chosen):
-        return Tryboot(device, chosen)
+    if os.path.exists(folder):
+        return Tryboot(device, folder)
     raise SlotError("neither a Raspberry Pi's firmware nor stack.slot= says which slot was started")

@@ -26,6 +26,7 @@ from uplink.commands import Commands
 from uplink.outbox import Outbox
 from uplink.remote import Remote, Tls
 from uplink.sender import Sender
+from uplink.updates import Updates
 
 LARGEST = 256 * 1024  # bytes of one record
 DEPTH = 8  # levels of brackets that a batch and the database add: a record that leaves no room for them would never arrive
@@ -49,7 +50,7 @@ class Uplink:
         self.event = (
             outbox.mark("event") if outbox.mark("events of") == bus.boot_id else 0
         )  # number of PID 1's last event that is in the outbox
-        self.verdict = outbox.mark("update of")  # which end of an update's trial is in the outbox
+        self.updates = Updates(outbox.mark("update of"), lambda: pid_1().get("options") or {})
         self.state = ""
         self.services: dict[str, tuple[Any, float]] = {}  # the last known state of each service, and since when
         self.look: float | None = None  # whether the boot is over
@@ -125,9 +126,10 @@ class Uplink:
         if self.outbox.mark("record of") != boot_id and (record := boot_ends.read(boot_ends.RECORD)):
             self.take("boot", "boot", self.bus.envelope("boot", record), {"record of": boot_id})
             self.tell_info()
-        if (told := boot_ends.read(boot_ends.UPDATE).get("verdict")) and told["id"] != self.verdict:
-            self.verdict = told["id"]
-            self.take("update", "update", self.bus.envelope("update", told), {"update of": told["id"]})
+        for ended in self.updates.ended():
+            self.take("update", "update", self.bus.envelope("update", ended), {"update of": ended["id"]})
+        if self.state and self.updates.changed():
+            self.tell_info()
 
     # --- retained state ---------------------------------------------------------------------------------------------
     def tell(self, what: str, data: dict[str, Any], qos: int = 1) -> bool:
@@ -155,7 +157,7 @@ class Uplink:
             "boot": self.bus.boot_id, "number": record.get("number"), "model": birth("model"), "serial": birth("serial-number"),
             "kernel": os.uname().release, "image": int(clock.build_date()), "python": sys.version.split()[0],
             "why": {name: end[name] for name in ("cause", "reason")} if end else None,
-            "board": kind or None, "release": version or None,
+            "board": kind or None, "release": version or None, "update": self.updates.state(),
             "certificate_until": certificates.until_of(self.certificate) if self.certificate else None,
         })  # fmt: skip
 
