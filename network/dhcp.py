@@ -16,9 +16,12 @@ import time
 from typing import Any
 
 import network.parts  # noqa: F401  # isort: skip
-from pyroute2.dhcp import client as dhcp_client
-from pyroute2.dhcp import leases as dhcp_leases
-from pyroute2.dhcp.hooks import Hook, Trigger
+from network.iproute import in_place  # isort: skip
+
+with in_place():
+    from pyroute2.dhcp import client as dhcp_client
+    from pyroute2.dhcp import leases as dhcp_leases
+    from pyroute2.dhcp.hooks import Hook, Trigger
 
 from base.syscalls import PR_SET_PDEATHSIG, prctl
 from network.actions import Lease

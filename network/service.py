@@ -13,15 +13,13 @@ import json
 import os
 import socket
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from base.files import write_atomically
 from bus import Bus, Message
 from network import actions
 from network.actions import Action
 from network.bounds import SERVERS
-from network.dhcp import DhcpClient
-from network.jobs import Job
 from network.kernel import Kernel, solicit
 from network.kernel_events import Event, Monitor, Overrun
 from network.links import FLOOD_PAUSE, Link, Links
@@ -31,6 +29,10 @@ from network.supplicant import has_networks
 from onboard import to_pid1
 from onboard.board_table import board_table
 from onboard.to_pid1 import SVError
+
+if TYPE_CHECKING:
+    from network.dhcp import DhcpClient
+    from network.jobs import Job
 
 POLL = 0.5  # s: programs under way are looked at
 RETRY = 1.0  # s: the kernel did not answer
@@ -197,6 +199,8 @@ class Network:
                 except OSError:  # our own address is not confirmed yet: the kernel itself asks when it is
                     pass
             case actions.StartDhcp():
+                from network.dhcp import DhcpClient  # pyroute2 and asyncio: for boards with DHCP
+
                 client = DhcpClient(name, socket.gethostname() if self.links[name].row.hostname else "")
                 self.clients[name] = client
                 self.bus.watch(client.reader, functools.partial(self.on_client, name))
@@ -245,6 +249,8 @@ class Network:
                 self.log.warning("%s: which module drives it is not known; nothing to reload", words)
                 return
             self.log.warning("%s: module %s is reloaded", words, module)
+            from network.jobs import Job
+
             self.jobs.append(Job([["modprobe", "-r", *module.split()], ["modprobe", "-a", *module.split()]], now))
         elif isinstance(action, actions.Reboot):
             # The stamp first: it keeps us from asking again and again in this boot, should PID 1 not be able to reboot.
@@ -274,9 +280,11 @@ def reboot_after(stamp: str, boot_id: str, interval: float) -> float:
 def main() -> None:
     bus, now = Bus("network"), time.monotonic()
     network = Network(bus, board_table(), now)
+    network.refresh(now)  # first of all: a link that is raised takes its time
+    if any("dhcp" in link.row.addresses for link in network.links.links.values()):
+        from network import dhcp  # noqa: F401
     gc.collect()
     gc.freeze()  # what we have imported stays shared with the DHCP clients
-    network.refresh(now)
     for now in bus.when(network.due):
         network.turn(now)
 

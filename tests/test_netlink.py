@@ -176,15 +176,91 @@ def test_when_the_ladder_may_reboot(tmp_path: Path) -> None:
         assert network.reboot_after(str(stamp), "this", 3600.0) == 3600.0
 
 
+def run(code: str, *before: str) -> str:
+    """What this prints in an interpreter of its own."""
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"
+    done = subprocess.run([*before, PYTHON, "-c", code], capture_output=True, text=True, check=False, timeout=20)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
 def test_only_the_parts_of_pyroute2_that_are_named_are_loaded() -> None:
     """Its own __init__ would load all of them. Who asks for a name that only that has gets it all the same."""
-    code = f"""
-import sys; sys.path.insert(0, {str(ROOT)!r})
+    code = """
 import network.service
-dear = [name for name in ("pyroute2.ndb.main", "pyroute2.conntrack", "pyroute2.ipset", "sqlite3") if name in sys.modules]
+early = [name for name in ("pyroute2", "asyncio", "subprocess") if name in sys.modules]
+import network.dhcp
+parts = "pyroute2.ndb.main", "pyroute2.conntrack", "pyroute2.ipset", "pyroute2.iproute.linux", "pyroute2.netlink.nlsocket", "sqlite3"
+dear = [name for name in parts if name in sys.modules]
 from pyroute2 import NDB, netns
 import pyroute2.iproute.linux
-print(dear, NDB.__module__, netns.__name__, pyroute2.IPRoute is pyroute2.iproute.linux.IPRoute)
+print(early, dear, NDB.__module__, netns.__name__, pyroute2.IPRoute is pyroute2.iproute.linux.IPRoute)
 """
-    done = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "[] pyroute2.ndb.main pyroute2.netns True", done.stderr
+    assert run(code) == "[] [] pyroute2.ndb.main pyroute2.netns True"
+
+
+def test_the_dhcp_clients_socket_knows_the_hardware_address_and_its_changes() -> None:
+    """With our AsyncIPRoute in the place of pyroute2's: of the right interface, now and whenever it is another one."""
+    code = """
+import asyncio, subprocess
+import network.dhcp
+from pyroute2.ext.rawsocket import AsyncRawSocket
+
+def ip(*words):
+    subprocess.run(["ip", "link", *words], check=True)
+
+async def main():
+    for number in range(3):
+        ip("add", f"v{number}", "address", f"02:00:00:00:00:0{number}", "type", "veth", "peer", "name", f"w{number}")
+    async with AsyncRawSocket("v1") as wire:
+        print(wire.l2addr, wire.ifindex == __import__("socket").if_nametoindex("v1"))
+        await asyncio.sleep(0)
+        ip("set", "v2", "address", "02:00:00:00:00:99")
+        ip("set", "v1", "address", "02:00:00:00:00:77")
+        async with asyncio.timeout(10):
+            while wire.l2addr == "02:00:00:00:00:01":
+                await asyncio.sleep(0.01)
+        print(wire.l2addr)
+    try:
+        async with AsyncRawSocket("v9"):
+            pass
+    except OSError as error:
+        print(error)
+
+asyncio.run(main())
+"""
+    unshare = ("unshare", "--user", "--map-root-user", "--net")
+    assert run(code, *unshare).splitlines() == ["02:00:00:00:00:01 True", "02:00:00:00:00:77", "[Errno 2] Link not found"]
+
+
+def test_a_change_that_the_kernel_refuses_is_an_error() -> None:
+    """Each change is one message, whose answer is waited for."""
+    code = """
+import socket, subprocess
+from network.kernel import Kernel
+subprocess.run(["ip", "link", "add", "v0", "type", "veth", "peer", "name", "v1"], check=True)
+kernel, v0 = Kernel(), socket.if_nametoindex("v0")
+kernel.raise_link(v0)
+kernel.add_address(v0, "192.0.2.5/24", 600.0)
+kernel.add_address(v0, "192.0.2.5/24", None)
+kernel.add_route(v0, "192.0.2.1", 70, "192.0.2.5")
+seen = kernel.look("v0")
+print(seen.up, seen.addresses, seen.routes, seen.dynamic)
+kernel.remove_route(v0, "192.0.2.1", 70)
+kernel.remove_address(v0, "192.0.2.5/24")
+seen = kernel.look("v0")
+print(seen.addresses, seen.routes)
+for refused in (
+    lambda: kernel.remove_address(v0, "192.0.2.5/24"), lambda: kernel.remove_route(v0, "192.0.2.1", 70),
+    lambda: kernel.add_route(v0, "192.0.2.1", 70, "192.0.2.99"), lambda: kernel.raise_link(99),
+):
+    try:
+        refused()
+    except OSError as error:
+        print(error.strerror)
+"""
+    assert run(code, "unshare", "--user", "--map-root-user", "--net").splitlines() == [
+        "True ('192.0.2.5/24',) (('192.0.2.1', 70),) ()",
+        "() ()",
+        "Cannot assign requested address", "No such process", "Invalid argument", "No such device",
+    ]  # fmt: skip

@@ -45,7 +45,7 @@ FILES["buildroot.settings_image"] = ROOT / "buildroot" / "package" / "stack" / "
 TOP = {name for name in FILES if "." not in name}
 APPS = {name for name in TOP if FILES[name].parent == ROOT} - set(MAY)
 # Who may import a library: one module, or one for each part of it.
-THIRD_PARTY = {"paho": "onboard.mqtt", "amqtt": "laptop.broker", "pyroute2": "network.kernel network.dhcp network.nl80211",
+THIRD_PARTY = {"paho": "onboard.mqtt", "amqtt": "laptop.broker", "pyroute2": "network.dhcp network.nl80211",
                "pyudev": "services.uevents", "psycopg": "mothership.postgres"}  # fmt: skip
 # What PID 1's own files may take from the standard library, besides __future__.
 AFFORDABLE = {"gc", "faulthandler", "os", "sys", "time", "select", "errno", "fcntl", "_ctypes", "graphlib", "resource", "_signal", "_socket", "_json", "marshal",
