@@ -21,6 +21,22 @@ from qemu.qmp import ConnectError
 from qemu.qmp.legacy import QEMUMonitorProtocol
 
 T = TypeVar("T")
+# For Machine.wait(): an exception counts as a value that is not true yet.
+WAIT = """
+import traceback
+deadline, code = time.monotonic() + {seconds}, compile({code!r}, "wait", "exec")
+while True:
+    names = dict(globals(), result=None)
+    try:
+        exec(code, names)
+        last, done = names["result"], bool(names["result"])
+    except Exception:
+        last, done = traceback.format_exc(), False
+    if done or time.monotonic() > deadline:
+        break
+    time.sleep(0.2)
+result = [last, done]
+"""
 PATIENCE = float(os.environ.get("STACK_PATIENCE", "1"))  # how many times longer things may take, as in tests/conftest.py
 
 
@@ -210,6 +226,17 @@ class Machine:
         program = f"import json, os, subprocess, time\nresult = None\n{code}\nprint('\\n' + json.dumps(result))"
         printed = self.ssh("python3 -", seconds=seconds, text=program)
         return json.loads(printed.rstrip("\n").rpartition("\n")[2])
+
+    def wait(self, code: str, seconds: float = 60.0) -> Any:
+        """The first true `result` of this code, which one Python in the guest runs again and again; TimeoutError with the last.
+
+        A login and a new Python for each look would take more of an emulated processor than what is waited for.
+        """
+        program = WAIT.format(code=code, seconds=seconds * PATIENCE)
+        value, done = self.python(program, seconds + 60.0)
+        if not done:
+            raise TimeoutError(f"still {value!r} after {seconds * PATIENCE:g} s: {code}")
+        return value
 
     def up(self, seconds: float = 90.0) -> Machine:
         """Wait until ssh answers."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import socket
 import tempfile
@@ -98,36 +97,85 @@ def state(board: Any, name: str) -> str:
     return str(stats(board).get(name, {"state": "unknown"})["state"])
 
 
+def wait_state(board: Any, name: str, *states: str, seconds: float = 60.0) -> None:
+    """Until a service is in one of these states; "unknown" is one that there is not."""
+    code = "import sv; found = {row['name']: row['state'] for row in sv.stats_process()}"
+    board.wait(f"{code}; result = found.get({name!r}, 'unknown') in {states}", seconds)
+
+
+def gone(board: Any) -> None:
+    """Until nobody reads the receiver that was unplugged."""
+    wait_state(board, "gps@ttyUSB0", "stopped", "unknown")
+
+
+# In the guest: all that the bus has said on a topic.
+HEARD = """
+def heard(topic):
+    lines = open("/run/log/ear.log").read().splitlines()
+    return [json.loads(line.split(f" {topic} ", 1)[1]) for line in lines if f" {topic} " in line]
+"""
+
+
 def heard(board: Any, topic: str) -> list[dict[str, Any]]:
     """What the bus has said on a topic."""
-    lines = board.python("result = open('/run/log/ear.log').read().splitlines()")
-    return [json.loads(line.split(f" {topic} ", 1)[1]) for line in lines if f" {topic} " in line]
+    return list(board.python(f"{HEARD}result = heard({topic!r})"))
 
 
-def source(board: Any) -> str:
-    """Of the positions of the last moments: all that come now are of one source."""
-    last = [told["source"] for told in heard(board, "gps")[-2:]]
-    return last[0] if len(set(last)) == 1 else ""
+def wait_heard(board: Any, expression: str, seconds: float = 60.0) -> Any:
+    """The first true value of an expression in which `heard(TOPIC)` is what the bus has said."""
+    return board.wait(f"{HEARD}result = {expression}", seconds)
+
+
+def wait_source(board: Any, name: str) -> None:
+    """Until the positions of the last moments, and so all that come now, are of this source."""
+    wait_heard(board, f"[told['source'] for told in heard('gps')[-2:]] == {[name, name]}")
+
+
+def wait_links(board: Any) -> dict[str, str]:
+    """The names of serial devices by what they are and where they are, when there are some."""
+    return dict(board.wait(LINKS))
+
+
+def wait_module(board: Any, *names: str) -> None:
+    board.wait(f"result = {set(names)} <= {{line.split()[0] for line in open('/proc/modules')}}")
+
+
+LINKS = "import glob; result = {path: os.path.realpath(path) for path in glob.glob('/dev/serial/*/*')}"
 
 
 def links(board: Any) -> dict[str, str]:
-    code = "import glob; result = {path: os.path.realpath(path) for path in glob.glob('/dev/serial/*/*')}"
-    found: dict[str, str] = board.python(code)
-    return found
+    return dict(board.python(LINKS))
+
+
+@pytest.mark.timeout(400)
+def test_on_a_raspberry_pi(machine: Callable[..., Any], receiver: Receiver) -> None:
+    """Behind the hub that QEMU puts between: the receiver is plugged into a running board.
+
+    It is the first test: the other board is not there yet, and leaves this one the processor.
+    """
+    few = (
+        "('console', 'klogd', 'wifi_analyzer', 'wifi_scan', 'diagnostic', 'radios', 'access_point', 'udhcpd', 'wpa_supplicant')"
+    )
+    profile = f"SERVICES = tuple(row for row in SERVICES if row.name not in {few})"
+    pi = machine("raspi3b", profile, extra=("-chardev", receiver.chardev))
+    pi.up(240)
+    pi.execute("device_add", driver="usb-serial", id="gps", chardev="line", **{"always-plugged": True})
+    wait_state(pi, "gps@ttyUSB0", "running", seconds=120)
+    assert any("by-path/platform-3f980000.usb-usb-0:1." in path for path in wait_links(pi))
+    unplug(pi)
+    gone(pi)
 
 
 def test_what_is_there_at_boot(board: Any) -> None:
     """Coldplug: every module was asked for by a device, the host controller's before what hangs on it."""
-    loaded = board.python("result = [line.split()[0] for line in open('/proc/modules')]")
-    assert {"virtio_net", "xhci_pci"} <= set(loaded)
-    eventually(lambda: "ftdi_sio" in board.python("result = [line.split()[0] for line in open('/proc/modules')]"), 60)
-    eventually(lambda: state(board, "gps@ttyUSB0") == "running", 60)
-    found = eventually(lambda: links(board), 30)
+    wait_module(board, "virtio_net", "xhci_pci", "ftdi_sio")
+    wait_state(board, "gps@ttyUSB0", "running")
+    found = wait_links(board)
     assert set(found.values()) == {"/dev/ttyUSB0"}
     assert any(path.startswith("/dev/serial/by-id/usb-QEMU_QEMU_USB_SERIAL_") for path in found)
     assert any(path.startswith("/dev/serial/by-path/pci-0000:") and path.endswith(":1.0-port0") for path in found)
     assert board.python("s = os.stat('/dev/ttyUSB0'); result = [oct(s.st_mode & 0o777), s.st_gid]") == ["0o660", 20]
-    eventually(lambda: source(board) == "gps", 60)
+    wait_source(board, "gps")
     row = stats(board)["gps@ttyUSB0"]
     assert (row["user"], row["restart"]) == ("gps", 0)
     facts = board.python("import sv; result = sv.board()")
@@ -140,26 +188,25 @@ def test_its_date_sets_a_clock_that_nothing_keeps(board: Any) -> None:
 
 def test_no_fix_is_not_papered_over(board: Any, receiver: Receiver) -> None:
     receiver.status = "V"
-    eventually(lambda: not heard(board, "receiver/ttyUSB0")[-1]["fix"], 30)
+    wait_heard(board, "not heard('receiver/ttyUSB0')[-1]['fix']")
     count = len(heard(board, "gps"))
     said = heard(board, "receiver/ttyUSB0")[-1]["good"]
-    eventually(lambda: heard(board, "receiver/ttyUSB0")[-1]["good"] >= said + 6, 30)
+    wait_heard(board, f"heard('receiver/ttyUSB0')[-1]['good'] >= {said} + 6")
     assert len(heard(board, "gps")) == count, "neither a real position nor an invented one"
     receiver.status = "A"
-    eventually(lambda: len(heard(board, "gps")) > count, 30)
-    assert source(board) == "gps"
+    assert wait_heard(board, f"[told['source'] for told in heard('gps')[{count}:]]")[0] == "gps"
 
 
 def test_unplugged_and_plugged_again(board: Any) -> None:
     for _ in range(2):
         unplug(board)
-        eventually(lambda: state(board, "gps@ttyUSB0") in ("stopped", "unknown"), 30)
-        eventually(lambda: source(board) == "fake", 30)
+        gone(board)
+        wait_source(board, "fake")
         assert links(board) == {}
         plug(board)
-        eventually(lambda: state(board, "gps@ttyUSB0") == "running", 30)
-        eventually(lambda: source(board) == "gps", 30)
-        assert set(eventually(lambda: links(board), 10).values()) == {"/dev/ttyUSB0"}
+        wait_state(board, "gps@ttyUSB0", "running")
+        wait_source(board, "gps")
+        assert set(wait_links(board).values()) == {"/dev/ttyUSB0"}
 
 
 def test_unplugged_while_nobody_looks(board: Any) -> None:
@@ -168,20 +215,20 @@ def test_unplugged_while_nobody_looks(board: Any) -> None:
     unplug(board)
     assert state(board, "gps@ttyUSB0") == "running"
     board.python("import sv; sv.start_process('hotplug')")
-    eventually(lambda: state(board, "gps@ttyUSB0") in ("stopped", "unknown"), 30)
+    gone(board)
     assert links(board) == {}
-    eventually(lambda: source(board) == "fake", 30)
+    wait_source(board, "fake")
 
 
 def test_a_usb_stick_is_published(board: Any) -> None:
     board.execute("blockdev-add", driver="null-co", **{"node-name": "stick", "size": 2**24, "read-zeroes": True})
     plug(board, "usb-storage", id="stick", drive="stick")
-    told = eventually(lambda: heard(board, "device/sda"), 60)[0]
+    told = wait_heard(board, "heard('device/sda')")[0]
     assert (told["action"], told["properties"]["ID_BUS"], told["properties"]["DEVTYPE"]) == ("add", "usb", "disk")
     assert "-usb-0:" in told["properties"]["ID_PATH"]
-    assert {"usb_storage", "sd_mod"} <= set(board.python("result = [line.split()[0] for line in open('/proc/modules')]"))
+    wait_module(board, "usb_storage", "sd_mod")
     unplug(board, "stick")
-    eventually(lambda: heard(board, "device/sda")[-1]["action"] == "remove", 30)
+    wait_heard(board, "heard('device/sda')[-1]['action'] == 'remove'")
 
 
 def test_a_thousand_uevents_and_a_device_among_them(board: Any) -> None:
@@ -190,24 +237,8 @@ def test_a_thousand_uevents_and_a_device_among_them(board: Any) -> None:
     board.python(code.format(count=500))
     plug(board)
     board.python(code.format(count=500))
-    eventually(lambda: state(board, "gps@ttyUSB0") == "running", 60)
-    eventually(lambda: source(board) == "gps", 30)
+    wait_state(board, "gps@ttyUSB0", "running")
+    wait_source(board, "gps")
     assert stats(board)["hotplug"]["pid"] == pid
     words = board.python("result = open('/run/log/hotplug.log').read()")
     assert "Traceback" not in words
-
-
-@pytest.mark.timeout(400)
-def test_on_a_raspberry_pi(machine: Callable[..., Any], receiver: Receiver) -> None:
-    """Behind the hub that QEMU puts between: the receiver is plugged into a running board."""
-    few = (
-        "('console', 'klogd', 'wifi_analyzer', 'wifi_scan', 'diagnostic', 'radios', 'access_point', 'udhcpd', 'wpa_supplicant')"
-    )
-    profile = f"SERVICES = tuple(row for row in SERVICES if row.name not in {few})"
-    pi = machine("raspi3b", profile, extra=("-chardev", receiver.chardev))
-    pi.up(240)
-    pi.execute("device_add", driver="usb-serial", id="gps", chardev="line", **{"always-plugged": True})
-    eventually(lambda: state(pi, "gps@ttyUSB0") == "running", 120)
-    assert any("by-path/platform-3f980000.usb-usb-0:1." in path for path in eventually(lambda: links(pi), 20))
-    unplug(pi)
-    eventually(lambda: state(pi, "gps@ttyUSB0") in ("stopped", "unknown"), 60)

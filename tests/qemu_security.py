@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import eventually, machines
+from conftest import machines
 from qemu_bootfiles import LINKS, Card
 from qemu_storage import shell
 
@@ -240,17 +240,32 @@ def states(board: Any) -> dict[str, str]:
 
 
 def settled(board: Any) -> None:
-    def check() -> bool:
-        found = states(board)
-        return found["hostile"] == found["uplink"] == found["victim"] == "running"
+    code = "import sv; found = {row['name']: row['state'] for row in sv.stats_process()}"
+    board.wait(f"{code}; result = found['hostile'] == found['uplink'] == found['victim'] == 'running'", 120)
 
-    eventually(check, 60)
+
+LOG = """
+import sv
+def log(name):
+    return [line.split(f"{{name}}: ", 1)[-1] for line in sv.logs(name, 5000)]
+lines = log({name!r})[{after}:]
+result = {expression}
+"""
 
 
 def log(board: Any, name: str) -> list[str]:
     """What a service has printed, without times."""
-    lines = board.python(f"import sv; result = sv.logs({name!r}, 5000)")
-    return [line.split(f"{name}: ", 1)[-1] for line in lines]
+    return list(board.python(LOG.format(name=name, after=0, expression="lines")))
+
+
+def wait_log(board: Any, name: str, after: int, text: str, seconds: float = 60) -> list[str]:
+    """What a service has printed after so many lines, once this line is among it."""
+    expression = f"lines if {text!r} in lines else []"
+    return list(board.wait(LOG.format(name=name, after=after, expression=expression), seconds))
+
+
+def wait_ready(board: Any, name: str) -> None:
+    board.wait(f"import sv; result = sv.stats_process({name!r})[0]['ready']")
 
 
 def begin(board: Any, kind: str) -> int:
@@ -262,11 +277,7 @@ def begin(board: Any, kind: str) -> int:
 
 
 def said(board: Any, kind: str, before: int, seconds: float = 60) -> list[str]:
-    def check() -> list[str]:
-        lines = log(board, "hostile")[before:]
-        return lines if f"end {kind}" in lines else []
-
-    return eventually(check, seconds)
+    return wait_log(board, "hostile", before, f"end {kind}", seconds)
 
 
 def attack(board: Any, kind: str, seconds: float = 60) -> tuple[dict[str, str], list[str]]:
@@ -296,7 +307,7 @@ def test_no_neighbour_is_traced_signalled_or_read(board: Any) -> None:
 
 def test_the_uplink_is_not_traced_from_its_first_moment_on(board: Any) -> None:
     before = begin(board, "birth")
-    eventually(lambda: "spinning" in log(board, "hostile")[before:], 30)
+    wait_log(board, "hostile", before, "spinning")
     board.python("import sv; sv.restart_process('uplink')")
     lines = said(board, "birth", before, 90)
     assert not [line for line in lines if "DONE" in line]
@@ -365,15 +376,15 @@ def test_pid_1_obeys_it_in_nothing(board: Any) -> None:
 def test_the_brokers_place_is_not_taken(board: Any) -> None:
     """Not while it runs, not while it is away."""
     before = begin(board, "place")
-    eventually(lambda: "taking" in log(board, "hostile")[before:], 30)
+    wait_log(board, "hostile", before, "taking")
     for _ in range(2):
         shell(board, "sv signal broker KILL")
-        eventually(lambda: board.python("import sv; result = sv.stats_process('broker')[0]['ready']"), 30)
+        wait_ready(board, "broker")
     lines = said(board, "place", before)
     assert "taken []" in lines, lines
     assert shell(board, "stat -c %U:%a /run/bus; stat -c %u /run/bus/mqtt.sock").splitlines()[0].endswith(":755")
     heard = len(log(board, "ear"))
-    eventually(lambda: "heard victim lives" in log(board, "ear")[heard:], 30)
+    wait_log(board, "ear", heard, "heard victim lives")
 
 
 def test_it_publishes_in_nobodys_name(board: Any) -> None:
@@ -382,7 +393,7 @@ def test_it_publishes_in_nobodys_name(board: Any) -> None:
     assert [line for line in lines if line.startswith("as ")] == [
         "as hostile Success", "as nobody Success", "as uplink Not authorized", "as root Not authorized"
     ]  # fmt: skip
-    eventually(lambda: "heard hostile faked by hostile" in log(board, "ear")[heard:], 30)
+    wait_log(board, "ear", heard, "heard hostile faked by hostile")
     assert [line for line in log(board, "ear")[heard:] if "faked" in line] == ["heard hostile faked by hostile"]
 
 
@@ -390,7 +401,7 @@ def test_it_publishes_in_nobodys_name(board: Any) -> None:
 def test_run_is_filled_by_nobody(board: Any) -> None:
     """An app fills whatever it may and prints without end: PID 1, ssh, the network and root's requests go on."""
     shell(board, "mkdir -p /run/tests; touch /run/tests/greedy")
-    lines = eventually(lambda: lines if "filled" in (lines := log(board, "greedy")) else [], 120)
+    lines = wait_log(board, "greedy", 0, "filled", 120)
     full = {line.split()[0]: line.split()[1] for line in lines if line.startswith("/")}
     assert full == {"/tmp": "ENOSPC", "/dev/shm": "ENOSPC", "/var/tmp": "ENOSPC"}
     shell(board, "touch /run/tests/flood")
@@ -399,13 +410,9 @@ def test_run_is_filled_by_nobody(board: Any) -> None:
     names = ("network", "uplink", "broker", "keeper")
     board.python(f"import sv; [sv.restart_process(name, timeout=100) for name in {names}]", seconds=300)
     for name in names:
-        eventually(lambda name=name: board.python(f"import sv; result = sv.stats_process({name!r})[0]['ready']"), 60)  # type: ignore[misc]
-
-    def online() -> bool:
-        rows = {row["name"]: row["state"] for row in board.python("import sv; result = sv.network()")}
-        return rows["eth0"] in ("local", "online")
-
-    eventually(online, 60)
+        wait_ready(board, name)
+    online = "{row['name']: row['state'] for row in sv.network()}['eth0'] in ('local', 'online')"
+    board.wait(f"import sv; result = {online}")
     assert shell(board, "head -c 5000000 /dev/zero >/run/probe && wc -c </run/probe; rm /run/probe") == "5000000"
     board.ssh("-S", "none", "echo 1")
     assert states(board)["victim"] == "running"

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from conftest import eventually, machines
+from conftest import machines
 
 from base.printable import printable
 
@@ -55,42 +53,45 @@ def bssid(radio: str | int) -> str:
     return f"02:00:00:00:{int(str(radio)[-1]):02x}:00"
 
 
-def observations(board: Any) -> list[Seen]:
-    """Seconds since boot, and what was published under wifi/#."""
-    lines = board.python("import sv; result = sv.logs('recorder', 5000)")
-    found = [re.match(r"\S+\s+(\S+) recorder: wifi/\S+ (.*)", line) for line in lines]
+# In the guest: seconds since boot, and what was published under wifi/#.
+OBSERVATIONS = r"""
+import re, sv
+def observations():
+    found = [re.match(r"\S+\s+(\S+) recorder: wifi/\S+ (.*)", line) for line in sv.logs("recorder", 5000)]
     return [(float(match[1]), json.loads(match[2])) for match in found if match]
+"""
+
+
+def wait_observed(board: Any, expression: str, seconds: float) -> Any:
+    """The first true value of an expression in which `observations()` is what was published."""
+    return board.wait(f"{OBSERVATIONS}result = {expression}", seconds)
 
 
 def wait_event(board: Any, of: str, event: str, since: float, seconds: float = 90) -> Seen:
     """The first such event of an access point."""
-
-    def check() -> list[Seen]:
-        return [seen for seen in observations(board) if seen[0] > since and (seen[1]["bssid"], seen[1]["event"]) == (of, event)]
-
-    return eventually(check, seconds)[0]
+    such = f"seen[0] > {since} and (seen[1]['bssid'], seen[1]['event']) == {(of, event)}"
+    when, seen = wait_observed(board, f"[seen for seen in observations() if {such}]", seconds)[0]
+    return when, seen
 
 
 def wait_source(board: Any, source: str) -> dict[str, tuple[Any, ...]]:
     """Records of one source, once the latest observation is from there and all fixed access points are among them."""
     since = board.python("result = time.monotonic()")
-
-    def check() -> dict[str, tuple[Any, ...]]:
-        told = {seen["bssid"]: (seen["frequency"], seen["security"], seen["ssid"]) for when, seen in observations(board)
-                if when > since and seen["source"] == source and seen["event"] != "lost"}  # fmt: skip
-        return told if {bssid(1), *map(bssid, RADIOS)} <= told.keys() else {}
-
-    return eventually(check, 120)
+    told = wait_observed(board, f"""{{
+    seen["bssid"]: (seen["frequency"], seen["security"], seen["ssid"]) for when, seen in observations()
+    if when > {since} and seen["source"] == {source!r} and seen["event"] != "lost"}}
+if not {{*{[bssid(1), *map(bssid, RADIOS)]}}} <= result.keys():
+    result = None""", 120)  # fmt: skip
+    return {name: tuple(record) for name, record in told.items()}
 
 
 def wait_log(board: Any, name: str, text: str, since: float) -> float:
-    """When a service said something."""
-
-    def check() -> list[float]:
-        lines = board.python(f"import sv; result = sv.logs({name!r}, 200)")
-        return [float(line.split()[1]) for line in lines if text in line and float(line.split()[1]) > since]
-
-    return eventually(check, 150)[0]  # a scan that was under way has SCAN_LIMIT to end
+    """When a service said something. A scan that was under way has SCAN_LIMIT to end."""
+    code = f"""
+import sv
+times = [float(line.split()[1]) for line in sv.logs({name!r}, 200) if {text!r} in line]
+result = [when for when in times if when > {since}]"""
+    return float(board.wait(code, 150)[0])
 
 
 def start_ap(board: Any, radio: str) -> tuple[str, float]:
@@ -101,34 +102,37 @@ def start_ap(board: Any, radio: str) -> tuple[str, float]:
     return name, wait_log(board, name, "AP-ENABLED", now)
 
 
-def ask(board: Any, command: str) -> str:
-    """wpa_supplicant's own answer."""
-    return str(
-        board.python(f"""
+# In the guest: wpa_supplicant's own answer.
+ASK = """
 import sys; sys.path.insert(0, "/usr/lib/stack")
 from onboard import wpa_control
-wire = wpa_control.connect("/run/wpa_supplicant", "wlan0", "/run/test.ctl")
-wire.settimeout(5); wire.send({command.encode()!r}); result = wire.recv(65536).decode()
-os.unlink("/run/test.ctl")""")
-    )
+def ask(command):
+    wire = wpa_control.connect("/run/wpa_supplicant", "wlan0", "/run/test.ctl")
+    try:
+        wire.settimeout(5)
+        wire.send(command)
+        return wire.recv(65536).decode()
+    finally:
+        wire.close()
+        os.unlink("/run/test.ctl")
+"""
+
+
+def ask(board: Any, command: str) -> str:
+    return str(board.python(f"{ASK}result = ask({command.encode()!r})"))
 
 
 def wait_joined(board: Any, radio: int) -> dict[str, str]:
     """wpa_supplicant's status, once it has joined that access point."""
-
-    def check() -> dict[str, str]:
-        status = dict(line.split("=", 1) for line in ask(board, "STATUS").splitlines() if "=" in line)
-        return status if (status.get("bssid"), status.get("wpa_state")) == (bssid(radio), "COMPLETED") else {}
-
-    return eventually(check, 120)
+    code = f"""{ASK}
+status = dict(line.split("=", 1) for line in ask(b"STATUS").splitlines() if "=" in line)
+result = status if (status.get("bssid"), status.get("wpa_state")) == {(bssid(radio), "COMPLETED")} else None"""
+    return dict(board.wait(code, 120))
 
 
 def wait_network(board: Any, state: str) -> dict[str, Any]:
-    def check() -> dict[str, Any]:
-        row = next(row for row in board.python("import sv; result = sv.network()") if row["name"] == "wlan0")
-        return dict(row) if row["state"] == state else {}
-
-    return eventually(check, 90)
+    code = f"import sv; result = [row for row in sv.network() if (row['name'], row['state']) == ('wlan0', {state!r})]"
+    return dict(board.wait(code, 90)[0])
 
 
 def test_the_board_joins_and_gets_an_address(board: Any) -> None:
@@ -178,13 +182,9 @@ subprocess.check_call("ip netns exec ap iw dev wlan5 set txpower fixed 500".spli
 def test_more_than_one_page(board: Any) -> None:
     """SCAN_RESULTS is cut; all are heard nevertheless."""
     name, enabled = start_ap(board, "wlan8")
-    long_names = {bytes.fromhex(ssid).decode(errors="replace") for ssid in NAMES}
-
-    def all_there() -> bool:
-        macs = {seen["bssid"] for when, seen in observations(board) if when > enabled and seen["ssid"] in long_names}
-        return len(macs) == MANY
-
-    eventually(all_there, 120)
+    names = {bytes.fromhex(ssid).decode(errors="replace") for ssid in NAMES}
+    such = f"when > {enabled} and seen['ssid'] in {names}"
+    wait_observed(board, f"len({{seen['bssid'] for when, seen in observations() if {such}}}) == {MANY}", 120)
     assert len(ask(board, "SCAN_RESULTS").splitlines()) - 1 < MANY + 4
     board.python(f"import sv; sv.stop_process({name!r})")
 
