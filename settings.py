@@ -73,6 +73,10 @@ COMMANDS = (
 
 # --- updates ------------------------------------------------------------------------------------------------------
 UPDATE_CERTIFICATE = "/etc/stack-update.pem"  # whose bundles `update()` takes; `make update-key` and `make image` bring it
+# Hours, by the board's clock (UTC, where it has no time zone), in which it begins an update that the mothership tells it:
+# ("02:00-05:00",) or several; () is any time. It begins none either while the traffic goes over an interface that is `metered`,
+# or while its voltage is too low.
+UPDATE_WINDOW: tuple[str, ...] = ()
 UPDATE_STEADY = 60.0  # a slot on trial is committed when it has been healthy for so long...
 UPDATE_DEADLINE = 600.0  # ...and left when that is not so by this age of its boot; twice UPDATE_STEADY where that is longer
 

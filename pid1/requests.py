@@ -75,10 +75,10 @@ class Requests:
             case {"op": "reload" | "upgrade" | "snooze" | "push" as op}:
                 return self._change_pid_1(op, request, now)
 
-            case {"op": "update", "url": str(url), "version": str(version)}:
+            case {"op": "update", "url": str(), "version": str()}:
                 from pid1 import update_word  # at first use: most boards never do
 
-                return update_word.begin(life, url, version, now)
+                return update_word.asked(life, request, now)
 
             case {"op": "start" | "stop" | "restart" | "signal" | "run" as op} if uid != 0:
                 raise SVError(f"only root may {op} services; you are uid {uid}")

@@ -6,43 +6,37 @@ import os
 import sys
 import time
 
-from onboard import boot_ends
+from onboard import suits
 from onboard.to_pid1 import SOCKET, SVError
 from prompt.asking import ask, tables
 from prompt.shapes import Facts, Stats
 
-STORAGE = "/run/stack/storage.json"
 WIDTH = 30
 
 
-def update(source: str) -> Stats:
+def update(source: str, now: bool = False) -> Stats:
     """Write a bundle of `make bundle` into the slot that does not run, and let the next reboot try it.
 
     `source` is a file, an https:// address (a download that was cut goes on where it was), or "-": on stdin. Room and power are
     looked at first; a bundle by another key, for another board, an older or a damaged one is refused. The `slot` that is
     written, its `version`, which one it comes `instead_of`, and what is `next`. What runs is never touched.
+
+    An address is loaded in the hours of UPDATE_WINDOW, over a network that is not metered; with `now` at any time, over any.
     """
-    from updates import health, install, slots  # here: they bring ssl and subprocess
+    from updates import install  # here: it brings ssl and subprocess
     from updates.engine import Refused
+    from updates.slots import SlotError
 
     if os.geteuid() != 0:
         raise SVError("only root may update the board")
-    if not boot_ends.read(STORAGE).get("mounted"):
-        raise SVError("there is no data partition: a bundle, and what is known of the slots, has no place")
     values = tables().values
+    waits = suits.waits_for(values["UPDATE_WINDOW"], values["INTERFACES"], values["NETWORK_STATE"])
+    if waits and "://" in source and not now:
+        raise SVError(f"not updated: it waits for {'; '.join(waits)}. update(..., now=True) does not wait")
     bar = Bar()
     try:
-        devices = slots.partitions()
-        where = install.Where(f"{values['KEEP']}/update", values["UPDATE_CERTIFICATE"], devices)
-        seen = health.look(os.environ.get("STACK_CONTROL", SOCKET), values["NETWORK_STATE"])
-        if not seen.board:
-            raise SVError("not updated: PID 1 does not answer")
-        before = health.before(*seen[:3])
-        found = install.begin(source, where, slots.slots(seen.board.get("options", {})), bar.show, before)
-        boot_ends.tell(boot_ends.UPDATE, {"state": "written", **found})
-    except (Refused, slots.SlotError) as error:
-        raise SVError(f"not updated: {error}") from None
-    except OSError as error:
+        found = install.update(source, values, os.environ.get("STACK_CONTROL", SOCKET), bar.show)
+    except (Refused, SlotError, OSError, SVError) as error:
         raise SVError(f"not updated: {error}") from None
     finally:
         bar.end()

@@ -26,7 +26,7 @@ def interface_fault(_: object, row: Any) -> str:
     for name in ("addresses", "gateways", "nameservers"):
         if fault := tuple_fault(getattr(row, name), '("192.0.2.5/24",)'):
             return f"{name} {fault}"
-    for name in ("wifi", "hostname"):
+    for name in ("wifi", "hostname", "metered"):
         if fault := truth_fault(getattr(row, name)):
             return f"{name} {fault}"
     for address in row.addresses:

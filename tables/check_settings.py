@@ -130,6 +130,28 @@ def _vsock(value: Any) -> str:
     return "" if good else 'is not a port and the CIDs that may connect, such as ("1024", "2")'
 
 
+def minutes_of(text: str) -> tuple[int, int] | None:
+    """The minutes of the day at which "22:30-04:00" begins and ends; None for what is not like that."""
+    digits = text.replace(":", "").replace("-", "")
+    if (
+        len(text) != 11
+        or text[2] + text[5] + text[8] != ":-:"
+        or len(digits) != 8
+        or not (digits.isascii() and digits.isdigit())
+    ):
+        return None
+    begin, end = (int(part[:2]) * 60 + int(part[3:]) for part in text.split("-"))
+    good = begin < 1440 and end <= 1440 and text[3] < "6" and text[9] < "6" and begin != end
+    return (begin, end) if good else None
+
+
+def _window(value: Any) -> str:
+    if fault := _texts(value):
+        return fault
+    wrong = [one for one in value if minutes_of(one) is None]
+    return f"has {wrong[0][:20]!r} in it; hours are like ('02:00-05:00',), also over midnight" if wrong else ""
+
+
 def _topics(value: Any) -> str:
     return pairs_fault(value, '(("wifi", "wifi/+"),)')
 
@@ -166,7 +188,8 @@ CHECKS: dict[str, Check] = {
     "NETLINK_BUFFER": _whole(4096, 1 << 30), "NETWORK_STAMP": _written, "UPLINK": _endpoints, "UPLINK_BOARD": _name,
     "UPLINK_TLS": _tls, "UPLINK_PROTOCOL": _choice("3.1.1", "5"), "UPLINK_TOPICS": _topics, "UPLINK_URGENT": _texts,
     "OUTBOX": _written, "OUTBOX_SIZE": _whole(4096, 1 << 50), "OUTBOX_SPARE": _whole(0, 1 << 50), "OUTBOX_GIVE_UP": _texts,
-    "VSOCK": _vsock, "UPDATE_CERTIFICATE": path_fault, "UPDATE_STEADY": _number(1), "UPDATE_DEADLINE": _number(1),
+    "VSOCK": _vsock, "UPDATE_CERTIFICATE": path_fault, "UPDATE_WINDOW": _window, "UPDATE_STEADY": _number(1),
+    "UPDATE_DEADLINE": _number(1),
     "WATCHDOG": _optional_path, "WATCHDOG_TIMEOUT": _number(3), "WATCHDOG_SNOOZE_MAX": _seconds,
     "DATA_ANYWHERE": truth_fault, "DATA_OPTIONS": _text,
     "DATA_REMAKE": truth_fault, "DATA_GROW": truth_fault, "DATA_WAIT": _seconds,

@@ -51,6 +51,7 @@ class Settings:
     VSOCK: tuple[str, ...]
     COMMANDS: tuple[tuple[str, str], ...]
     UPDATE_CERTIFICATE: str
+    UPDATE_WINDOW: tuple[str, ...]
     UPDATE_STEADY: float
     UPDATE_DEADLINE: float
     WATCHDOG: str

@@ -134,6 +134,7 @@ class Interface(NamedTuple):
     metric: int = 100  # of its default routes: the lowest one carries the traffic
     hostname: bool = True  # tell the DHCP server ours
     module: str = ""  # the driver's, for the ladder; empty: what /sys/class/net/NAME/device/driver/module says
+    metered: bool = False  # somebody pays by the byte: no update is downloaded while the traffic goes over it
 
 
 class WifiNetwork(NamedTuple):

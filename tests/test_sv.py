@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from test_changes import service, tables
 
+from onboard import boot_ends
 from onboard.to_pid1 import SVError
 from pid1 import loop as loop_module
 from pid1.instances import fits
@@ -255,15 +256,41 @@ def test_the_word_update_runs_sv_update_once(kernel: Kernel, monkeypatch: pytest
         with pytest.raises(SVError, match="is no https:// address of at most 1024 plain characters"):
             kernel.requests.handle({**word, "url": url}, 0, 11.0)
     assert kernel.requests.handle(word, 0, 11.0) == "the update to 1.4 has begun"
-    assert kernel.sv.processes["update"].row.argv == ("sh", "-c", 'sv update "$1" && exec sv reboot', "update", word["url"])
+    row = kernel.sv.processes["update"].row
+    assert (row.module, row.argv[1:]) == ("updates.word", (word["url"], "1.4"))
     assert kernel.states()["update"] == "running"
-    with pytest.raises(SVError, match="an update is under way already"):
-        kernel.requests.handle(word, 0, 12.0)
+    assert kernel.requests.handle(word, 0, 12.0) == "the update to 1.4 is under way", "told twice"
+    with pytest.raises(SVError, match="another update is under way"):
+        kernel.requests.handle({**word, "version": "1.5"}, 0, 12.0)
     kernel.dies("update", 256, 13.0)
     kernel.sv.tick(1000.0)
     assert kernel.states()["update"] == "stopped", "it is not tried again by itself"
-    with pytest.raises(SVError, match="its log says how; the next boot takes another"):
-        kernel.requests.handle(word, 0, 1001.0)
+    assert kernel.requests.handle({**word, "version": "1.5"}, 0, 1001.0) == "the update to 1.5 has begun", "the next release"
+    assert kernel.sv.processes["update"].row.argv[2] == "1.5"
+    assert kernel.states()["update"] == "running"
+
+
+def test_what_an_update_waits_for_is_shown(kernel: Kernel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "release").write_text("rpi3 1.3\n")
+    monkeypatch.setattr("pid1.update_word.RELEASE", str(tmp_path / "release"))
+    monkeypatch.setattr("onboard.boot_ends.UPDATE", str(tmp_path / "update.json"))
+    kernel.boot(service("a"))
+    word = {"op": "update", "url": "https://updates.example.org/1.4.swu", "version": "1.4"}
+
+    def show(waits: Any) -> Any:
+        return kernel.requests.handle({**word, "waits_for": waits}, 0, 11.0)
+
+    assert show(["its hours"] * 9) == {"waits_for": ["its hours"] * 5}
+    assert boot_ends.read(boot_ends.UPDATE) == {"state": "waiting", "version": "1.4", "waits_for": ["its hours"] * 5}
+    assert show([]) == {"waits_for": []}
+    assert boot_ends.read(boot_ends.UPDATE) == {}
+    boot_ends.tell(boot_ends.UPDATE, {"state": "on trial"})
+    with pytest.raises(SVError, match="an update is on trial"):
+        show(["its hours"])
+    assert boot_ends.read(boot_ends.UPDATE) == {"state": "on trial"}
+    assert "update" not in kernel.states(), "nothing has begun"
+    with pytest.raises(SVError, match="is no version such as"):
+        kernel.requests.handle({**word, "version": "1.4; reboot"}, 0, 11.0)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.server
 import io
+import json
 import os
 import ssl
 import subprocess
@@ -19,7 +20,10 @@ import pytest
 from test_bundle import MISSING, NEW, RUNS, Bench
 from test_slots import Firmware, card
 
-from updates import fetch, install
+from onboard import boot_ends, suits, to_pid1
+from tables.rows import Interface
+from tables.tables import Tables
+from updates import fetch, install, trial, word
 from updates import ledger as ledgers
 from updates.engine import Refused
 from updates.install import Where, begin
@@ -119,9 +123,9 @@ def test_what_is_asked_first(place: Place, tmp_path: Path, monkeypatch: pytest.M
     hwmon.mkdir(parents=True)
     (hwmon / "name").write_text("rpi_volt\n")
     (hwmon / "in0_lcrit_alarm").write_text("1\n")
-    assert "voltage is too low" in install.power_fault(str(tmp_path / "hwmon"))
+    assert "voltage is too low" in suits.power_fault(str(tmp_path / "hwmon"))
     (hwmon / "in0_lcrit_alarm").write_text("0\n")
-    assert install.power_fault(str(tmp_path / "hwmon")) == install.power_fault(str(tmp_path / "none")) == ""
+    assert suits.power_fault(str(tmp_path / "hwmon")) == suits.power_fault(str(tmp_path / "none")) == ""
     where = place.where
     for changed, why in (
         (where._replace(certificate="/nowhere.pem"), "make update-key"),
@@ -158,6 +162,9 @@ class Server(http.server.BaseHTTPRequestHandler):
     asked: list[tuple[str | None, str | None]] = []
 
     def do_GET(self) -> None:
+        if self.path.endswith("nowhere"):
+            self.send_error(404)
+            return
         ranged, tag = self.headers["Range"], self.headers["If-Range"]
         self.asked.append((ranged, tag))
         start = int(ranged[6:-1]) if ranged and tag == self.tag else 0
@@ -233,3 +240,145 @@ def test_a_server_that_nobody_knows_is_refused(place: Place, server: str, monkey
     monkeypatch.delenv("SSL_CERT_FILE")
     with pytest.raises(Refused, match="certificate is not trusted"):
         place.update(server)
+
+
+# --- the mothership's word -----------------------------------------------------------------------------------------------
+class Board:
+    """The service `update` on this bench: PID 1 and the card are replaced, the rest is real."""
+
+    def __init__(self, place: Place, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.tables = Tables({})
+        self.tables.values.update(
+            KEEP=str(place.data.parent), INTERFACES=(Interface("wwan0", metered=True),), NETWORK_STATE=str(folder / "network")
+        )
+        self.asked: list[dict[str, Any]] = []
+        for name in ("UPDATE", "RECORD"):
+            monkeypatch.setattr(boot_ends, name, str(folder / name))
+        monkeypatch.setattr(word, "board_table", lambda: self.tables)
+        monkeypatch.setattr(to_pid1, "ask", lambda path, request: self.asked.append(request))
+
+        def update(source: str, values: Any, control: str, say: Any, version: str) -> dict[str, Any]:
+            return begin(source, place.where, place.slots, say, None, version)
+
+        monkeypatch.setattr(install, "update", update)
+
+    def told(self) -> dict[str, Any]:
+        return boot_ends.read(boot_ends.UPDATE)
+
+    def traffic(self, name: str) -> None:
+        row = {"name": name, "metric": 1, "gateway": ["192.0.2.1"]}
+        Path(self.tables.values["NETWORK_STATE"]).write_text(json.dumps({"interfaces": [row]}))
+
+
+@pytest.fixture
+def board(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Board:
+    return Board(place, tmp_path, monkeypatch)
+
+
+@only_fat12
+def test_the_word_writes_the_slot_and_reboots(place: Place, server: str, board: Board) -> None:
+    word.main([server, NEW])
+    assert board.asked == [{"op": "reboot"}]
+    known = ledger(str(place.data))
+    assert (known["B"]["state"], known["word"]) == ("written", {"url": server, "version": NEW, "begun": 1})
+
+
+@only_fat12
+@pytest.mark.parametrize(
+    ("version", "address", "why"),
+    [("9.9", "{}", f"it is version {NEW}, and not 9.9"), (NEW, "{}/nowhere", "the server answers 404")],
+)
+def test_a_word_that_fails_is_told_at_once(
+    place: Place, server: str, board: Board, version: str, address: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SystemExit):
+        word.main([address.format(server), version])
+    told = board.told()
+    assert (told["state"], told["version"], told["verdict"]["result"]) == ("not written", version, "not written")
+    assert why in told["reason"] == told["verdict"]["reason"]
+    assert ledger(str(place.data))["word"] is None
+    assert board.asked == [], "it does not reboot"
+    before = told["verdict"]["id"]
+    with pytest.raises(SystemExit):
+        word.main([server, "9.9"])
+    assert board.told()["verdict"]["id"] != before, "the next one of the same boot is another record"
+
+
+@only_fat12
+def test_a_download_waits_while_the_traffic_is_metered(
+    place: Place, server: str, board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr(word, "OFTEN", 0.0)
+    monkeypatch.setattr(word.Word, "_say", passing(word.Word._say, lambda: board.traffic("wwan0")))
+
+    def rest(seconds: float) -> None:
+        seen.append(board.told())
+        board.traffic("eth0")
+
+    monkeypatch.setattr(word, "rest", rest)
+    word.main([server, NEW])
+    assert [(one["state"], one["waits_for"]) for one in seen] == [
+        ("waiting", ["a network that is not metered: now the traffic goes over wwan0"])
+    ]
+    assert Server.asked[1][0] is not None, "it goes on where it was"
+    assert board.asked == [{"op": "reboot"}]
+
+
+def passing(say: Any, first: Any) -> Any:
+    """`say`, and before its second call `first`, once."""
+    calls: list[int] = []
+
+    def wrapped(self: Any, *words: Any) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            first()
+        say(self, *words)
+
+    return wrapped
+
+
+@only_fat12
+def test_a_server_that_is_away_is_tried_again_for_hours(
+    place: Place, server: str, board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = server.split(":")[2].split("/")[0]
+    away = server.replace(port, "1")
+    monkeypatch.setattr(fetch, "TRIES", 1)
+    monkeypatch.setattr(word, "PATIENCE", 0.5)
+    monkeypatch.setattr(word, "AGAIN", 0.2)
+    with pytest.raises(SystemExit):
+        word.main([away, NEW])
+    assert "Connection refused" in board.told()["reason"]
+    assert "what has come stays for the next try" in board.told()["reason"]
+
+
+@only_fat12
+def test_a_word_that_a_power_cut_has_ended_is_begun_again_by_the_next_boot(place: Place, server: str, board: Board) -> None:
+    folder = str(place.data)
+    one = word.Word(board.tables, server, NEW)
+    assert one._note() == 1  # and then the power is gone
+    trial.go_on(folder)
+    assert board.asked == [{"op": "update", "url": server, "version": NEW}]
+    for begun in range(2, word.BEGINS + 1):
+        assert one._note() == begun
+    with pytest.raises(SystemExit):
+        word.main([server, NEW])
+    assert f"it was begun {word.BEGINS} times" in board.told()["reason"]
+    board.asked.clear()
+    trial.go_on(folder)
+    assert board.asked == [], "and then it is over"
+
+
+@only_fat12
+def test_one_that_was_written_and_not_tried_is_begun_again(place: Place, server: str, board: Board) -> None:
+    """The power was cut before the reboot: the mothership hears no end of it, since there is none yet."""
+    word.main([server, NEW])
+    board.asked.clear()
+    known = ledger(str(place.data))["trial"]
+    ledgers.note(str(place.data), trial={**known, "boot": "the one before"})
+    boot_ends.tell(boot_ends.RECORD, {"last_end": {"boot_id": "the one before", "cause": "unknown", "reason": "a power cut"}})
+    trial.report(str(place.data), "A", "A")
+    assert (board.told()["state"], "verdict" in board.told()) == ("not tried", False)
+    trial.go_on(str(place.data))
+    assert board.asked == [{"op": "update", "url": server, "version": NEW}]

@@ -21,6 +21,11 @@ TRIES = 8  # without a byte in between
 PAUSE = 1.0  # seconds before the second try; doubled
 QUIET = 60.0  # seconds without a byte
 
+
+class Cut(Refused):
+    """A server that was not reached for long: what has come stays, and the same may go on later."""
+
+
 Progress = Callable[[int, int], object]  # bytes that are here, of how many (0: not known)
 
 
@@ -65,7 +70,7 @@ def download(url: str, folder: str, progress: Progress) -> str:
                 raise Refused(f"{url[:200]}: the server's certificate is not trusted: {why}") from None
         tries, pause = (0, PAUSE) if size_of(path) > before else (tries + 1, 2 * pause)
         if tries >= TRIES:
-            raise Refused(f"{url[:200]}: {why}; what has come stays for the next try")
+            raise Cut(f"{url[:200]}: {why}; what has come stays for the next try")
         time.sleep(pause)
 
 

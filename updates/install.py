@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 from base.files import open_folder, read_file
 from base.stdlib import TYPE_CHECKING
-from updates import engine, fetch
+from onboard import boot_ends, suits
+from onboard.to_pid1 import SVError
+from updates import engine, fetch, health, slots
 from updates.engine import Refused
 from updates.ledger import note
 from updates.slots import PARTITION_OF, ROOT_OF, SlotError
@@ -20,8 +22,7 @@ if TYPE_CHECKING:
     from updates.slots import Slots
 
 RELEASE = "/etc/stack-release"  # "BOARD VERSION", by the image's build
-HWMON = "/sys/class/hwmon"
-UNDER = "rpi_volt"  # drivers/hwmon/raspberrypi-hwmon.c: in0_lcrit_alarm is 1 while the voltage is too low
+STORAGE = "/run/stack/storage.json"  # by services/storage.py
 
 Say = Callable[[str, int, int], object]  # what is done, how far, of how much
 
@@ -32,14 +33,6 @@ def release(path: str = RELEASE) -> tuple[str, str]:
     if len(words) != 2:
         raise Refused(f"{path} does not say which board and which version this is: only an image of `make image` takes updates")
     return words[0], words[1]
-
-
-def power_fault(folder: str = HWMON) -> str:
-    """Why the power is not good enough to write a slot; empty where nothing says so."""
-    for name in os.listdir(folder) if os.path.isdir(folder) else []:
-        if read_file(f"{folder}/{name}/name") == UNDER and read_file(f"{folder}/{name}/in0_lcrit_alarm") == "1":
-            return "the board's voltage is too low now: a write to the card could fail"
-    return ""
 
 
 @contextlib.contextmanager
@@ -75,26 +68,47 @@ class Where(NamedTuple):
     release: str = RELEASE
 
 
-def begin(source: str, where: Where, slots: Slots, say: Say, before: dict[str, Any] | None = None) -> dict[str, Any]:
+def update(source: str, values: dict[str, Any], control: str, say: Say, version: str = "") -> dict[str, Any]:
+    """One update of this board, whose settings are `values`: begin(), with what is noted of the slot that runs.
+
+    Refused, SlotError, or OSError; SVError where PID 1 at `control` does not answer.
+    """
+    if not boot_ends.read(STORAGE).get("mounted"):
+        raise Refused("there is no data partition: a bundle, and what is known of the slots, has no place")
+    where = Where(f"{values['KEEP']}/update", values["UPDATE_CERTIFICATE"], slots.partitions())
+    seen = health.look(control, values["NETWORK_STATE"])
+    if not seen.board:
+        raise SVError("PID 1 does not answer")
+    before = health.before(*seen[:3])
+    found = begin(source, where, slots.slots(seen.board.get("options", {})), say, before, version)
+    boot_ends.tell(boot_ends.UPDATE, {"state": "written", **found})
+    return found
+
+
+def begin(
+    source: str, where: Where, board_slots: Slots, say: Say, before: dict[str, Any] | None = None, wanted: str = ""
+) -> dict[str, Any]:
     """Write a bundle into the slot that does not run, and let the next reboot try it.
 
-    `before` is what the new slot's health is compared with (updates/health.py).
+    `before` is what the new slot's health is compared with (updates/health.py); `wanted` the version that it has to be.
 
     Refused or SlotError: nothing that a start reads has been changed. The running slot never is.
     """
     folder = where.folder
-    current, other = slots.current(), slots.other()
-    if slots.default() != current:
+    current, other = board_slots.current(), board_slots.other()
+    if board_slots.default() != current:
         raise SlotError(f"slot {current} is on trial itself: it is committed, or left, before another update")
     board, version = release(where.release)
     if not os.path.exists(where.certificate):
         raise Refused(f"there is no {where.certificate} in this image: `make update-key` before `make image`")
-    if fault := power_fault():
+    if fault := suits.power_fault():
         raise Refused(fault)
     with alone(folder):
         path = fetched(source, folder, say)
         try:
             new = engine.version_of(engine.described(path))
+            if wanted and new != wanted:
+                raise Refused(f"it is version {new}, and not {wanted}")
             size = fetch.size_of(path)
             link(other, where.place, where.devices)
             note(folder, **{other: {"state": "writing", "version": new}}, trial=None)
@@ -107,7 +121,7 @@ def begin(source: str, where: Where, slots: Slots, say: Say, before: dict[str, A
         os.sync()
         trial = {"slot": other, "version": new, "from": current, **(before or {})}
         note(folder, **{other: {"state": "written", "version": new}}, trial=trial)
-        slots.try_next()
+        board_slots.try_next()
     return {
         "slot": other,
         "version": new,

@@ -18,7 +18,8 @@ def ledger(folder: str) -> dict[str, Any]:
     """What is known of the slots; {} where nothing is.
 
     For each slot `version`, `state` (writing, written, good, bad) and its `reason`; `trial`, the one under way: its slot and
-    version, the slot and the boot from which it was begun, and what its health is compared with; `last`: how one ended.
+    version, the slot and the boot from which it was begun, and what its health is compared with; `last`: how one ended;
+    `word`: what the mothership has asked for, until that has ended (updates/word.py).
     """
     try:
         found = json.loads(read_file(f"{folder}/{LEDGER}"))

@@ -28,6 +28,7 @@ LOOK = 1.0  # seconds between two looks
 GREETING = 15.0  # seconds between two greetings of ssh that are asked for, once it has answered
 WORDS_EVERY = 30.0  # seconds between two copies of the last words to the disk
 RECORD_TIME = 3.0  # seconds for the uplink to take the verdict, before the reboot
+RELEASE = "/etc/stack-release"  # "BOARD VERSION", by the image's build
 WORDS = "last_words.txt"  # in KEEP/update
 PID1_LOG, LOG_TAIL, MOST_LOGS = 16 * 1024, 4 * 1024, 24  # bytes of PID 1's log and of each other one; how many
 TOLD = 2000  # characters of the last words in the record for the mothership
@@ -161,14 +162,14 @@ class Trial:
             say(f"slot {self.slot} cannot be marked bad ({error}); the firmware forgets a slot that is not committed")
         self.keep_words()
         known = ledger.ledger(self.folder).get(self.slot) or {}
-        self._note(**{self.slot: {**known, "state": "bad", "reason": why}}, trial={**self.facts, "verdict": why})
+        self._note(**{self.slot: {**known, "state": "bad", "reason": why}}, trial={**self.facts, "verdict": why}, word=None)
         verdict = self._verdict("failed", why, words=read_file(f"{self.folder}/{WORDS}")[-TOLD:])
         self._tell({"state": "failed", **self._what(), "missing": self.judge.missing, "reason": why, "verdict": verdict})
         say(f"slot {self.slot} is given up: {why}", 3)
 
     def _end(self, result: str, why: str) -> None:
         verdict = self._verdict(result, why)
-        self._note(trial=None, last=verdict)
+        self._note(trial=None, last=verdict, word=None)
         self._tell({"state": result, **self._what(), "reason": why, "verdict": verdict})
         try:
             os.unlink(f"{self.folder}/{WORDS}")
@@ -239,9 +240,25 @@ def report(folder: str, current: str, default: str) -> None:
             more["words"] = read_file(f"{folder}/{WORDS}")[-TOLD:]
         verdict = verdict_of(result, f"slot {slot} ({trial.get('version')}): {why}"[:1000], what, more)
         changes = {"state": "written" if result == "not tried" else "bad", "reason": why}
-    ledger.note(folder, **{str(slot): {**(known.get(slot) or {}), **changes}}, trial=None, last=verdict)
-    boot_ends.tell(boot_ends.UPDATE, in_short(verdict))
+    word = known.get("word") if verdict["result"] == "not tried" else None  # that is begun again
+    ledger.note(folder, **{str(slot): {**(known.get(slot) or {}), **changes}}, trial=None, last=verdict, word=word)
+    short = in_short(verdict)
+    if word:
+        del short["verdict"]  # no end yet: the mothership need not hear of it
+    boot_ends.tell(boot_ends.UPDATE, short)
     say(f"update: {verdict['result']}: {verdict['reason']}", 4)
+
+
+def go_on(folder: str) -> None:
+    """Have PID 1 begin an update again that the mothership has asked for, and a power cut has interrupted."""
+    known = ledger.ledger(folder)
+    word, version = known.get("word"), (*read_file(RELEASE).split(), "", "")[1]
+    if not isinstance(word, dict) or word.get("version") == version or known.get("trial"):
+        return
+    try:
+        to_pid1.ask(control(), {"op": "update", "url": word.get("url"), "version": word.get("version")})
+    except to_pid1.SVError as error:
+        say(f"the update to {word.get('version')}, which was interrupted, does not go on: {error}")
 
 
 def say(text: str, level: int = 4) -> None:
@@ -310,6 +327,7 @@ def main(arguments: list[str]) -> None:
     if current == default:
         try:
             report(folder, current, default)
+            go_on(folder)
         except Exception as error:  # the row is critical because of trials: nothing here may reboot a board
             say(f"how the last update ended is not reported: {type(error).__name__}: {error}")
         return

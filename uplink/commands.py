@@ -22,6 +22,9 @@ UNKNOWN = "uplink had begun it when uplink was restarted; how it ended is not kn
 SETTLED = {"start": ("running", "backoff", "stopped"), "restart": ("running", "backoff", "stopped"), "stop": ("stopped",)}
 PATIENCE = 30.0  # seconds for a service to get there, as in the prompt
 LOOK = 0.1  # seconds between two looks at it
+LOOK_LATER = 60.0  # seconds between two looks whether an update that waits may begin
+ASK_LATER = 600.0  # seconds until the mothership is asked again...
+ASKS = 4  # ...so often in all
 
 
 class Pending(NamedTuple):
@@ -38,16 +41,34 @@ class Pending(NamedTuple):
         return row.get("state") in SETTLED[operation] and later
 
 
+class Later(NamedTuple):
+    """An update that waits for the board's hours, for a network, or for its power."""
+
+    command: dict[str, Any]
+    due: float  # monotonic time of the next look
+    asked: int = 0  # how often the mothership was asked since it may begin
+
+
 class Commands:
-    """Carries out commands on the board. `ask(request)` asks PID 1; `tell(data)` makes a record of command and result."""
+    """Carries out commands on the board. `ask(request)` asks PID 1; `tell(data)` makes a record of command and result.
+
+    `waits()` says what an update has to wait for (onboard/suits.py).
+    """
 
     def __init__(
-        self, outbox: Outbox, boot_id: str, ask: Callable[[dict[str, Any]], Any], tell: Callable[[dict[str, Any]], object]
+        self,
+        outbox: Outbox,
+        boot_id: str,
+        ask: Callable[[dict[str, Any]], Any],
+        tell: Callable[[dict[str, Any]], object],
+        waits: Callable[[], list[str]] = list,
     ) -> None:
         self.outbox = outbox
         self.boot_id = boot_id
         self.ask = ask
         self.tell = tell
+        self.waits = waits
+        self.later: Later | None = None  # the update that waits
         self.refused = 0  # commands without an id, which cannot be answered
         self.pending: dict[str, Pending] = {}  # by id
 
@@ -68,13 +89,16 @@ class Commands:
         if name in self.pending:
             return under_way(name, self.pending[name].command)
         known = self.outbox.result(name)
-        if known is not None:
+        if known or (known is not None and command.get("op") != "update"):  # PID 1 begins the same update once, asked twice too
             return {"id": name, **(json.loads(known) if known else failure(UNKNOWN))}
         if clock is None:
             why = "this board has not heard yet what time it is on the mothership: send it again"
             return {"id": name, **failure(why), "again": True}
         if fault := self._fault(command, clock):
             result, expires = failure(fault), clock
+        elif command["op"] == "update" and (waits := self._waits(command)):
+            self.later = Later(command, now + LOOK_LATER)
+            return {"id": name, **failure(f"it waits for {'; '.join(waits)}"), "again": True, "waits_for": waits}
         else:
             expires = clock + LONGEST if command["op"] == "update" else command["expires"]
             before = self._restarts(command)
@@ -94,13 +118,39 @@ class Commands:
         return {"id": name, **result}
 
     def look(self, now: float, clock: float) -> list[dict[str, Any]]:
-        """The results of commands whose outcome is known now."""
+        """The results of commands whose outcome is known now; and the question of an update that has waited."""
         found = (self._outcome(name, now, clock) for name in list(self.pending))
-        return [result for result in found if result is not None]
+        return [result for result in (*found, self._suits(now)) if result is not None]
 
     def due(self, now: float) -> float | None:
         """When to look again; None where nothing is under way."""
-        return now + LOOK if self.pending else None
+        times = [now + LOOK] if self.pending else []
+        times += [self.later.due] if self.later else []
+        return min(times, default=None)
+
+    def _waits(self, command: dict[str, Any]) -> list[str]:
+        """What an update waits for, which PID 1 shows; [] where it may begin, or where PID 1 refuses it anyhow."""
+        self.later = None
+        try:
+            answer = self.ask({**self._request(command), "waits_for": self.waits()})
+        except SVError:
+            return []
+        found = answer.get("waits_for") if isinstance(answer, dict) else None
+        return found if isinstance(found, list) else []
+
+    def _suits(self, now: float) -> dict[str, Any] | None:
+        """Ask the mothership whether an update that has waited may begin: a roll-out may have been stopped meanwhile.
+
+        Nothing begins without the word that answers. Without one for long the board forgets it, and is told again some day.
+        """
+        one = self.later
+        if one is None or now < one.due:
+            return None
+        if self._waits(one.command):
+            self.later = one._replace(due=now + LOOK_LATER, asked=0)
+            return None
+        self.later = one._replace(due=now + ASK_LATER, asked=one.asked + 1) if one.asked + 1 < ASKS else None
+        return {"id": one.command["id"], **failure("it may begin now, and asks"), "again": True, "asks": True}
 
     def _outcome(self, name: str, now: float, clock: float) -> dict[str, Any] | None:
         """The result of a command that was begun; None where it is not over."""
@@ -151,14 +201,16 @@ class Commands:
             return f"{operation} must name the boot that it is to end, and this is boot {self.boot_id}"
         return ""
 
+    def _request(self, command: dict[str, Any]) -> dict[str, Any]:
+        return {field: command[field] for field in ("op", *wire.COMMANDS[command["op"]])}
+
     def _carry_out(self, command: dict[str, Any], *, durable: bool) -> dict[str, Any]:
         if command["op"] in wire.ENDS and not durable:
             return failure("its id is not on the disk, which takes nothing now: after a reboot it would be carried out again")
         if command["op"] == "update" and not durable:
             return failure("its id is not on the disk, which takes nothing now: it would be carried out again")
-        request = {field: command[field] for field in ("op", *wire.COMMANDS[command["op"]])}
         try:
-            answer = self.ask(request)
+            answer = self.ask(self._request(command))
         except SVError as error:
             return failure(str(error))
         if isinstance(answer, dict) and "state" in answer:

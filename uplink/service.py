@@ -26,7 +26,7 @@ from uplink.commands import Commands
 from uplink.outbox import Outbox
 from uplink.remote import Remote, Tls
 from uplink.sender import Sender
-from uplink.updates import Updates
+from uplink.updates import Updates, waits_for
 
 LARGEST = 256 * 1024  # bytes of one record
 DEPTH = 8  # levels of brackets that a batch and the database add: a record that leaves no room for them would never arrive
@@ -46,7 +46,13 @@ class Uplink:
         self.outbox = outbox
         self.remote = remote
         self.sender = Sender(outbox, board, partial(remote.publish, qos=1), bus.boot_id, self.complain)
-        self.commands = Commands(outbox, bus.boot_id, ask, lambda data: self.take("cmd", "cmd", bus.envelope("cmd", data)))
+        self.commands = Commands(
+            outbox,
+            bus.boot_id,
+            ask,
+            lambda data: self.take("cmd", "cmd", bus.envelope("cmd", data)),
+            partial(waits_for, chosen),
+        )
         self.event = (
             outbox.mark("event") if outbox.mark("events of") == bus.boot_id else 0
         )  # number of PID 1's last event that is in the outbox
@@ -318,14 +324,8 @@ def run(chosen: Any, addresses: tuple[str, ...]) -> None:
     board = chosen.UPLINK_BOARD or os.uname().nodename
     if not wire.is_name(board):
         raise SystemExit(f"{board!r} is not a board's name: letters, digits, - _ . and at most {wire.LONGEST} of them")
-    outbox = Outbox(
-        chosen.OUTBOX,
-        chosen.OUTBOX_SIZE,
-        chosen.OUTBOX_SPARE,
-        chosen.OUTBOX_GIVE_UP,
-        bus.log.warning,
-        birth("serial-number") or "",
-    )
+    sizes = chosen.OUTBOX_SIZE, chosen.OUTBOX_SPARE
+    outbox = Outbox(chosen.OUTBOX, *sizes, chosen.OUTBOX_GIVE_UP, bus.log.warning, birth("serial-number") or "")
     tls = Tls(*chosen.UPLINK_TLS) if chosen.UPLINK_TLS else None
     will = (wire.topic(board, "state"), json.dumps({"state": "lost", "boot": bus.boot_id}).encode())
     patterns = (wire.topic(board, "ack"), wire.topic(board, "cmd"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from onboard import boot_ends
+from onboard import boot_ends, suits
 from onboard.device_tree import chosen
 
 ON_TRIAL = "on trial"  # the state of a slot (updates/trial.py)
@@ -44,3 +44,10 @@ class Updates:
         self.told = self._state()
         tried = not self.told and (chosen("tryboot") == 1 or "stack.tryboot" in self.options())
         return ON_TRIAL if tried else self.told or None
+
+
+def waits_for(settings: Any) -> list[str]:
+    """What an update has to wait for on a board with these settings; [] where it may begin."""
+    return suits.waits_for(
+        getattr(settings, "UPDATE_WINDOW", ()), getattr(settings, "INTERFACES", ()), getattr(settings, "NETWORK_STATE", "")
+    )

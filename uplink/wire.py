@@ -21,8 +21,10 @@ another outbox is using this board's name it is {"refused": TEXT, "outbox": STRE
 Version 1 had no streams: its batches begin with the byte 1 and have no "outbox"; to the mothership that is the stream "".
 A command is {"id": TEXT, "op": TEXT, "expires": seconds, ...} by that clock too, so that it can be judged on a board whose own
 clock is not set; its result {"id": TEXT, "ok": true or false, "result": ..., "error": TEXT or null}, with "again": true where
-it was not considered yet. The same id is carried out once, however often it comes, and answered each time. A command that ends
-a boot names it ("boot": BOOT_ID, as in state and info): also a board that has forgotten the id does not end the next one too.
+it was not considered yet. An `update` that has to wait says for what, "waits_for": [TEXT, ...], and asks by "asks": true once
+it may begin: the mothership then sends it again, or does not. The same id is carried out once, however often it comes, and
+answered each time. A command that ends a boot names it ("boot": BOOT_ID, as in state and info): also a board that has forgotten
+the id does not end the next one too.
 """
 
 from __future__ import annotations
