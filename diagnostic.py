@@ -48,7 +48,8 @@ class Diagnostic:
     def on_fact(self, topic: str, message: Message) -> None:
         """An app says what it knows of the board, or which mode the board is in: fact/NAME, mode/NAME. PID 1 gets it."""
         if isinstance(message, dict):
-            self.teller.tell(topic.removeprefix("fact/"), message.get("data"), time.monotonic())
+            heard = {"from": message.get("from"), "at": message.get("mono")}
+            self.teller.tell(topic.removeprefix("fact/"), message.get("data"), time.monotonic(), heard)
 
     def due(self) -> float:
         """When there is something to do."""

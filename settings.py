@@ -196,6 +196,7 @@ CRITICAL_FAILURES = 5  # a critical service that fails so many times...
 CRITICAL_WINDOW = 600.0  # ...in so many seconds reboots the board...
 CRITICAL_INTERVAL = 3600.0  # ...at most once in so long, remembered over boots on the data partition
 LOOP_TURN_MAX = 5.0  # a turn of PID 1's loop that takes longer is logged; three in a minute reboot the board likewise
+FACT_GRACE = 15.0  # a fact of the board is believed for so long after its teller has ended: time to be back and tell it again
 NETWORK_RETRY = 5.0  # the kernel, or a DHCP client that died, is asked again
 DHCP_TIMEOUT = 120.0  # a DHCP client without a lease is started again
 ONLINE_TIMEOUT = 300.0  # an interface is online for so long after an acknowledgement of the mothership

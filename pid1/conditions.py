@@ -1,8 +1,8 @@
 """What is known of the board, the modes that it is in, and which services' conditions are true because of that.
 
 Services tell facts by a request; PID 1 looks at nothing by itself. Conditions are judged when a fact, a mode or a service's
-state has changed, and never by the clock, but for a mode whose condition must hold for some time. All that is kept is plain
-data, which an upgrade hands over (pid1/handover.py).
+state has changed, and never by the clock, but for a mode whose condition must hold for some time, and for a fact whose teller
+has ended (pid1/tellers.py). All that is kept is plain data, which an upgrade hands over (pid1/handover.py).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from pid1.life import Life
     from pid1.process import Process
+    from pid1.tellers import Owners
     from pid1.world import World
     from tables.rows import Condition, Mode
     from tables.tables import Tables
@@ -34,6 +35,22 @@ class Fact(NamedTuple):
     value: Any
     since: float  # when it began to be so, monotonic
     by: str
+    owners: tuple[tuple[str, float], ...] = ()  # services that have to live for it, and when each was started
+    until: float | None = None  # then it lapses, monotonic
+    gone: str = ""  # which of its owners has ended; `until` is when it lapses because of that
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether no service has told it, but somebody for some seconds."""
+        return not self.owners and not self.gone and self.until is not None
+
+
+class Lost(NamedTuple):
+    """What was a fact, and has lapsed."""
+
+    since: float
+    by: str
+    why: str
 
 
 class Verdict(NamedTuple):
@@ -51,6 +68,8 @@ class Conditions:
     def __init__(self, life: Life, world: World) -> None:
         self.life, self.world = life, world
         self.facts: dict[str, Fact] = {}
+        self.under: dict[str, Fact] = {}  # what services tell of a fact that somebody has told by hand, for some seconds
+        self.lost: dict[str, Lost] = {}  # facts that have lapsed, and were not told again
         self.values: dict[str, Any] = {}  # of the facts
         self.modes: dict[str, str] = {}  # the state of each
         self.mode_since: dict[str, float] = {}
@@ -76,26 +95,81 @@ class Conditions:
     def _kept(self, name: str, row: Mode) -> str:
         return self.modes[name] if self.modes.get(name) in row.states else row.states[0]
 
-    def tell(self, name: str, value: Any, by: str, now: float) -> dict[str, bool]:
+    def tell(
+        self, name: str, value: Any, by: str, now: float, owners: Owners = (), until: float | None = None
+    ) -> dict[str, bool]:
         """Take a fact; whether any condition asks for it. None: it is not known any more. SVError where it cannot be."""
         if fault := fact_fault(name, value):
             raise SVError(f"the fact {name[:64]!r} {fault}")
         if name.startswith("mode/"):
             return self._tell_mode(name.removeprefix("mode/"), value, by, now)
         before = self.facts.get(name)
-        if value is None:
-            self.facts.pop(name, None)
-        elif before is None and len(self.facts) >= MOST_FACTS:
+        if value is not None and before is None and len(self.facts) >= MOST_FACTS:
             raise SVError(f"the fact {name!r} is one too many: PID 1 keeps {MOST_FACTS} facts")
-        elif before is None or before.value != value:
-            self.facts[name] = Fact(value, now, by)
-            if isinstance(value, (bool, str)):
-                was = "" if before is None else str(before.value)
-                self.life.timeline.note(now, f"fact {name}", was, str(value), f"says {by}" if by else "")
-        if value is None or before is None or before.value != value:
-            self.values = {name: fact.value for name, fact in self.facts.items()}
-            self.stale = True
+        same = before is not None and before.value == value
+        if value is None and before and before.owners and not owners:
+            raise SVError(f"the fact {name!r} is what {before.by} tells; say another value, which counts for some seconds")
+        fact = None if value is None else Fact(value, before.since if before and same else now, by, owners, until)
+        if before and before.by_hand and owners:
+            self._put_under(name, fact)
+        elif before and owners == () and not before.by_hand and not before.gone and fact:
+            self.under[name] = before
+            self._put(name, fact, now)
+        else:
+            self._put(name, fact or (self.under.pop(name, None) if not owners else None), now)
         return {"asked": self.asks_for(name)}
+
+    def _put_under(self, name: str, fact: Fact | None) -> None:
+        """A service tells something while what somebody has told by hand counts."""
+        self.under.pop(name, None)
+        if fact:
+            self.under[name] = fact
+
+    def _put(self, name: str, fact: Fact | None, now: float) -> None:
+        """From now on this is so, or not known."""
+        before = self.facts.pop(name, None)
+        self.lost.pop(name, None)
+        if fact:
+            self.facts[name] = fact
+        value, was = (one.value if one else None for one in (fact, before))
+        if value == was:
+            return
+        self.values = {name: fact.value for name, fact in self.facts.items()}
+        self.stale = True
+        if fact and isinstance(value, (bool, str)):
+            self.life.timeline.note(
+                now, f"fact {name}", "" if was is None else str(was), str(value), f"says {fact.by}" if fact.by else ""
+            )
+
+    def _lapse(self, now: float) -> None:
+        """A fact whose teller has ended lapses in FACT_GRACE seconds, unless it is told again; others in time."""
+        from pid1.tellers import lives
+
+        for name, fact in list(self.facts.items()):
+            gone = next((owner for owner, started in fact.owners if not lives(self.life.sv, owner, started)), "")
+            if gone:
+                until = now + self.life.tables.FACT_GRACE
+                fact = self.facts[name] = fact._replace(owners=(), gone=gone, until=min(until, fact.until or until))
+            if fact.until is not None and fact.until <= now:
+                self._lose(name, fact, now)
+        for name, fact in list(self.under.items()):
+            if not all(lives(self.life.sv, owner, started) for owner, started in fact.owners):
+                del self.under[name]
+
+    def _lose(self, name: str, fact: Fact, now: float) -> None:
+        """It is not known any more, or what a service tells of it counts again."""
+        why = f"{fact.gone} has ended, which told it" if fact.gone else f"{fact.by or 'somebody'} told it for some time only"
+        if other := self.under.pop(name, None):
+            _log.info(f"fact {name} is {other.value} again, says {other.by}: {why}")
+            self._put(name, other, now)
+            return
+        self._put(name, None, now)
+        self.lost[name] = Lost(now, fact.by, why)
+        for oldest in list(self.lost)[:-MOST_FACTS]:
+            del self.lost[oldest]
+        what = f"{len(fact.value)} names" if isinstance(fact.value, list) else str(fact.value)
+        self.life.timeline.note(now, f"fact {name}", what, "", why)
+        _log.info(f"fact {name} is not known any more: {why}")
 
     def _tell_mode(self, name: str, state: Any, by: str, now: float) -> dict[str, bool]:
         row = self.rows.get(name)
@@ -129,10 +203,13 @@ class Conditions:
     def next_deadline(self) -> float | None:
         if self.stale:
             return 0.0
-        return min((since + self.rows[name].hold for name, (_, since) in self.pending.items()), default=None)
+        due = [since + self.rows[name].hold for name, (_, since) in self.pending.items()]
+        return min([*due, *(fact.until for fact in self.facts.values() if fact.until is not None)], default=None)
 
     def judge(self, now: float) -> None:
         """Judge the modes, and then the conditions of all services; those that changed start or stop."""
+        if self.facts:
+            self._lapse(now)
         for _ in self.rows:  # a mode's condition may ask for another mode
             if not [name for name, row in self.rows.items() if self._step(row, now)]:
                 break

@@ -16,7 +16,7 @@ import time
 import _log
 from base.stdlib import TYPE_CHECKING, json, socket
 from pid1.cgroup import Met
-from pid1.conditions import Fact, Verdict
+from pid1.conditions import Fact, Lost, Verdict
 from pid1.control import Client
 from pid1.process import Process, State
 from pid1.watchdog import Device
@@ -45,7 +45,7 @@ HANDED = {
     "sv": "processes stopping deaths",
     "world": "changed _refused logs_are_read logs_in_memory",
     "timeline": "rows count",
-    "conditions": "facts values modes mode_since verdicts pending _said",
+    "conditions": "facts under lost values modes mode_since verdicts pending _said",
     "spawner": "environment own failures descriptors reports:fd report:fd",
     "cgroups": "root controllers _limits _met _events:fd _watches",
     "relatives": "by_pid groups pidfds:fd strays_count",
@@ -76,7 +76,7 @@ ANEW = {
     "conditions": "life world rows stale _functions",
     "process": "row actions delays jitter",  # and all that it has besides is handed over
 }
-TUPLES: dict[str, Any] = {**ROWS, **{kind.__name__: kind for kind in (Account, Met, Client, Foreign, Fact, Verdict)}}
+TUPLES: dict[str, Any] = {**ROWS, **{kind.__name__: kind for kind in (Account, Met, Client, Foreign, Fact, Lost, Verdict)}}
 SIMPLE = frozenset((type(None), bool, int, float, str))
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 from base.stdlib import TYPE_CHECKING
 from onboard.to_pid1 import A_REPLY, SVError
 from pid1.process import Process, State
+from pid1.tellers import owners_of, until
 from pid1.timeline import page
 
 if TYPE_CHECKING:
     from typing import Any
 
+    from pid1.conditions import Conditions
     from pid1.life import Life, Supervisor
 
 LONGEST_CHAIN = 100  # services
@@ -33,15 +35,24 @@ def answer(life: Life, request: dict[str, Any], uid: int, now: float) -> Any:
         case {"op": "facts"}:
             return facts(sv, now)
         case {"op": "fact", "name": str(name), "value": value} if uid == 0:
-            by = request.get("by")
-            told = sv.conditions_of_board().tell(name, value, by[:64] if isinstance(by, str) and by.isprintable() else "", now)
-            sv.settle(now)
-            return told
+            return tell(life, request, name, value, now)
         case {"op": "fact", "name": str(name), "value": _}:
             raise SVError(
                 f"only root may tell the fact {name[:64]!r}, or a service whose row names it in `tells`; you are uid {uid}"
             )
     raise SVError("which fact? A name and a value are needed")
+
+
+def tell(life: Life, request: dict[str, Any], name: str, value: Any, now: float) -> dict[str, bool]:
+    """Take a fact from whoever may tell it; whether a condition asks for it."""
+    conditions: Conditions = life.sv.conditions_of_board()
+    by, owners = request.get("by"), owners_of(life, conditions.world.relatives.by_pid, request)
+    if owners is None and not name.startswith("mode/"):
+        return {"asked": conditions.asks_for(name)}
+    said = owners[0][0] if owners else by[:64] if isinstance(by, str) and by.isprintable() else ""
+    told = conditions.tell(name, value, said, now, owners or (), until(request, owners or (), now))
+    life.sv.settle(now)
+    return told
 
 
 def explain(life: Life, process: Process, now: float) -> dict[str, Any]:
@@ -81,7 +92,9 @@ def condition(sv: Supervisor, process: Process, now: float) -> dict[str, Any] | 
 
 
 def known(sv: Supervisor, name: str, now: float) -> dict[str, Any]:
-    """What is known of a fact, a mode ("mode power") or a service ("service broker"), since when, and by whom."""
+    """What is known of a fact, a mode ("mode power") or a service ("service broker"), since when, and by whom.
+
+    `note` says why it is not known any more, or that it will not be: None is its value then, and `since` is when it lapsed."""
     what, _, rest = name.partition(" ")
     conditions = sv.conditions
     if what == "mode" and conditions and rest in conditions.modes:
@@ -90,23 +103,28 @@ def known(sv: Supervisor, name: str, now: float) -> dict[str, Any]:
             "value": conditions.modes[rest],
             "since": round(now - conditions.mode_since[rest], 3),
             "by": "PID 1",
+            "note": "",
         }
     if what == "service" and rest:
         other = sv.processes.get(rest)
         since = round(now - other.since, 3) if other else None
-        return {"name": name, "value": _state(other) if other else "no such service", "since": since, "by": "PID 1"}
+        return {"name": name, "value": _state(other) if other else "no such service", "since": since, "by": "PID 1", "note": ""}
+    if conditions and (lost := conditions.lost.get(name)):
+        return {"name": name, "value": None, "since": round(now - lost.since, 3), "by": lost.by, "note": lost.why}
     fact = conditions.facts.get(name) if conditions else None
     if fact is None:
-        return {"name": name, "value": None, "since": None, "by": ""}
+        return {"name": name, "value": None, "since": None, "by": "", "note": ""}
     value = fact.value if not isinstance(fact.value, list) else f"{len(fact.value)} names"
-    return {"name": name, "value": value, "since": round(now - fact.since, 3), "by": fact.by}
+    left = "" if fact.until is None else f"for {max(0.0, fact.until - now):.1f}s more"
+    note = f"{fact.gone} has ended: believed {left}" if fact.gone else left
+    return {"name": name, "value": value, "since": round(now - fact.since, 3), "by": fact.by, "note": note}
 
 
 def facts(sv: Supervisor, now: float) -> list[dict[str, Any]]:
-    """All that is known of the board, and its modes."""
+    """All that is known of the board or was, and its modes."""
     if sv.conditions is None:
         return []
-    names = [*(f"mode {name}" for name in sv.conditions.modes), *sorted(sv.conditions.facts)]
+    names = [*(f"mode {name}" for name in sv.conditions.modes), *sorted({*sv.conditions.facts, *sv.conditions.lost})]
     return [known(sv, name, now) for name in names]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -99,8 +100,11 @@ def _of_condition(use: Stats) -> str:
     """What is known of one thing that a condition has asked for."""
     if use["since"] is None:
         return f"{use['name']} is not known: nobody has told it"
+    if use["value"] is None:
+        return f"{use['name']} is not known any more since {duration(use['since'])}: {use['note']}"
+    note = f"; {use['note']}" if use["note"] else ""
     by = f", says {use['by']}" if use["by"] and use["by"] != "PID 1" else ""
-    return f"{use['name']} is {use['value']} since {duration(use['since'])}{by}"
+    return f"{use['name']} is {use['value']} since {duration(use['since'])}{by}{note}"
 
 
 def _of_link(one: Stats) -> str:
@@ -118,16 +122,41 @@ def _of_link(one: Stats) -> str:
 class Facts(Table):
     """What is known of the board."""
 
-    columns = ("name", "value", "since", "by")
-    spare = ("by", "since")
+    columns = ("name", "value", "since", "by", "note")
+    spare = ("note", "by", "since")
 
 
 def facts() -> Table:
     """What PID 1 has been told of the board, and the modes that the board is in: what conditions of the table ask for.
 
-    name (a mode is "mode NAME"), value, since (s), by (the service that has told it).
+    name (a mode is "mode NAME"), value (None: not known any more), since (s), by (the service that has told it), note (why it
+    is not known any more; or for how long it is believed yet, since its teller has ended or has told it for some seconds only).
     """
     return Facts(ask("facts"))
+
+
+def tell(name: str, value: bool | float | str | None, seconds: float = 60.0) -> None:
+    """Say a fact of the board by hand, for some seconds: what do the conditions of the table do about it? Root only.
+
+    It goes before what a service tells, which counts again after these seconds, or at once with None. Text that reads as a
+    number, true, false or none is one: `sv tell voltage 10.5`.
+    """
+    ask("fact", name=name, value=_read(value) if isinstance(value, str) else value, seconds=seconds, by=_me())
+
+
+def _read(text: str) -> bool | float | str | None:
+    words: dict[str, bool | None] = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return int(text) if text.lstrip("-").isdigit() else float(text)
+    except ValueError:
+        return text
+
+
+def _me() -> str:
+    """Who types, as facts() names it."""
+    return f"{os.environ.get('USER') or f'uid {os.getuid()}'} by hand"
 
 
 class Timeline(Table):

@@ -16,6 +16,7 @@ from prompt.board_facts import snooze as snooze
 from prompt.bootchart import bootchart as bootchart
 from prompt.explain import explain as explain
 from prompt.explain import facts as facts
+from prompt.explain import tell as tell
 from prompt.explain import timeline as timeline
 from prompt.inside_pid1 import console as console
 from prompt.inside_pid1 import crashes as crashes

@@ -197,7 +197,7 @@ CHECKS: dict[str, Check] = {
     "BACKOFF_MAX": _number(0.01), "AFTER_TIMEOUT": _seconds, "SHUTDOWN_TIMEOUT": _seconds, "KILL_TIMEOUT": _seconds,
     "SYNC_TIMEOUT": _seconds, "RESCUE_TIMEOUT": _seconds, "CRITICAL_FAILURES": _whole(1, 1000),
     "CRITICAL_WINDOW": _seconds, "CRITICAL_INTERVAL": _seconds, "LOOP_TURN_MAX": _number(0.1),
-    "NETWORK_RETRY": _number(0.1), "DHCP_TIMEOUT": _number(1), "ONLINE_TIMEOUT": _seconds,
+    "FACT_GRACE": _seconds, "NETWORK_RETRY": _number(0.1), "DHCP_TIMEOUT": _number(1), "ONLINE_TIMEOUT": _seconds,
     "LADDER_REASSOCIATE": _seconds, "LADDER_SUPPLICANT": _seconds, "LADDER_MODULE": _seconds, "LADDER_REBOOT": _seconds,
     "LADDER_STEADY": _seconds, "REBOOT_INTERVAL": _seconds, "CONSOLE_LEVEL": _whole(0, 8),
     "LOG_FILE_SIZE": _whole(1024, 1 << 40), "LOG_TOTAL_SIZE": _whole(1024, 1 << 40), "LOG_RATE": _whole(1, 1_000_000),

@@ -86,6 +86,7 @@ class Settings:
     CRITICAL_WINDOW: float
     CRITICAL_INTERVAL: float
     LOOP_TURN_MAX: float
+    FACT_GRACE: float
     NETWORK_RETRY: float
     DHCP_TIMEOUT: float
     ONLINE_TIMEOUT: float

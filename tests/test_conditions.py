@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -256,7 +257,8 @@ def conditions(kernel: Kernel) -> Conditions:
 
 def tell(kernel: Kernel, now: float, **told: Any) -> None:
     for name, value in told.items():
-        kernel.requests.handle({"op": "fact", "name": name, "value": value, "by": "test"}, 0, now)
+        conditions(kernel).tell(name, value, "test", now)  # it is nobody's, and never lapses
+    kernel.sv.settle(now)
 
 
 def held(name: str, function: Any, **columns: Any) -> Service:
@@ -544,6 +546,187 @@ def test_a_teller_says_what_has_changed_and_waits_for_pid_1(monkeypatch: pytest.
     assert ("x", 1) not in heard, "not again at once"
     teller.tell("x", 1, 18.0 + facts.RETRY)
     assert ("x", 1) in heard
+
+
+# --- who tells them -----------------------------------------------------------------------------------------------------------
+def says(kernel: Kernel, who: str, now: float, name: str, value: Any, **more: Any) -> Any:
+    """A service's main process tells PID 1 a fact."""
+    kernel.life.loop.client = SimpleNamespace(pid=kernel.pid(who) if who else 99_999_999)
+    try:
+        return kernel.requests.handle({"op": "fact", "name": name, "value": value, "by": who or "somebody", **more}, 0, now)
+    finally:
+        kernel.life.loop.client = None
+
+
+def known(kernel: Kernel, name: str, now: float) -> tuple[Any, str, str]:
+    one = why.known(kernel.sv, name, now)
+    return one["value"], one["by"], one["note"]
+
+
+def test_a_fact_lapses_some_time_after_its_teller_has_ended(kernel: Kernel) -> None:
+    kernel.boot(service("network"), held("a", lambda b: b.online))
+    says(kernel, "network", 20.0, "online", True)
+    assert (kernel.states()["a"], kernel.sv.next_deadline()) == ("running", None), "nobody waits for anything while it lives"
+    assert known(kernel, "online", 21.0) == (True, "network", "")
+    kernel.dies("network", 9, 30.0)
+    assert kernel.states()["a"] == "running"
+    assert known(kernel, "online", 31.0) == (True, "network", "network has ended: believed for 14.0s more")
+    kernel.sv.tick(44.9)
+    assert kernel.states()["a"] == "running"
+    assert kernel.sv.next_deadline() is not None
+    kernel.sv.tick(45.0)
+    assert kernel.states()["a"] == "stopping"
+    assert known(kernel, "online", 46.0) == (None, "network", "network has ended, which told it")
+    kernel.dies("a", 15, 46.0)
+    assert told(kernel, "a", 48.0) == (
+        "a does not run: its condition b.online is not true since 3.0s "
+        "(online is not known any more since 3.0s: network has ended, which told it)."
+    )
+    moves = [row[3:] for row in kernel.life.timeline.page(0, 500) if row[2] == "fact online"]
+    assert moves == [["", "True", "says network"], ["True", "", "network has ended, which told it"]]
+    says(kernel, "network", 60.0, "online", True)
+    assert kernel.states()["a"] == "running"
+    assert known(kernel, "online", 61.0) == (True, "network", "")
+
+
+def test_a_teller_that_is_back_in_time_tells_it_again_and_nothing_stops(kernel: Kernel) -> None:
+    kernel.boot(service("network"), held("a", lambda b: b.online))
+    says(kernel, "network", 20.0, "online", True)
+    says(kernel, "network", 20.0, "network", "local")
+    kernel.dies("network", 9, 30.0)
+    kernel.sv.tick(31.0)
+    assert kernel.states()["network"] == "running"
+    says(kernel, "network", 32.0, "online", True)
+    kernel.sv.tick(45.0)
+    assert (kernel.states()["a"], kernel.pid("a")) == ("running", 102)
+    assert known(kernel, "online", 45.0) == (True, "network", "")
+    assert known(kernel, "network", 45.0)[0] is None, "what the new process has not told is not known any more"
+
+
+@pytest.mark.parametrize("how", ["stopped", "out of the table"])
+def test_nor_is_it_believed_when_its_teller_is_stopped_or_leaves(kernel: Kernel, how: str) -> None:
+    kernel.boot(service("network"), held("a", lambda b: b.online))
+    says(kernel, "network", 20.0, "online", True)
+    if how == "stopped":
+        kernel.requests.handle({"op": "stop", "name": "network"}, 0, 30.0)
+    else:
+        kernel.life.tables = tables(held("a", lambda b: b.online))
+        kernel.sv.reload(30.0)
+    kernel.dies("network", 15, 30.0)
+    kernel.sv.tick(45.0)
+    assert kernel.states()["a"] == "stopping"
+
+
+def test_a_job_that_ended_well_keeps_its_word(kernel: Kernel) -> None:
+    kernel.boot(service("probe", ready="exit"), service("fails", ready="exit", restart="never"))
+    says(kernel, "probe", 20.0, "board/revision", 4)
+    says(kernel, "fails", 20.0, "board/case", "steel")
+    kernel.dies("probe", 0, 21.0)
+    kernel.dies("fails", 1 << 8, 21.0)
+    kernel.sv.tick(1000.0)
+    assert known(kernel, "board/revision", 1000.0)[0] == 4
+    assert known(kernel, "board/case", 1000.0)[0] is None
+
+
+def test_what_a_person_tells_holds_for_some_seconds_and_goes_before_a_service(kernel: Kernel) -> None:
+    kernel.boot(service("adc"), held("a", lambda b: b.voltage > 11))
+    says(kernel, "adc", 20.0, "voltage", 12.5)
+    says(kernel, "", 30.0, "voltage", 10.0, seconds=5.0)
+    assert kernel.states()["a"] == "stopping"
+    assert known(kernel, "voltage", 31.0) == (10.0, "somebody", "for 4.0s more")
+    says(kernel, "adc", 32.0, "voltage", 12.6)
+    assert known(kernel, "voltage", 32.0)[0] == 10.0
+    kernel.dies("a", 15, 33.0)
+    assert kernel.sv.next_deadline() == 35.0
+    kernel.sv.tick(35.0)
+    assert known(kernel, "voltage", 35.0) == (12.6, "adc", "")
+    says(kernel, "", 36.0, "voltage", 10.0)
+    says(kernel, "", 37.0, "voltage", None)
+    assert known(kernel, "voltage", 37.0) == (12.6, "adc", ""), "taken back"
+    with pytest.raises(SVError, match="'voltage' is what adc tells; say another value"):
+        says(kernel, "", 38.0, "voltage", None)
+    says(kernel, "", 40.0, "voltage", 10.0)
+    says(kernel, "", 40.0, "doors", 2)
+    kernel.dies("adc", 9, 41.0)
+    kernel.sv.tick(99.9)
+    assert (known(kernel, "voltage", 99.9)[0], known(kernel, "doors", 99.9)[0]) == (10.0, 2)
+    kernel.sv.tick(100.0)
+    assert known(kernel, "voltage", 100.0) == (None, "somebody", "somebody told it for some time only"), "its service has ended"
+    assert known(kernel, "doors", 100.0)[0] is None
+    for seconds in (0, -1, float("nan"), 1e9, True, "60", [60]):
+        with pytest.raises(SVError, match=r"a fact may be told for 0\.1 to"):
+            says(kernel, "", 110.0, "doors", 2, seconds=seconds)
+
+
+def heard(who: str, at: float) -> dict[str, Any]:
+    return {"heard": {"from": who, "at": at}}
+
+
+def test_what_an_app_says_on_the_bus_is_believed_as_long_as_the_app_lives(kernel: Kernel) -> None:
+    kernel.boot(service("diagnostic"), service("doors"), held("a", lambda b: b.fact("doors") == 2))
+    says(kernel, "diagnostic", 20.0, "doors", 2, **heard("doors", 19.9))
+    assert (kernel.states()["a"], known(kernel, "doors", 20.0)) == ("running", (2, "doors", ""))
+    kernel.dies("doors", 9, 30.0)
+    kernel.sv.tick(45.0)
+    assert kernel.states()["a"] == "stopping"
+    kernel.dies("a", 15, 45.1)
+    says(kernel, "diagnostic", 50.0, "doors", 2, **heard("doors", 19.9))
+    assert known(kernel, "doors", 50.0)[0] is None, "the broker has kept it, but whoever said it has ended since"
+    says(kernel, "diagnostic", 60.0, "doors", 2, **heard("doors", 59.9))
+    assert kernel.states()["a"] in ("running", "backoff")
+    kernel.dies("diagnostic", 9, 70.0)
+    kernel.sv.tick(85.0)
+    assert known(kernel, "doors", 85.0) == (None, "doors", "diagnostic has ended, which told it"), (
+        "nobody would pass on what is new"
+    )
+
+
+def test_an_app_with_another_name_on_the_bus_is_known_by_its_row(kernel: Kernel) -> None:
+    kernel.boot(service("diagnostic"), service("gate", publishes=("fact/doors",)), service("b", publishes=("fact/b", "fact/c")),
+                service("c", publishes=("fact/c",)))  # fmt: skip
+    says(kernel, "diagnostic", 20.0, "doors", 2, **heard("app", 19.9))
+    says(kernel, "diagnostic", 20.0, "c", 2, **heard("app", 19.9))
+    assert (known(kernel, "doors", 20.0)[1], known(kernel, "c", 20.0)[1]) == ("gate", "diagnostic")
+    broken: dict[str, Any]
+    for broken in ({"heard": 5}, {"heard": {}}, {"heard": {"from": [], "at": "x"}}):
+        says(kernel, "diagnostic", 21.0, "x", 2, **broken)
+        assert known(kernel, "x", 21.0)[1] == "diagnostic"
+
+
+def test_a_mode_keeps_its_state_when_who_has_told_it_ends(kernel: Kernel) -> None:
+    boot_modes(kernel, (Mode("motion", ("idle", "moving")),), service("gps"))
+    says(kernel, "gps", 11.0, "mode/motion", "moving")
+    kernel.dies("gps", 9, 12.0)
+    kernel.sv.tick(1000.0)
+    assert conditions(kernel).modes == {"motion": "moving"}
+
+
+def test_what_was_forgotten_is_bounded(kernel: Kernel) -> None:
+    kernel.boot(service("a"))
+    for turn in range(3):
+        for number in range(MOST_FACTS):
+            says(kernel, "", 100.0 * turn, f"x{turn}/{number}", 1, seconds=1.0)
+        kernel.sv.tick(100.0 * turn + 1)
+    assert (len(conditions(kernel).facts), len(conditions(kernel).lost)) == (0, MOST_FACTS)
+    assert next(iter(conditions(kernel).lost)) == "x2/0"
+
+
+def test_what_an_app_says_again_and_again_is_told_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def ask(_path: str, request: dict[str, Any], _timeout: float) -> Any:
+        asked.append(request)
+        return {"asked": False}
+
+    monkeypatch.setattr(to_pid1, "ask", ask)
+    teller = facts.Teller("diagnostic")
+    for number in range(101):
+        teller.tell("doors", 2, 10.0 + number / 10, {"from": "doors", "at": number})
+    assert [one["heard"]["at"] for one in asked] == [0, 50, 100]
+    teller.tell("doors", 3, 20.1, {"from": "doors", "at": 101})
+    assert (asked[-1]["value"], teller.due()) == (3, None), "what is new is told at once"
+    teller.tell("doors", 3, 20.2, {"from": "doors", "at": 102})
+    assert teller.due() == 20.1 + facts.REPEAT
 
 
 # --- explain and timeline ---------------------------------------------------------------------------------------------------

@@ -721,6 +721,51 @@ def test_a_board_shows_its_network_in_the_prompt(boot: Callable[..., Board]) -> 
     eventually(lambda: states() == {"eth0": "local", "usb0": "absent"}, 20)
 
 
+def test_a_service_runs_while_the_board_is_online(boot: Callable[..., Board]) -> None:
+    """network.py tells PID 1; what it has told holds for FACT_GRACE after its end, and a restart of it stops nobody."""
+    row = "Service('network', ('{PYTHON}', '-P', '{LIB}/network/service.py'), env=(('PYTHONPATH', '{PYTHONPATH}'),)),"
+    row += "Service('uses_it', ('sleep', '1000'), when=lambda b: b.online),"
+    settings = "from rows import *\nINTERFACES = (Interface('eth0', addresses=('10.7.0.5/24',), gateways=('10.7.0.1',)),)\n"
+    board = boot(row, settings=settings + "FACT_GRACE = 4.0\nSV_COOLDOWN = 0.1\nNETWORK_RETRY = 0.5").up()
+    enter = [
+        "nsenter",
+        f"--target={board.pid}",
+        "--net",
+        *(["--user", "--preserve-credentials"] if os.getuid() else []),
+        str(IP),
+    ]
+
+    def cable(words: str) -> None:
+        subprocess.run([*enter, *words.split()], check=True)
+
+    def condition() -> dict[str, Any]:
+        found: dict[str, Any] = board.ask("explain", name="uses_it")["condition"]
+        return found
+
+    board.wait_state("uses_it", "unmet")
+    cable("link add eth0 type veth peer name peer0")
+    cable("link set peer0 up")
+    board.wait_state("uses_it", "running", seconds=20)
+    (online,) = condition()["uses"]
+    assert (online["name"], online["value"], online["by"], online["note"]) == ("online", True, "network", "")
+    cable("link set peer0 down")
+    board.wait_state("uses_it", "unmet", seconds=20)
+    assert condition()["uses"][0]["value"] is False
+    cable("link set peer0 up")
+    pid = board.wait_state("uses_it", "running", seconds=20)["pid"]
+    board.kill("network")
+    eventually(lambda: "network has ended: believed for" in condition()["uses"][0]["note"], 5)
+    eventually(lambda: condition()["uses"][0]["note"] == "", 20)  # it is back, and has told it again
+    assert board.stats("network")["restart"] >= 1
+    assert board.stats("uses_it")["pid"] == pid
+    board.ask("stop", name="network")
+    board.wait_state("uses_it", "unmet", seconds=20)
+    (online,) = condition()["uses"]
+    assert (online["value"], online["note"]) == (None, "network has ended, which told it")
+    board.ask("start", name="network")
+    board.wait_state("uses_it", "running", seconds=20)
+
+
 def test_what_the_prompt_shows_of_a_network_that_nobody_keeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "state.json"
     monkeypatch.setitem(asking.tables().values, "NETWORK_STATE", str(file))

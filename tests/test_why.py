@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 from xml.etree import ElementTree
@@ -165,6 +166,7 @@ def test_explain_in_the_prompt_and_in_the_shell(boot: Boot) -> None:
     commands = {
         "json": "explain dies --json", "text": "explain dies", "chain": "explain then", "none": "explain diez",
         "line": "timeline dies --lines 3", "facts": "facts", "svg": "bootchart --svg", "nix": "timeline --json",
+        "tell": "tell voltage 10.5 --seconds 300", "bad": "tell voltage low", "told": "facts",
     }  # fmt: skip
     for name, command in commands.items():
         row = board.ask("run", argv=["sh", "-c", run.format(command, name, name) + "; true"])
@@ -181,6 +183,10 @@ def test_explain_in_the_prompt_and_in_the_shell(boot: Boot) -> None:
     assert "there is no service 'diez'" in (board.root / "run/none.error").read_text()
     assert len(said["line"].splitlines()) == 4
     assert said["facts"] == "(none)\n"
+    assert said["told"].split()[5:7] == ["voltage", "10.5"], said["told"]
+    assert "by hand" in said["told"]
+    assert "s more" in said["told"]
+    assert "the fact 'voltage' is str, not int or float" in (board.root / "run/bad.error").read_text()
     assert json.loads(said["nix"])[-1]["number"] > 5
     names = {one.text for one in ElementTree.fromstring(said["svg"]).iter("{http://www.w3.org/2000/svg}text")}
     assert {"imports", "start_services", "logd", "dies", "job"} <= names
@@ -222,6 +228,43 @@ def test_apps_drive_a_mode_over_the_bus(boot: Boot) -> None:
     (board.folder / "files/motion").write_text("idle")
     board.wait_state("camera", "unmet", seconds=20)
     assert transitions(board, "mode motion") == [["idle", "moving"], ["moving", "idle"]]
+
+
+def test_what_an_app_says_on_the_bus_holds_as_long_as_the_app_lives(boot: Boot) -> None:
+    """A real broker, which keeps what a dead app has said, and gives it to a diagnostic.py that was restarted meanwhile."""
+    if MOSQUITTO is None:
+        pytest.skip("no mosquitto here, and only root can install it")
+    says = "from bus import Bus\nbus = Bus('doors')\nbus.publish('fact/doors', 2, retain=True)\nbus.run()\n"
+    rows = (
+        "RIGHTS, BROKER, app('diagnostic', publishes=('diag', 'boot'))._replace(tells=('*',)),"
+        "app('doors', publishes=('fact/doors',))._replace(argv=('{PYTHON}', '/test/doors.py')),"
+        "Service('light', ('sleep', '1000'), when=lambda b: b.fact('doors') == 2),"
+    )
+    settings = "from settings import app\nFACT_GRACE = 3.0\nSV_COOLDOWN = 0.1"
+    board = boot(rows, settings=settings, files={"doors.py": says}).up()
+
+    def doors() -> tuple[Any, str, str]:
+        (one,) = explain(board, "light")["condition"]["uses"]
+        return one["value"], one["by"], one["note"]
+
+    board.wait_state("light", "running", seconds=30)
+    assert doors() == (2, "doors", "")
+    board.ask("stop", name="doors")
+    board.wait_state("light", "unmet", seconds=20)
+    assert doors() == (None, "doors", "doors has ended, which told it")
+    board.kill("diagnostic")
+    before = board.stats("diagnostic")["pid"]
+    eventually(lambda: board.stats("diagnostic")["pid"] not in (None, before), 20)
+    eventually(lambda: [one for one in board.ask("facts") if one["name"] == "clock" and one["note"] == ""], 20)
+    time.sleep(1)  # it has subscribed before it looks at the clock: this is for the broker's answer
+    assert doors()[0] is None
+    board.ask("start", name="doors")
+    board.wait_state("light", "running", seconds=20)
+    board.ask("stop", name="diagnostic")
+    board.wait_state("light", "unmet", seconds=20)
+    assert doors() == (None, "doors", "diagnostic has ended, which told it")
+    board.ask("start", name="diagnostic")
+    board.wait_state("light", "running", seconds=20)
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------------
