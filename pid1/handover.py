@@ -56,7 +56,7 @@ HANDED = {
     "control": "_clients:fd _later:fd",
     "sink": "kmsg:fd console:fd pipe:fd level console_level dropped",
     "tables": "options rejected broken bad_names skipped profiles values environment accounts group_ids owners user_faults "
-    "services templates zygotes order defaults default_rows",
+    "services templates zygotes order hints slow_conditions defaults default_rows",
 }
 ANEW = {
     "init": "last_trace address_space tables loop events timeline at_end sv rescue watchdog requests control upgrading",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from graphlib import CycleError, TopologicalSorter
 
-from base.near import did_you_mean
 from base.stdlib import TYPE_CHECKING
 from tables.check_files import (
     device_fault,
@@ -18,7 +17,7 @@ from tables.check_files import (
 from tables.check_modes import mode_fault, twice
 from tables.check_network import clash, interface_fault, wifi_fault
 from tables.check_rules import command_fault, rule_fault
-from tables.check_services import column_faults, service_faults
+from tables.check_services import column_faults, given, service_faults
 from tables.check_settings import SECRET, TABLES, setting_fault
 from tables.plain import ROWS, plain
 from tables.rights import bus_rights, own_users, with_rights
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from tables.tables import Tables
 
 ENVIRONMENT_SIZE = 64 * 1024  # bytes: half of what execve(2) takes in any case; the rest is for rows
+CIRCLES = 40  # of services that wait for each other: each is looked for in all of the table
 SHOWN = 40  # rows of a table that are named one by one
 
 ROW_CHECKS: dict[str, Callable[[Tables, Any], str]] = {
@@ -58,6 +58,7 @@ def take(tables: Tables, name: str, value: Any) -> None:
 def check_tables(tables: Tables) -> None:
     """Every row of every table, and what several settings are worth together."""
     _check_health(tables)
+    _check_names(tables)
     own_users(tables)
     for name, check in ROW_CHECKS.items():
         tables.values[name] = tuple(_good_rows(tables, name, check))
@@ -66,6 +67,17 @@ def check_tables(tables: Tables) -> None:
     _check_interfaces(tables)
     check_services(tables)
     _check_rescue(tables)
+
+
+def _check_names(tables: Tables) -> None:
+    """A setting whose `{NAME}` leads nowhere would take all rows with it that name this one: its default stays."""
+    for name, value in list(tables.values.items()):
+        if type(value) is str and (fault := tables.unknown_name(value)):
+            tables.rejected.append(f"{name} {fault}; the default stays")
+            usual = tables.names.get(name)
+            tables.values.pop(name)  # what nobody has given is the least that its check takes
+            if type(usual) is str and usual != value:
+                tables.values[name] = usual
 
 
 def _check_health(tables: Tables) -> None:
@@ -114,7 +126,7 @@ def _say(tables: Tables, table: str, faults: list[tuple[int, str, str]]) -> None
 def _label(row: Any) -> str:
     """What a row is called; never the whole row: anyone may read what is rejected, and it may hold a passphrase."""
     if type(row) is WifiNetwork:
-        return shown(row.ssid)
+        return shown(row.ssid) if type(row.ssid) in (str, bytes) else "one"
     if type(row).__name__ not in ROWS:
         return ""
     name = row[row._fields.index("name")] if "name" in row._fields else getattr(row, "target", "") or getattr(row, "path", "")
@@ -165,13 +177,17 @@ def check_services(tables: Tables) -> None:
             (tables.templates if row.name.endswith("@") else services)[row.name] = row
     _say(tables, "SERVICES", faults)
     tables.order = []
-    while services and not tables.order:
+    for _ in range(CIRCLES):
         try:
             tables.order = start_order(services)
+            return
         except CycleError as error:
             circle = error.args[1]
-            tables.rejected.append(f"SERVICES {circle[0]}: after runs in a circle, {' <- '.join(circle)}")
+            tables.rejected.append(f"SERVICES {circle[0]}: after runs in a circle, {' <- '.join(circle)[:200]}")
             del services[circle[0]]
+    tables.rejected.append("SERVICES: there are more circles; no service waits for another one")
+    services.update({name: row._replace(after=()) for name, row in services.items()})
+    tables.order = list(services)
 
 
 def _service(tables: Tables, row: Any, known: set[str]) -> tuple[Any, str]:
@@ -200,9 +216,13 @@ def row_texts(row: Service) -> tuple[str, ...]:
 def _check_rescue(tables: Tables) -> None:
     """The rescue prompt has to start: a row that cannot is left out as a whole."""
     row, fault = _service(tables, tables.values["RESCUE"]._replace(name="rescue_"), set())
+    columns = given(tables.values["RESCUE"])
+    wrong = next((name for name in ("after", "when", "logger", "enabled", "forked_by") if name in columns), "")
+    fault = fault or (wrong and f"{wrong} cannot be set for it: it is the last resort")
     if fault or not row.argv:
         tables.rejected.append(f"RESCUE {fault or 'has no program'}; the built-in row is used")
         tables.values["RESCUE"] = FALLBACK["RESCUE"]
+    tables.values["RESCUE"] = tables.values["RESCUE"]._replace(name="rescue")  # its log's name is PID 1's choice
 
 
 def service_names(rows: Any) -> set[str]:
@@ -215,7 +235,7 @@ def _known_after(tables: Tables, row: Service, known: set[str]) -> Service:
     missing = [other for other in row.after if other not in known or other == row.name]
     for other in filter(lambda other: other == row.name or other not in tables.defaults, missing):
         what = "itself" if other == row.name else "no service"
-        known_as = "" if other == row.name else did_you_mean(other, known)
+        known_as = "" if other == row.name else tables.meant(other, known)
         tables.rejected.append(
             f"SERVICES {row.name}: after names {shown(other)}, which is {what}; it does not wait for that{known_as}"
         )
@@ -227,7 +247,7 @@ def _known_zygote(tables: Tables, row: Service, known: set[str]) -> Service:
     if not row.forked_by or row.forked_by in known:
         return row
     if row.forked_by not in tables.defaults:
-        meant = did_you_mean(row.forked_by, known)
+        meant = tables.meant(row.forked_by, known)
         tables.rejected.append(
             f"SERVICES {row.name}: forked_by names {shown(row.forked_by)}, which is no service; it is executed{meant}"
         )

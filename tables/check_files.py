@@ -5,7 +5,7 @@ from __future__ import annotations
 from base.stdlib import TYPE_CHECKING
 from tables.check_services import user_fault
 from tables.rows import Device, Directory, Mount
-from tables.values import is_number, is_ours, is_pair, is_text, kind_of, path_fault, shown, truth_fault
+from tables.values import is_number, is_ours, is_pair, is_text, kind_of, path_fault, shown, shown_name, truth_fault
 
 if TYPE_CHECKING:
     from typing import Any
@@ -96,7 +96,7 @@ def variable_fault(tables: Tables, row: Any) -> str:
         return f'is {kind_of(row)}, not a pair of texts; write (("TZ", "UTC"),) with both commas'
     name, value = row
     if not name or "=" in name:
-        return f"{shown(name)} is not a variable's name: it is empty or has a '=' in it"
+        return f"{shown_name(name)} is not a variable's name: it is empty or has a '=' in it"
     if len(name.encode()) + len(tables.expand(value).encode()) > 4096:
         return f"{shown(name)} has a value of more than 4096 bytes with its name"
     return tables.unknown_name(value)

@@ -57,7 +57,7 @@ def clash(row: Interface, others: Iterable[Interface]) -> str:
 
 
 def wifi_fault(_: object, row: Any) -> str:
-    """Faults of one row of WIFI_NETWORKS, without the passphrase: anyone may read what is rejected."""
+    """Faults of one row of WIFI_NETWORKS, without the passphrase, in whatever column: anyone may read what is rejected."""
     if type(row) is not WifiNetwork:
         return f'is {kind_of(row)}, not a WifiNetwork(...) row; write (WifiNetwork("name", "passphrase"),)'
     ssid = row.ssid.encode() if isinstance(row.ssid, str) and is_text(row.ssid) else row.ssid
@@ -66,13 +66,13 @@ def wifi_fault(_: object, row: Any) -> str:
     if not is_text(row.psk):
         return f"psk is {kind_of(row.psk)}, not text"
     if not is_text(row.security) or row.security not in ("", "open", "psk", "sae", "psk+sae"):
-        return f"security {shown(row.security)} is not one of open, psk, sae, psk+sae"
+        return "security is not one of open, psk, sae, psk+sae"
     if fault := truth_fault(row.hidden):
         return f"hidden {fault}"
     if not is_number(row.priority, -1000, 1000):
-        return f"priority {shown(row.priority)} is not a number from -1000 to 1000"
+        return "priority is not a whole number from -1000 to 1000"
     if type(row.frequencies) is not tuple or not all(is_number(one, 2000, 8000) for one in row.frequencies):
-        return f"frequencies {shown(row.frequencies)} is not a tuple of MHz such as (2412, 5180)"
+        return "frequencies is not a tuple of MHz such as (2412, 5180)"
     digits = len(row.psk) == 64 and not row.psk.strip("0123456789abcdefABCDEF")
     if row.security == "open" or not (row.security or row.psk):
         return "an open network has no psk" if row.psk else ""

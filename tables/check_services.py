@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from base.files import read_file
-from base.near import did_you_mean
 from base.stdlib import TYPE_CHECKING
 from base.syscalls import CAPABILITIES
 from tables.check_modes import first_states, is_fact
@@ -20,6 +19,7 @@ from tables.values import (
     pairs_fault,
     path_fault,
     shown,
+    shown_name,
     signal_number,
     truth_fault,
     tuple_fault,
@@ -44,6 +44,8 @@ NUMBERS = (
 )  # fmt: skip
 
 CHOICES = {"restart": ("always", "on-failure", "never"), "log": ("memory", "disk", "none"), "kill": ("all", "main", "mixed")}
+MOST_WORDS = 500  # of a column that is a tuple; argv has a limit of its own
+TRIALS = 20  # of conditions that take too long: more of them are not tried
 LEAST_MEMORY = 1 << 20
 LONGEST_NAME = 64  # bytes: it becomes a log's name, a control group's, a socket's (107 bytes with its folder)
 # Bytes of a program's words and environment together. execve(2) takes a quarter of the stack's limit, and 128 KiB in any
@@ -71,6 +73,8 @@ def column_faults(row: Service) -> Iterator[str]:
             continue
         if fault := tuple_fault(value, example, quote=name != "argv"):
             yield f"{name} {fault}"
+        elif len(value) > MOST_WORDS and name != "argv":
+            yield f"{name} has {len(value)} words; at most {MOST_WORDS} are taken"
         elif wrong := [word for word in value if not is_text(word)]:
             yield f"{name} has {_not_text(wrong[0]).removesuffix(', not text')} in it; each of its words must be text"
     for name in TRUTHS:
@@ -95,9 +99,9 @@ def service_faults(tables: Tables, row: Service) -> Iterator[str]:
     if row.argv and not row.argv[0]:
         yield "argv has no program: its first word is empty"
     if row.module and not all(part.isidentifier() for part in row.module.split(".")):
-        yield f"module {row.module!r} is not the name of a module"
+        yield f"module {shown(row.module)} is not the name of a module"
     if row.module and (row.user or row.capabilities is not None):
-        yield f"module {row.module!r} has PID 1's memory, with passphrases in it: it runs as root or not at all"
+        yield f"module {shown(row.module)} has PID 1's memory, with passphrases in it: it runs as root or not at all"
     if row.ready not in ("", "notify", "exit") and path_fault(row.ready):
         yield f"ready {shown(row.ready)} is not 'notify', 'exit' or an absolute path"
     elif is_ours(row.ready):
@@ -112,7 +116,7 @@ def service_faults(tables: Tables, row: Service) -> Iterator[str]:
     if type(allowed) is not tuple or not all(map(is_pair, allowed)):
         yield f"may {shown(row.may)} is not a setting that lists requests, such as COMMANDS"
     if row.enabled and row.enabled not in tables.values:
-        yield f"enabled {shown(row.enabled)} is no setting{did_you_mean(row.enabled, tables.values)}"
+        yield f"enabled {shown(row.enabled)} is no setting{tables.meant(row.enabled, tables.values)}"
     if row.logger and any(other.logger for other in tables.services.values()):
         yield "there is a logger already"
     yield from _zygote_faults(tables, row)
@@ -144,7 +148,10 @@ def _condition_faults(tables: Tables, row: Service) -> Iterator[str]:
     if row.when is not None:
         from tables.when import condition_fault
 
-        if fault := condition_fault(row.when, first_states(tables)):
+        if tables.slow_conditions >= TRIALS:
+            yield f"when is not tried: {TRIALS} others took too long"
+        elif fault := condition_fault(row.when, first_states(tables)):
+            tables.slow_conditions += "TimeoutError" in fault
             yield f"when {fault}"
     if row.logger and row.when is not None:
         yield "when: all others would wait for the one that reads what they print"
@@ -166,7 +173,7 @@ def exec_faults(environment: dict[str, str], argv: tuple[str, ...], env: tuple[t
     """What execve(2) would refuse."""
     for name, _ in env:
         if not name or "=" in name:
-            yield f"env has the name {shown(name)}; a variable's name is not empty and has no '=' in it"
+            yield f"env has the name {shown_name(name)}; a variable's name is not empty and has no '=' in it"
     words = [*argv, *(f"{name}={value}" for name, value in (environment | dict(env)).items())]
     sizes = [len(word.encode("utf-8", "surrogatepass")) for word in words]
     if any(size > LONGEST_WORD for size in sizes):
@@ -192,19 +199,19 @@ def _rights_faults(tables: Tables, row: Service) -> Iterator[str]:
             yield f"group {shown(group)} is not in /etc/group, nor is it a service"
     for capability in row.capabilities or ():
         if capability not in CAPABILITIES:
-            known = did_you_mean(capability, CAPABILITIES)
+            known = tables.meant(capability, CAPABILITIES)
             yield f"capability {shown(capability)} is not one of `man 7 capabilities`, such as net_admin{known}"
     for pair in row.rlimits:
-        if fault := _rlimit_fault(pair):
+        if fault := _rlimit_fault(tables, pair):
             yield fault
 
 
-def _rlimit_fault(pair: Any) -> str:
+def _rlimit_fault(tables: Tables, pair: Any) -> str:
     if type(pair) is not tuple or len(pair) != 2 or not is_text(pair[0]) or type(pair[1]) is not int:
         return 'rlimits has something in it that is not a pair such as ("nofile", 1024)'
     limit, value = pair
     if limit not in RLIMITS:
-        return f"rlimit {shown(limit)} is not one of {', '.join(RLIMITS)}{did_you_mean(limit, RLIMITS)}"
+        return f"rlimit {shown(limit)} is not one of {', '.join(RLIMITS)}{tables.meant(limit, RLIMITS)}"
     most = {"nice": 40, "rtprio": 99}.get(limit, 2**63 - 1)
     if limit == "nofile":  # the kernel refuses more (`man 2 getrlimit`), root too
         allowed = read_file("/proc/sys/fs/nr_open")

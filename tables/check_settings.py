@@ -29,6 +29,7 @@ LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456
 TABLES = ("MOUNTS", "DIRECTORIES", "DEVICES", "SERVICES", "INTERFACES", "WIFI_NETWORKS", "RULES", "MODES")  # tables of rows
 PAIRS = ("SYSCTLS", "COMMANDS")
 WORDS = ("MODULES", "DATA", "BOOT_FILES")
+MOST_ROWS = 2000  # of one table: each is compared with others, in PID 1
 SECRET = ("WIFI_NETWORKS", "ENVIRONMENT", "SERVICES")  # no message quotes a value of these
 
 
@@ -110,7 +111,8 @@ def _texts(value: Any) -> str:
 
 
 def _endpoints(value: Any) -> str:
-    if fault := _texts(value):
+    # Nothing is quoted: somebody may write "me:password@host:1883".
+    if fault := tuple_fault(value, '("host:1883",)', quote=False) or _texts(value):
         return fault
     return "" if all(map(is_endpoint, value)) else 'has an item that is not "host:port"'
 
@@ -209,4 +211,6 @@ CHECKS: dict[str, Check] = {
 
 def setting_fault(name: str, value: Any) -> str:
     """What is wrong with a setting's value, beginning with what it is where that is no secret; empty where nothing is."""
+    if type(value) is tuple and len(value) > MOST_ROWS:
+        return f"has {len(value)} rows; at most {MOST_ROWS} are taken"
     return CHECKS[name](value)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import sys
 
-from base.near import did_you_mean
 from base.stdlib import TYPE_CHECKING, signal
 from tables.check import check_tables, service_names, take
 from tables.check_settings import CHECKS
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SETTINGS = "settings.py"
+MOST_REJECTED = 200  # sentences: all of them are in the log, in an event and in the answer of board()
 INSIST = 1.0  # seconds between two alarms
 PROFILE_SECONDS = 4.0  # a profile that takes longer is left out: less than LOOP_TURN_MAX, for a reload is one turn of the loop
 OWNERS = "/run/stack/boot/settings_prod.py"  # of the board's owner, from the boot partition: bootfiles.py puts it there
@@ -44,6 +44,8 @@ def load(options: dict[str, str] | None = None, owners: str = OWNERS, meanwhile:
         known |= _all_names(tables)
     check_tables(tables)
     _check_skipped(tables, known)
+    if more := tables.rejected[MOST_REJECTED:]:
+        tables.rejected[MOST_REJECTED:] = [f"{len(more)} more mistakes are not listed"]
     return tables
 
 
@@ -55,7 +57,7 @@ def _all_names(tables: Tables) -> set[str]:
 def _check_skipped(tables: Tables, known: set[str]) -> None:
     """Names in stack.skip of no service: a service that somebody wanted to leave out is running."""
     for name in sorted(tables.skipped - known - {SETTINGS}):
-        tables.rejected.append(f"stack.skip names {shown(name)}, which is no service{did_you_mean(name, known)}")
+        tables.rejected.append(f"stack.skip names {shown(name)}, which is no service{tables.meant(name, known)}")
 
 
 def _path(name: str) -> str:
@@ -127,7 +129,7 @@ def _overlay(tables: Tables, name: str, meanwhile: Callable[[], object]) -> None
         if setting in CHECKS:
             take(tables, setting, value)
         else:
-            tables.rejected.append(f"{setting} is not a setting{did_you_mean(setting, CHECKS)}; left out")
+            tables.rejected.append(f"{shown(setting)[1:-1]} is not a setting{tables.meant(setting, CHECKS)}; left out")
     return None
 
 

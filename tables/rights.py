@@ -5,6 +5,7 @@ from __future__ import annotations
 from base.stdlib import TYPE_CHECKING, json
 from tables.accounts import OWN, own_account, own_name
 from tables.rows import Service
+from tables.values import is_id, shown, tuple_fault
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,7 +75,7 @@ def bus_rights(tables: Tables) -> str:
             continue  # the check of the rows says so
         name, user = own_name(row), tables.expand(row.user)
         account = tables.accounts.get(name if user == OWN else user)
-        if (user.isdigit() and int(user)) or (account and account.uid):
+        if (is_id(user) and int(user)) or (account and account.uid):
             uid = account.uid if account else int(user)
             mapped = account.mapped if account else True
             publishes, hears = ([topic.replace(OWN, name) for topic in topics] for topics in (row.publishes, row.hears))
@@ -96,9 +97,9 @@ def topic_faults(row: Service) -> Iterator[str]:
         values: object = topics
         if values is USUAL[column]:
             continue
-        if not isinstance(values, tuple):
-            yield f'{column} {values!r} is not a tuple such as ("wifi/#",)'
+        if fault := tuple_fault(values, '("wifi/#",)'):
+            yield f"{column} {fault}"
             return
         for topic in topics:
             if not is_pattern(topic):
-                yield f"{column} {topic!r} is not a pattern of topics, such as wifi/# or receiver/+ (MQTT 3.1.1, 4.7.1)"
+                yield f"{column} {shown(topic)} is not a pattern of topics, such as wifi/# or receiver/+ (MQTT 3.1.1, 4.7.1)"

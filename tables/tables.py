@@ -37,6 +37,7 @@ FALLBACK: dict[str, Any] = {
         env=(("PYTHONPATH", "{PYTHONPATH}"),),
     ),
 }  # fmt: skip
+HINTS = 40  # mistakes for which the name is looked for that was meant
 ANYTHING = ((), "", False, 10.0, 0, 1, 4096, "off", "5", "/run/unset", "unset0", Service("unset", ("true",)))
 
 
@@ -72,6 +73,8 @@ class Tables(Settings):
         self.templates: dict[str, Service] = {}  # names that end in "@": see pid1/instances.py
         self.zygotes: set[str] = set()  # services that fork others
         self.order: list[str] = []  # of their start
+        self.hints = HINTS
+        self.slow_conditions = 0  # that were tried
         self.defaults: set[str] = set()  # names of settings.py's services, which profiles may leave out
         self.default_rows: tuple[Service, ...] = ()
 
@@ -82,6 +85,11 @@ class Tables(Settings):
                 return self.__dict__["values"][name]
             except KeyError:
                 raise AttributeError(f"settings have no {name}{did_you_mean(name, CHECKS)}") from None
+
+    def meant(self, name: str, names: object) -> str:
+        """`; did you mean HOSTNAME?`, for the first mistakes of a table: the search takes its time."""
+        self.hints -= 1
+        return did_you_mean(name, names) if self.hints >= 0 else ""
 
     def account(self, row: Service) -> Account:
         """The numbers of a row's user and groups."""
@@ -120,11 +128,21 @@ class Tables(Settings):
         for _ in range(4):  # a setting may name another
             if "{" not in text:
                 break
-            for name in names_in(text):
-                value = self.values.get(name, ())
-                if type(value) in (str, int, float) and text.count(name) * len(str(value)) < LONGEST_WORD:
-                    text = text.replace("{" + name + "}", str(value))
+            text = self._expanded(text)
         return text
+
+    def _expanded(self, text: str) -> str:
+        """Each `{NAME}` replaced once; what would make the text too long for a program's word stays."""
+        first, *parts = text.split("{")
+        done, size, before = [first], len(text), first
+        for part in parts:
+            name, closed, rest = part.partition("}")
+            value = self.values.get(name) if closed and is_name(name) and not before.endswith("$") else None
+            known = type(value) in (str, int, float)
+            size += len(str(value)) if known else 0
+            done.append(f"{value}{rest}" if known and size < LONGEST_WORD else "{" + part)
+            before = part
+        return "".join(done)
 
     def unknown_name(self, text: str) -> str:
         """What is wrong with a `{NAME}` that `expand` leaves; empty where nothing is."""
@@ -132,7 +150,7 @@ class Tables(Settings):
             return ""
         for name in names_in(self.expand(text)):
             if name not in self.values:
-                return f"has {{{name}}} in it, which is no setting{did_you_mean(name, self.values)}"
+                return f"has {{{name}}} in it, which is no setting{self.meant(name, self.values)}"
             if type(self.values[name]) in (str, int, float):
                 return f"has {{{name}}} in it again and again"
             return f"has {{{name}}} in it, which is {kind_of(self.values[name])}: it can only be a word of argv of its own"
@@ -144,7 +162,12 @@ def names_in(text: str) -> list[str]:
     parts = text.split("{")
     found = [(parts[index], *part.partition("}")) for index, part in enumerate(parts[1:])]
     names = [name for before, name, closed, _ in found if closed and not before.endswith("$")]
-    return [name for name in names if name.isupper() and name.replace("_", "A").isalnum()]
+    return list(filter(is_name, names))
+
+
+def is_name(text: str) -> bool:
+    """Whether it is a setting's name, or would be if there were one."""
+    return text.isupper() and text.replace("_", "A").isalnum()
 
 
 def expand_row(tables: Tables, row: Service) -> Service:

@@ -96,6 +96,11 @@ def shown(value: Any) -> str:
     return kind_of(value)
 
 
+def shown_name(name: str) -> str:
+    """A variable's name up to the "=" that somebody has put in it: the value may follow."""
+    return shown(name[: name.find("=") + 1] if "=" in name else name)
+
+
 def tuple_fault(value: Any, example: str, *, quote: bool = True) -> str:
     """Why it is not a tuple, and what to write: the forgotten comma above all."""
     if type(value) is tuple:

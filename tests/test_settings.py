@@ -131,7 +131,7 @@ def test_near_names_are_those_with_few_other_letters() -> None:
         ("ENVIRONMENT = {'TZ': 'UTC'}", 'ENVIRONMENT is a dict; write a tuple: (("name", "value"),); the default stays'),
         ("ENVIRONMENT = ('TZ', 'UTC')", 'ENVIRONMENT[0] is text, not a pair of texts; write (("TZ", "UTC"),) with both commas'),
         ("ENVIRONMENT += ('TZ', 'UTC')", "ENVIRONMENT[4] is text, not a pair of texts"),
-        ("ENVIRONMENT += (('A=B', 'x'),)", "ENVIRONMENT[4] 'A=B' is not a variable's name: it is empty or has a '=' in it"),
+        ("ENVIRONMENT += (('A=B', 'x'),)", "ENVIRONMENT[4] 'A=' is not a variable's name: it is empty or has a '=' in it"),
         ("ENVIRONMENT += (('DEBUG', 1),)", "ENVIRONMENT[4] is a tuple, not a pair of texts"),
         ("ENVIRONMENT += (('A', 'x' * 131072),)", "'A' has a value of more than 4096 bytes"),
         ("DATA = ('LABEL=data')", "DATA is text; a comma makes a tuple of it: ('LABEL=data',)"),
@@ -146,6 +146,16 @@ def test_near_names_are_those_with_few_other_letters() -> None:
         ("DIRECTORIES = (Directory('/run/stack', 0o777, 'nobody'),)", "is PID 1's own folder; take another one"),
         ("MOUNTS += (Mount('x', '/run//stack', 'tmpfs'),)", "is PID 1's own folder; take another one"),
         ("DEVICES = (Device('/run/stack/control', 'c', 1, 3),)", "is PID 1's own folder; take another one"),
+        ("SERVICES += (Service('a', ('x',), user='²'),)", "user '²' is not in /etc/passwd"),
+        ("SERVICES += (Service('a', ('x',), user='nobody', hears='wifi/#'),)", "hears is text; a comma makes a tuple of it: ('wifi/#',)"),
+        ("SERVICES += (Service('a', ('x',), publishes={'a': 1}),)", 'publishes is a dict; write a tuple: ("wifi/#",)'),
+        ("SERVICES += (Service('a', ('x',), publishes=(1,)),)", "publishes 1 is not a pattern of topics, such as wifi/#"),
+        ("SERVICES += (Service('a', ('x',), after=('no',) * 501),)", "after has 501 words; at most 500 are taken"),
+        ("MODES = tuple(Mode(f'm{i}', ('a', 'b')) for i in range(2001))", "MODES has 2001 rows; at most 2000 are taken"),
+        ("PYTHONPATH = '{PYTHONPAHT}/x'", "PYTHONPATH has {PYTHONPAHT} in it, which is no setting; did you mean PYTHONPATH"),
+        ("PYTHONPATH = '{PYTHONPATH}{PYTHONPATH}'", "PYTHONPATH has {PYTHONPATH} in it again and again; the default stays"),
+        ("RESCUE = RESCUE._replace(when=lambda b: b.online)", "RESCUE when cannot be set for it: it is the last resort; the built-in row"),
+        ("RESCUE = RESCUE._replace(after=('network',))", "RESCUE after cannot be set for it: it is the last resort; the built-in"),
     ],
 )  # fmt: skip
 def test_a_mistake_gets_a_sentence_with_the_remedy(tmp_path: Path, text: str, sentence: str) -> None:
@@ -174,7 +184,12 @@ def test_a_row_is_replaced_or_changed_in_its_place(tmp_path: Path) -> None:
         "WIFI_NETWORKS = WifiNetwork('harbour', 'my-secret-pass')", "WIFI_NETWORKS += WifiNetwork('harbour', 'my-secret-pass')",
         "WIFI_NETWORKS = 'my-secret-pass'", "WIFI_NETWORKS = (WifiNetwork('a', 'my-secret-pass', 'wep'),)",
         "WIFI_NETWORKS = (WifiNetwork('a', ('my-secret-pass',)),)", "WIFI_NETWORKS = ('my-secret-pass',) * 5",
-        "WIFI_NETWORKS = [['harbour', 'my-secret-pass']]", "WIFI_NETWORKS = (WifiNetwork('a', 'my-secret-pass\\0'),)",
+        "WIFI_NETWORKS = [['harbour', 'my-secret-pass']]", "WIFI_NETWORKS = (WifiNetwork(('harbour', 'my-secret-pass')),)",
+        "WIFI_NETWORKS = (WifiNetwork('harbour', 'psk', 'my-secret-pass'),)", "ENVIRONMENT += (('KEY=my-secret-pass', ''),)",
+        "WIFI_NETWORKS = (WifiNetwork('a', 'psk-psk-psk', priority='my-secret-pass'),)",
+        "WIFI_NETWORKS = (WifiNetwork('a', 'psk-psk-psk', frequencies=('my-secret-pass')),)",
+        "SERVICES = (Service('a', ('x',), env=(('KEY=my-secret-pass', ''),)),)",
+        "UPLINK = 'me:my-secret-pass@host:1883'", "WIFI_NETWORKS = (WifiNetwork('a', 'my-secret-pass\\0'),)",
         "ENVIRONMENT = 'my-secret-pass'", "ENVIRONMENT += ('KEY', 'my-secret-pass')", "ENVIRONMENT += (('=', 'my-secret-pass'),)",
         "ENVIRONMENT += (('KEY', 'my-secret-pass' * 1000),)", "ENVIRONMENT += (('KEY', 'my-secret-pass', ''),)",
         "SERVICES = (Service('a', 'curl -u me:my-secret-pass'),)", "SERVICES = (Service('a', ('x', b'my-secret-pass')),)",
@@ -189,6 +204,27 @@ def test_no_message_quotes_a_secret(tmp_path: Path, text: str) -> None:
     assert board.rejected
     assert "secret" not in str(board.rejected), "anyone may read what is rejected"
     assert board.WIFI_NETWORKS == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("SERVICES += tuple(Service(f's{i}', ('x',), after=('brokr',)) for i in range(1900))", 201),
+        ("SERVICES += tuple(Service(f's{i}', ('x',), after=(f's{i ^ 1}',)) for i in range(1900))", 41),
+        ("SERVICES += (Service('a', ('{PATH}{NOPE}' * 9000,)),)", 1),
+        ("PYTHONPATH = '{PYTHONPATH}{PYTHONPATH}'\nSERVICES += tuple(Service(f's{i}', ('{PYTHONPATH}',)) for i in range(1900))", 1),
+        ("globals().update({f'HOSTNAM{i}': 1 for i in range(20000)})", 201),
+        ("def f(b):\n    while True: pass\nSERVICES += tuple(Service(f's{i}', ('x',), when=lambda b: f(b)) for i in range(300))", 41),
+    ],
+)  # fmt: skip
+def test_many_mistakes_cost_pid_1_little_time_and_few_words(tmp_path: Path, text: str, sentences: int) -> None:
+    """The first of these took a minute of PID 1's own time: a watchdog would have reset the board at each boot."""
+    before = time.process_time()
+    board = load(tmp_path, text)
+    assert time.process_time() - before < 8
+    assert len(board.rejected) == sentences
+    assert {"dropbear", "network"} <= board.services.keys()
+    assert sum(map(len, board.rejected)) < 100_000
 
 
 def test_a_shell_may_have_its_own_braces(tmp_path: Path) -> None:
