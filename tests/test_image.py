@@ -6,16 +6,30 @@ import json
 import os
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT
-from test_buildroot import BOARD, BUILDROOT, TREE, buildroot, images, post_build, post_image, run, target
+from test_buildroot import (
+    BOARD,
+    BUILDROOT,
+    TREE,
+    buildroot,
+    configured,
+    images,
+    make,
+    post_build,
+    post_image,
+    run,
+    target,
+)
 
 import settings
 
-__all__ = ["images", "target"]  # fixtures
+__all__ = ["configured", "images", "target"]  # fixtures
 
 # The options that the table gives to programs of busybox, and the symbol of its configuration that each one needs. An option
 # that is not here is a fault of this table: look it up in busybox's Config.in.
@@ -84,6 +98,22 @@ def test_a_library_that_a_program_asks_for_stays(target: Path) -> None:
     assert (target / "usr/lib/libstdc++.so.6").exists()
 
 
+# Names of misc/terminfo.src of ncurses 6.6 (2025-12-31), which Buildroot has; a name that is not there ends the build.
+IN_NCURSES = {"a/alacritty", "f/foot", "k/kitty", "t/tmux", "t/tmux-256color"}
+
+
+def test_the_terminals_of_people_are_known_on_the_board(target: Path) -> None:
+    """kitty says TERM=xterm-kitty, which ncurses does not have: a link. The build ended at it where it was asked for."""
+    line = next(line for line in (TREE / "parts/common.config").read_text().splitlines() if "TERMINFO" in line)
+    assert set(line.split('"')[1].split()) == IN_NCURSES
+    for name in ("k/kitty", "x/xterm"):
+        (target / "usr/share/terminfo" / name).parent.mkdir(parents=True)
+        (target / "usr/share/terminfo" / name).write_text(name)
+    for _ in range(2):
+        assert post_build(target).returncode == 0
+    assert (target / "usr/share/terminfo/x/xterm-kitty").read_text() == "k/kitty"
+
+
 # --- the card ---------------------------------------------------------------------------------------------------------
 def test_every_card_has_an_identifier_of_its_own(images: Path) -> None:
     """PARTUUID= of two cards with identifier 0 is the same."""
@@ -93,6 +123,66 @@ def test_every_card_has_an_identifier_of_its_own(images: Path) -> None:
         found.append(json.loads(run("sfdisk", "-J", images / "sdcard.img").stdout)["partitiontable"]["id"])
     assert int(found[0], 16) != 0
     assert found[0] != found[1]
+
+
+# --- kernel and SWUpdate, where their sources are at hand -------------------------------------------------------------
+LINUX = os.environ.get("LINUX", "")  # the path of a kernel source of Linux 6.1 or newer
+SWUPDATE = os.environ.get("SWUPDATE", "")  # of SWUpdate, in the version that Buildroot has
+
+
+def unmet(wanted: str, merged: str) -> list[str]:
+    """What a fragment asks for and a finished .config does not have."""
+    have = config(merged)
+    return [name for name, value in config(wanted).items() if have.get(name, "n") != value]
+
+
+def test_a_fragment_line_that_had_no_effect_is_named() -> None:
+    assert unmet(
+        "CONFIG_A=y\n# CONFIG_B is not set\nCONFIG_C=y\n# CONFIG_D is not set\n", "CONFIG_A=m\nCONFIG_B=y\nCONFIG_C=y\n"
+    ) == ["A", "B"]
+
+
+@pytest.mark.skipif(not LINUX, reason="LINUX in the environment is not the path of a kernel source")
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    "arch", ["arm64 defconfig", "arm multi_v7_defconfig", "arm bcm2835_defconfig", "x86_64 x86_64_defconfig"]
+)
+def test_a_kernel_takes_every_line_of_the_fragments(arch: str, tmp_path: Path) -> None:
+    """As Buildroot merges them: a default configuration, the fragments after it, and what Kconfig makes of both. The
+    configurations of the Pi's own kernel are for experts, which turns CONFIG_MEDIA_SUPPORT_FILTER off: so are these."""
+    arch, name = arch.split()
+    wanted = "".join(
+        (BOARD / path / "linux.fragment").read_text() for path in (".", "qemu" if arch == "x86_64" else "raspberrypi")
+    )
+    stored = Path(LINUX, "arch", arch.removesuffix("_64"), "configs", name).read_text()
+    (tmp_path / ".config").write_text(f"{stored}CONFIG_EXPERT=y\n{wanted}")
+    done = run("make", "-s", "-C", LINUX, f"O={tmp_path}", f"ARCH={arch}", "olddefconfig")
+    assert done.returncode == 0, done.stderr
+    assert unmet(wanted, (tmp_path / ".config").read_text()) == []
+
+
+@buildroot
+@pytest.mark.skipif(not SWUPDATE, reason="SWUPDATE in the environment is not the path of a source of SWUpdate")
+@pytest.mark.timeout(300)
+def test_swupdate_takes_every_line_of_its_configuration(configured: Any, tmp_path: Path) -> None:
+    """With the libraries that the image has, as Buildroot tells SWUpdate's own build."""
+    told = make(configured("raspberrypi0w"), "printvars", "VARS=SWUPDATE_MAKE_ENV").stdout
+    words = re.findall(r"HAVE_\w+=[yn]", told)
+    assert {"HAVE_LIBSSL=y", "HAVE_LIBCONFIG=y", "HAVE_LUA=n", "HAVE_LIBSYSTEMD=n"} <= set(words)
+    source = shutil.copytree(SWUPDATE, tmp_path / "source", ignore=shutil.ignore_patterns(".git", "*.o"))
+    wanted = (BOARD / "swupdate.config").read_text()
+    (source / ".config").write_text(wanted)
+    done = run("sh", "-c", f"yes '' | env {' '.join(words)} make oldconfig", cwd=source)
+    assert done.returncode == 0, done.stderr
+    made = (source / ".config").read_text()
+    assert unmet(wanted, made) == []
+    assert config(made)["BOOTLOADER_DEFAULT_NONE"] == "y", "no environment of U-Boot is asked for"
+    assert (
+        config(made).get("WEBSERVER", "n")
+        == config(made).get("SURICATTA", "n")
+        == config(made).get("SHELLSCRIPTHANDLER", "n")
+        == "n"
+    )
 
 
 # --- make image -------------------------------------------------------------------------------------------------------
@@ -132,3 +222,17 @@ def test_make_image_as_root_says_what_would_stop_it(fake: Path) -> None:
     assert asked == []
     assert "does not build as root" in said
     assert "FORCE_UNSAFE_CONFIGURE=1" in said
+
+
+@buildroot
+@pytest.mark.timeout(300)
+def test_buildroot_itself_takes_an_edit_only_after_dirclean(configured: Any) -> None:
+    """Why `make image` asks for stack-dirclean: the real Buildroot keeps the copy that it has."""
+    out = configured("qemu_x86_64")
+    copy = out / "build/stack-local/settings.py"
+    assert make(out, "stack-extract").returncode == 0
+    copy.write_text("an older tree's\n")
+    assert make(out, "stack-extract").returncode == 0
+    assert copy.read_text() == "an older tree's\n"
+    assert make(out, "stack-dirclean", "stack-extract").returncode == 0
+    assert copy.read_bytes() == (ROOT / "settings.py").read_bytes()

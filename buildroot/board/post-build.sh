@@ -47,6 +47,9 @@ link ../run var/run
 link /run/resolv.conf etc/resolv.conf
 link /var/lib/dropbear etc/dropbear # host keys are made once, on the data partition
 
+# kitty says TERM=xterm-kitty, and ncurses knows it as kitty.
+[ ! -f "$target/usr/share/terminfo/k/kitty" ] || link ../k/kitty usr/share/terminfo/x/xterm-kitty
+
 # The owner's files come from the card's first partition at each boot. What Buildroot's wpa_supplicant brings would join any
 # open network. Keys that an overlay has put into the image stay.
 link /run/stack/boot/wpa_supplicant.conf etc/wpa_supplicant.conf
