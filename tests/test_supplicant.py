@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import PYTHON, ROOT
+from conftest import NO_NAMESPACES, PYTHON, ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -109,6 +109,32 @@ def test_the_service_becomes_wpa_supplicant_with_the_newest_rows(tmp_path: Path)
     assert lines[0] == f"-i lo -D nl80211 -c {tmp_path}/lo.conf"
     assert lines[1] == "ctrl_interface=DIR=/run/wpa_supplicant GROUP=50819", "scan_proxy's"
     assert lines[-1] == "600"
+
+
+@pytest.mark.skipif(bool(NO_NAMESPACES), reason=NO_NAMESPACES)
+def test_a_radio_that_is_missing_is_waited_for(tmp_path: Path) -> None:
+    """wpa_supplicant without its interface dies at once: it was started for ever, and a Python each time. A veth is the radio."""
+    code = f"""
+import subprocess, sys, threading
+sys.path.insert(0, {str(ROOT)!r})
+from network import supplicant
+def plug():
+    sys.stdin.readline()
+    subprocess.run("ip link add wlan9 type veth peer name other".split(), check=True)
+threading.Thread(target=plug).start()
+supplicant.wait_for("wlan9")
+print("there")
+"""
+    words = ["unshare", "--user", "--map-root-user", "--net", PYTHON, "-c", code]
+    pipe = subprocess.PIPE
+    environment = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
+    with subprocess.Popen(words, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        assert process.stderr.readline() == "<5>there is no wlan9: waiting for it\n"
+        assert process.poll() is None
+        said = process.communicate("\n", timeout=20)
+        assert (process.returncode, *said) == (0, "there\n", "")
 
 
 @pytest.mark.skipif(WPA_SUPPLICANT is None, reason="no wpa_supplicant here")
