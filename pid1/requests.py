@@ -108,7 +108,8 @@ class Requests:
         if not row.may:
             return False
         rules = getattr(self.life.tables, row.may)
-        if any(op == request["op"] and fits(pattern, request.get("name", request.get("url", ""))) for op, pattern in rules):
+        target = request.get("url" if request["op"] == "update" else "name", "")  # what handle() goes by, and no other word
+        if any(op == request["op"] and fits(pattern, target) for op, pattern in rules):
             return True
         if request["op"] in ACTS:
             what = " ".join(str(request[word])[:64] for word in ("op", "name", "url") if word in request)
@@ -119,7 +120,11 @@ class Requests:
     def _asked(self, request: dict[str, Any]) -> list[Process]:
         """The service that the request names, or so many of all."""
         name = request.get("name")
-        return [self._named(name)] if isinstance(name, str) else page(list(self.life.sv.processes.values()), request)
+        if name is None:
+            return page(list(self.life.sv.processes.values()), request)
+        if not isinstance(name, str):
+            raise SVError(f"{str(name)[:64]} is no service's name")
+        return [self._named(name)]
 
     def _named(self, name: str) -> Process:
         processes = self.life.sv.processes

@@ -264,6 +264,7 @@ def test_the_word_update_is_for_the_addresses_that_commands_lists(boot: Any) -> 
         "https://updates.example.org/a.swu",
     )
     requests = [{"op": "update", "url": url, "version": "2"} for url in addresses]
+    requests.append({**requests[0], "name": addresses[2]})  # judged is what would be fetched, whatever else is said
     row = f'("{{PYTHON}}", "/test/asker.py", {json.dumps(requests)!r}), user="nobody"'
     board = boot(
         f'Service("trusted", {row}, may="COMMANDS"), Service("stranger", {row}),',
@@ -276,6 +277,7 @@ def test_the_word_update_is_for_the_addresses_that_commands_lists(boot: Any) -> 
     rule = "it lists update https://updates.example.org/*"
     assert trusted[0] == f"this board's COMMANDS refuses update https://evil.example.org/a.swu; {rule}"
     assert trusted[1].startswith("'https://updates.example.org/a.swu;reboot' is no https:// address")
+    assert trusted[3].startswith("this board's COMMANDS refuses update "), trusted[3]
     assert trusted[2].startswith("/etc/stack-release does not say which version this is")
     assert all("only root may update the board" in text for text in said(board, "stranger"))
 
