@@ -13,7 +13,7 @@ from typing import Any
 
 from onboard.to_pid1 import SVError
 from prompt import functions
-from prompt.shapes import show
+from prompt.shapes import nobody_reads, show
 
 SHORT = {"lines": "-n", "follow": "-f"}  # as tail(1) has them
 
@@ -78,8 +78,19 @@ def main(arguments: list[str]) -> int:
         print(f"sv: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # `sv logs | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for Python's own flush at its end
+        _mute()
+    except OSError as error:  # a full disk behind `>`
+        print(f"sv: {error.filename or 'stdout'}: {error.strerror or error}", file=sys.stderr)
+        _mute()
+        return 1
+    if nobody_reads():
+        _mute()
     return 0
+
+
+def _mute() -> None:
+    """For Python's own flush at its end: what is still to be written has no reader."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 if __name__ == "__main__":

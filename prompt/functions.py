@@ -4,8 +4,10 @@ They return data (lists and dicts that print themselves as a table) and raise `S
 """
 
 import sys as _sys
+from types import FunctionType as _FunctionType
 
 from onboard.to_pid1 import SVError as SVError
+from prompt import arguments as _arguments
 from prompt.board_facts import board as board
 from prompt.board_facts import halt as halt
 from prompt.board_facts import post_mortem as post_mortem
@@ -37,6 +39,10 @@ from prompt.update import commit as commit
 from prompt.update import update as update
 from prompt.upgrading import upgrade as upgrade
 from prompt.watch import watch as watch
+
+for _name, _value in list(globals().items()):
+    if isinstance(_value, _FunctionType) and not _name.startswith("_"):
+        globals()[_name] = _arguments.checked(_value)  # what it is called with is checked first
 
 if hasattr(_sys, "ps1"):  # `from sv import *`, typed into a plain Python
     from prompt.hooks import install as _install

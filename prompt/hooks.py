@@ -40,8 +40,17 @@ def complain(kind: type[BaseException], error: BaseException, trace: TracebackTy
     """sys.excepthook: show an SVError as one sentence, and other exceptions as Python does."""
     if issubclass(kind, SVError):
         print(f"SVError: {error}", file=sys.stderr)
+    elif issubclass(kind, NameError) and (sentence := in_quotes(getattr(error, "name", None))):
+        print(f"SVError: {sentence}", file=sys.stderr)
     elif issubclass(kind, KeyboardInterrupt):
         print("KeyboardInterrupt", file=sys.stderr)
     else:
         trace = None if issubclass(kind, SyntaxError) else trace  # it names its file and line itself
         sys.__excepthook__(kind, error.with_traceback(trace), trace)
+
+
+def in_quotes(name: str | None) -> str:
+    """For a name that Python does not know: that it is a service's, where it is; empty where it is not."""
+    from prompt.asking import service_names
+
+    return f"{name} is a service: type its name in quotes, {name!r}" if name and name in service_names() else ""

@@ -12,7 +12,7 @@ from base.near import did_you_mean
 from onboard.to_pid1 import SVError
 from prompt.asking import tables
 from prompt.board_facts import board
-from prompt.shapes import Lines, colour_wanted, coloured_line
+from prompt.shapes import Lines, colour_wanted, coloured_line, nobody_reads
 
 USUAL = 50  # lines
 LEVELS = {"error": ("error: ",), "warning": ("error: ", "warning: "), "info": ("",)}  # and what logd writes before the text
@@ -40,13 +40,15 @@ def logs(  # noqa: PLR0913
 
     A line: wall time (UTC), seconds since boot, name, text. PID 1's own log is called "stack". The last 50 `lines`; with
     `since`, `until`, `grep` or `level` all that fit. since and until: "90s", "10m", "2h", "3d" ago (a number: seconds ago),
-    or UTC, "12:30", "2026-05-01", "2026-05-01T12:30:05". grep: a regular expression, in the text. level: "error", or
-    "warning" and worse.
+    or UTC, "12:30", "2026-05-01", "2026-05-01T12:30:05" (+02:00 counts). grep: a regular expression, in the text. level:
+    "error", or "warning" and worse.
     """
     folder = _folder()
     if name is not None and not os.path.exists(f"{folder}/{name}.log"):
         known = names()
         raise SVError(f"there is no log of {name!r}; there are {', '.join(known) or 'none'}{did_you_mean(name, known)}")
+    if lines is not None and lines < 0:
+        raise SVError(f"how many lines? {lines} is no such number")
     wanted = _filter(since, until, grep, level)
     chosen = any(one is not None for one in (since, until, grep, level))
     most = lines if lines is not None else None if chosen else USUAL
@@ -132,8 +134,9 @@ def _moment(what: str, text: str | float | None) -> float | str | None:
     try:
         if re.fullmatch(r"\d{1,2}:\d{2}(:\d{2})?", str(text).strip()):
             text = f"{datetime.now(UTC):%Y-%m-%d}T{str(text).strip():0>5}"
-        return datetime.fromisoformat(str(text).strip()).replace(tzinfo=UTC).strftime("%Y-%m-%dT%H:%M:%S")
-    except ValueError:
+        told = datetime.fromisoformat(str(text).strip())
+        return (told.astimezone(UTC) if told.tzinfo else told).isoformat()[:19]
+    except (ValueError, OverflowError):
         raise SVError(f'{what} {text!r} is no time: "10m", "2h" ago, or UTC, "12:30", "2026-05-01T12:30"') from None
 
 
@@ -143,12 +146,20 @@ def _read_logs(folder: str, name: str | None, most: int | None) -> list[Line]:
     for one in _log_names(folder, name):
         texts: list[str] = []
         for path in (f"{folder}/{one}.log", f"{folder}/{one}.log.1"):
-            if (most is None or len(texts) < most) and os.path.exists(path):
-                with open(path, encoding="utf-8", errors="replace") as file:
-                    whole = file.read().removesuffix("\n")
+            if most is None or len(texts) < most:
+                whole = _whole(path).removesuffix("\n")
                 texts = (whole.split("\n") if whole else []) + texts
         found += [_parsed(one, text) for text in (texts if most is None else texts[len(texts) - min(most, len(texts)) :])]
     return found
+
+
+def _whole(path: str) -> str:
+    """The text of a log; "" where there is none, or where logd has renamed it just now."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except FileNotFoundError:
+        return ""
 
 
 def _parsed(name: str, text: str) -> Line:
@@ -169,7 +180,7 @@ def _follow(folder: str, name: str | None, wanted: Callable[[Line], bool], show:
                 show(str(line))
 
     try:
-        while True:
+        while not nobody_reads():
             for one in _log_names(folder, name):
                 path = f"{folder}/{one}.log"
                 file = files.get(one) or open(path, "rb")

@@ -27,7 +27,7 @@ except ImportError:  # a Python without readline has only the terminal's own key
 
 HISTORY = 1000  # lines
 SHELL = "/bin/sh"
-OURS = re.compile(r"(?:from sv import |import sv\b|(\w+)\()")
+IMPORTS = re.compile(r"(?:from sv import |import sv\b)")
 CALL = re.compile(r"""(\w+)\(\s*(?:(["'])([^"']*))?$""")  # a call whose first argument is being typed
 
 
@@ -58,7 +58,7 @@ def completions(line: str, text: str) -> list[str] | None:
     if match is None or not isinstance(function, FunctionType):
         return None
     names = getattr(sys.modules[function.__module__], "names", None)  # each file of functions has a function `names`
-    if names is None or not function.__code__.co_argcount:
+    if names is None or not function.__annotations__.keys() - {"return"}:
         return None
     quote, typed = match[2] or "", match[3] or ""
     found = [name for name in names() if name.startswith(typed)]
@@ -137,19 +137,29 @@ def run_line(line: str) -> None:
     parsed = python_of_ours(line)
     if parsed is None:
         os.execv(SHELL, [SHELL, "-c", line])
-    exec(parsed, namespace())
+    try:
+        exec(parsed, namespace())
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for Python's own flush at its end
 
 
 def python_of_ours(line: str) -> CodeType | None:
-    """The line's code, if it is Python that begins with a call of one of our functions, or with an import of sv."""
-    match = OURS.match(line)
-    if match is None or not (match[1] is None or isinstance(vars(functions).get(match[1]), FunctionType)):
-        return None
+    """The line's code, if it is Python that calls one of our functions, asks for help on one, or begins with an import of sv.
+
+    A call has its bracket right behind a name, which the shell takes for nothing but the beginning of a function.
+    """
     import ast  # here: a board that is slow shall not wait for it at each login
 
+    line = line.strip()
     try:
-        return compile(ast.Interactive(ast.parse(line).body), "<line>", "single")  # which prints the value of each statement
-    except (SyntaxError, ValueError):
+        tree = ast.parse(line)
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        named = {node.id for call in calls for node in (call.func, *call.args) if isinstance(node, ast.Name)}
+        if not IMPORTS.match(line) and not any(isinstance(vars(functions).get(name), FunctionType) for name in named):
+            return None
+        return compile(ast.Interactive(tree.body), "<line>", "single")  # which prints the value of each statement
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 
 

@@ -6,6 +6,7 @@ Text for a terminal fits its width and may have colours; what goes into a pipe o
 from __future__ import annotations
 
 import os
+import select
 import sys
 from typing import Any
 
@@ -84,6 +85,16 @@ def terminal_width() -> int:
 def colour_wanted() -> bool:
     """True if stdout is a terminal with colours and NO_COLOR is not set (no-color.org)."""
     return _on_a_terminal() and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
+
+
+def nobody_reads() -> bool:
+    """Whether stdout is a pipe whose reader has gone, such as `head` after its lines: poll(2) says so without a write."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        return any(events & select.POLLERR for _, events in poll.poll(0))
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _on_a_terminal() -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 from base.printable import printable
 from onboard.to_pid1 import SVError
 from prompt.asking import tables
-from prompt.shapes import terminal_width
+from prompt.shapes import nobody_reads, terminal_width
 
 
 def watch(topic: str = "#", count: int = 0, show: Callable[[dict[str, Any]], object] | None = None) -> None:
@@ -22,7 +22,11 @@ def watch(topic: str = "#", count: int = 0, show: Callable[[dict[str, Any]], obj
 
     A topic may have MQTT's wildcards: watch("wifi/#"), watch("log/+"). What the broker has retained comes first.
     """
-    if not topic or "\0" in topic or ("#" in topic and not topic.endswith("#")):
+    from tables.rights import is_pattern  # here: a login does not need it
+
+    if count < 0:
+        raise SVError(f"watch how many messages? {count} is no such number")
+    if not is_pattern(topic.removeprefix("$")):  # $SYS/# is what the broker says of itself
         raise SVError(f'{topic!r} is no topic: such as "gps", "wifi/#" or "log/+"')
     bus = _bus()
     seen = 0
@@ -30,12 +34,13 @@ def watch(topic: str = "#", count: int = 0, show: Callable[[dict[str, Any]], obj
     def arrived(on: str, message: dict[str, Any]) -> None:
         nonlocal seen
         seen += 1
-        (show or _print)({"topic": on, "message": message})
+        with contextlib.suppress(BrokenPipeError):  # the loop below sees it too
+            (show or _print)({"topic": on, "message": message})
 
     bus.subscribe(topic, arrived)
     with contextlib.suppress(KeyboardInterrupt):
         for _ in bus.every(0.1):
-            if count and seen >= count:
+            if (count and seen >= count) or nobody_reads():
                 break
 
 

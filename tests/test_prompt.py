@@ -191,6 +191,57 @@ def test_an_error_is_a_sentence(pid1: dict[str, Any], capsys: pytest.CaptureFixt
     assert "codeop.py" not in trace
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("stats_process(5)", "stats_process: name is 5, and takes a text;"),
+        ("stats_process(['broker'])", "name is ['broker'], and takes a text"),
+        ("stats_process(stats_process)", "name is <function stats_process"),
+        ("stats_process('broker', 3)", "it takes 1 argument, and 2 were given"),
+        ("board(1)", "it takes no arguments, and 1 were given"),
+        ("stats_process(nme='broker')", "it has no argument 'nme'; there are name; did you mean name?"),
+        ("stop_process()", "stop_process: it needs name; help(stop_process) says more"),
+        ("stop_process('broker', name='broker')", "name was given twice"),
+        ("stop_process('broker', 'x')", "timeout is 'x', and takes a number"),
+        ("stop_process('broker', float('nan'))", "timeout is no number"),
+        ("stop_process('broker', True)", "timeout is True, and takes a number"),
+        ("restart_process(b'broker')", "name is b'broker', and takes a text"),
+        ("start_process(None)", "name is None, and takes a text"),
+        ("signal_process('broker', 1.5)", "signum is 1.5, and takes a whole number or a text"),
+        ("logs(5)", "name is 5"),
+        ("logs('x' * 100 + 'y', 'z' * 100)", "lines is 'zzzzzz"),
+        ("logs(lines=1.5)", "lines is 1.5, and takes a whole number"),
+        ("logs(lines=-3)", "how many lines? -3 is no such number"),
+        ("logs(grep=5)", "grep is 5, and takes a text"),
+        ("logs(follow=1)", "follow is 1, and takes True or False"),
+        ("top('x')", "every is 'x', and takes a number"),
+        ("watch(5)", "topic is 5, and takes a text"),
+        ("watch('a#')", "'a#' is no topic"),
+        ("watch('a/#/b')", "'a/#/b' is no topic"),
+        ("watch('a+/b')", "'a+/b' is no topic"),
+        ("watch('')", "'' is no topic"),
+        ("watch('x' * 70000)", "is no topic"),
+        ("watch('gps', -1)", "watch how many messages? -1 is no such number"),
+        ("stats_process(broker)", "broker is a service: type its name in quotes, 'broker'"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments_get_a_sentence(pid1: dict[str, Any], capsys: pytest.CaptureFixture[str], line: str, said: str) -> None:
+    repl.Prompt(repl.namespace()).push(line)
+    error = capsys.readouterr().err
+    assert said in error
+    assert ("Traceback" not in error, error.count("\n")) == (True, 1), error
+
+
+def test_right_arguments_are_taken_as_they_are(pid1: dict[str, Any]) -> None:
+    class Name(str):
+        __slots__ = ()
+
+    assert functions.stats_process(name=Name("broker"))[0]["name"] == "broker"
+    pid1["broker"]["state"] = "stopped"
+    assert functions.stop_process("broker", timeout=5)["name"] == "broker"
+    assert functions.logs(lines=None) == []
+
+
 def test_a_function_without_its_brackets_says_what_to_type(capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("network", "halt", "board"):
         hooks.display(getattr(functions, name))
@@ -358,6 +409,21 @@ def test_logs_of_a_time(printed: Callable[..., list[str]]) -> None:
             sv.logs(since=wrong)
 
 
+def test_a_time_of_another_zone_is_put_into_utc(printed: Callable[..., list[str]]) -> None:
+    assert printed(since="2026-05-01T14:00:01+02:00") == ["warning: nearly", "fine"]
+    assert printed(until="2026-05-01T13:00+02:00") == ["old"]
+    assert printed(since="0001-01-01") == printed(since="0999-12-31") == printed(), "a year has four digits"
+    with pytest.raises(SVError, match="is no time"):
+        sv.logs(since="0001-01-01T00:00+02:00")
+
+
+def test_a_log_that_is_renamed_meanwhile_is_no_error(
+    printed: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prompt.logs._log_names", lambda _folder, _name: ["b", "gone"])
+    assert printed() == ["warning: nearly"]
+
+
 def test_logs_that_say_something(printed: Callable[..., list[str]]) -> None:
     assert printed(level="error") == ["error: broken"]
     assert printed(level="warning") == ["error: broken", "warning: nearly"]
@@ -369,6 +435,39 @@ def test_logs_that_say_something(printed: Callable[..., list[str]]) -> None:
         sv.logs(level="loud")
     with pytest.raises(SVError, match=r"no log of 'emty'; there are a, b, empty; did you mean empty\?"):
         sv.logs("emty")
+
+
+@pytest.mark.parametrize("words", [("logs", "-f", "-n", "0"), ("watch",)])
+def test_live_lines_end_when_their_reader_has_gone(tmp_path: Path, words: tuple[str, ...], broker: Any) -> None:
+    """`sv watch | head -1`, on a bus where nothing passes any more."""
+    (tmp_path / "x.log").write_text("2026-05-01T10:00:00.000Z 1.0 a line\n")
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from prompt import logs, command, watch;"
+        f"logs._folder = lambda: {str(tmp_path)!r}; sys.exit(command.main({list(words)!r}))"
+    )
+    broker.start()
+    reader, writer = os.pipe()
+    environment = {**os.environ, "BUS": broker.path, "STACK_CONTROL": "/nowhere"}
+    running = subprocess.Popen([PYTHON, "-P", "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, env=environment)
+    os.close(writer)
+    os.close(reader)
+    assert running.communicate(timeout=20)[1] == ""
+    assert running.returncode == 0
+
+
+def test_a_full_disk_is_a_sentence() -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from prompt import command, functions; functions.board = lambda: 'x'\n"
+    )
+    with open("/dev/full", "w", encoding="ascii") as full:
+        done = subprocess.run(
+            [PYTHON, "-P", "-c", code + "sys.exit(command.main(['board']))"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+            text=True,
+        )
+    assert (done.returncode, done.stderr) == (1, "sv: stdout: No space left on device\n")
 
 
 def test_a_filter_reads_more_than_the_usual_lines(pid1: dict[str, Any], tmp_path: Path) -> None:

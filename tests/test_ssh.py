@@ -63,6 +63,41 @@ def test_a_line_of_ours_is_python(shell: Callable[..., Done]) -> None:
     assert "(no lines)\n" in shell("-c", "from sv import *; logs.__name__; from prompt.shapes import Lines; Lines()").stdout
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "  stats_process()", "print(stats_process())", "len(stats_process('x'))", "x = stats_process('x'); x", "sorted(logs('x'))",
+        "for row in stats_process(): print(row)", "for row in stats_process():\n    print(row)", "board() # what is it",
+        "import json; json.dumps(board())" if False else "board()\nlogs()",
+    ],
+)  # fmt: skip
+def test_a_line_that_calls_one_of_ours_is_python(shell: Callable[..., Done], line: str) -> None:
+    done = shell("-c", line)
+    assert (done.returncode, done.stdout) == (1, ""), done
+    assert "SVError: " in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "printed"),
+    [
+        ("  echo board", "board\n"), ("board() { echo mine; }; board", "mine\n"), ("echo 'logs()'", "logs()\n"),
+        ("for x in a b; do echo $(echo $x); done", "a\nb\n"), ("test x = x && echo top", "top\n"), ("echo 1 # board()", "1\n"),
+        ("for f in $(echo 'logs():'); do echo $f; done", "logs():\n"), ("awk 'BEGIN { printf(\"%d\", 3) }'", "3"),
+        ("echo " + "x" * 100_000, "x" * 100_000 + "\n"), ("printf '\\377\\000' | od -An -tx1", " ff 00\n"), ("", ""),
+    ],
+)  # fmt: skip
+def test_a_line_that_only_looks_like_ours_is_for_the_shell(shell: Callable[..., Done], line: str, printed: str) -> None:
+    done = shell("-c", line)
+    assert (done.returncode, done.stdout, done.stderr) == (0, printed, "")
+
+
+def test_help_needs_no_import_and_a_pipe_may_end_early(shell: Callable[..., Done], tmp_path: Path) -> None:
+    assert "stop_process(name: " in shell("-c", "help(stop_process)").stdout
+    line = "from sv import *; [print('x' * 1000) for _ in range(1000)]; 5"
+    done = shell("-c", f'"{tmp_path}/stack-shell" -c "{line}" | head -c 3')
+    assert (done.returncode, done.stdout, done.stderr) == (0, "xxx", "")
+
+
 def test_without_a_terminal_stdin_is_a_program(shell: Callable[..., Done]) -> None:
     done = shell(text="for name in 'ab':\n    print(name)\nprint(callable(stats_process))\n")
     assert (done.returncode, done.stdout) == (0, "a\nb\nTrue\n")
