@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
+from base.printable import printable
 from base.stdlib import TYPE_CHECKING, signal
 from tables.check import check_tables, service_names, take
 from tables.check_settings import CHECKS
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 SETTINGS = "settings.py"
 MOST_REJECTED = 200  # sentences: all of them are in the log, in an event and in the answer of board()
+LONGEST = 1000  # characters of one
 INSIST = 1.0  # seconds between two alarms
 PROFILE_SECONDS = 4.0  # a profile that takes longer is left out: less than LOOP_TURN_MAX, for a reload is one turn of the loop
 OWNERS = "/run/stack/boot/settings_prod.py"  # of the board's owner, from the boot partition: bootfiles.py puts it there
@@ -44,6 +46,7 @@ def load(options: dict[str, str] | None = None, owners: str = OWNERS, meanwhile:
         known |= _all_names(tables)
     check_tables(tables)
     _check_skipped(tables, known)
+    tables.rejected = [printable(text[:LONGEST]) for text in tables.rejected]  # a profile's exception may say anything
     if more := tables.rejected[MOST_REJECTED:]:
         tables.rejected[MOST_REJECTED:] = [f"{len(more)} more mistakes are not listed"]
     return tables

@@ -34,6 +34,7 @@ def command_line(arguments: list[str], options: dict[str, str]) -> int:
 def plan(options: dict[str, str]) -> int:
     """Print what a boot would do; the exit status is 1 where a table has a fault."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--plan | head`
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # what this terminal's encoding has not
     tables = load(options)
     print(f"profile   {', '.join(tables.profiles) or 'default'}")
     for mount in tables.MOUNTS:

@@ -360,6 +360,10 @@ HANG = "import time\nwhile True:\n    try:\n        time.sleep(0.01)\n    except
         ("x = []\nwhile True: x.append(' ' * (1 << 20))", "MemoryError"),
         ("SERVICES = tuple(Service(f's{i}', ('x' * 1000,)) for i in range(2000))", "it makes more than 1048576 bytes"),
         ("import os\nos.closerange(0, 100)", "it ends the process that reads it"),
+        ("import os\nos._exit = print\n1 / 0", "line 3: ZeroDivisionError: division by zero"),
+        ("raise ValueError('a\\0b\\nc\\x1b[31m\\ud800' * 1000)", "line 1: ValueError: a?b?c?[31m?a?b"),
+        ("import os\nos.kill(0, 9)\nos.kill(os.getppid(), 9)\nraise KeyError(5)", "line 4: KeyError: 5"),
+        ("import ctypes\nctypes.string_at(0)", "it ends the process that reads it (signal 11)"),
         ("import signal\nsignal.pthread_sigmask(0, range(1, 65))\nwhile True: pass", "took more than 0.5 s"),
     ],
 )  # fmt: skip
@@ -459,6 +463,15 @@ def test_without_a_board_the_defaults_are_used(tmp_path: Path, monkeypatch: pyte
 
 
 # --- the command line -------------------------------------------------------------------------------------------------------
+def test_a_plan_is_printed_in_any_encoding(tmp_path: Path) -> None:
+    (tmp_path / "p.py").write_text("SERVICES += (Service('a', ('caf\xe9', '\U0001f600')),)", "utf-8")
+    words = [PYTHON, "-ESB", "-X", "utf8=0", str(ROOT / "stack.py"), "--plan"]
+    for profile, said in ((f"{tmp_path}/p.py", b"caf\\xe9 \\U0001f600"), ("\udcff", b"profile   \\udcff")):
+        done = subprocess.run([*words, f"stack.profile={profile}"], capture_output=True, check=False, env={"LC_ALL": "C"})
+        assert b"Traceback" not in done.stderr
+        assert said in done.stdout
+
+
 @pytest.mark.parametrize(
     ("words", "status", "text"),
     [
