@@ -29,7 +29,7 @@ LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456
 TABLES = ("MOUNTS", "DIRECTORIES", "DEVICES", "SERVICES", "INTERFACES", "WIFI_NETWORKS", "RULES", "MODES")  # tables of rows
 PAIRS = ("SYSCTLS", "COMMANDS")
 WORDS = ("MODULES", "DATA", "BOOT_FILES")
-MOST_ROWS = 2000  # of one table: each is compared with others, in PID 1
+MOST_ROWS = 4096  # of one table: each is compared with others, in PID 1
 SECRET = ("WIFI_NETWORKS", "ENVIRONMENT", "SERVICES")  # no message quotes a value of these
 
 

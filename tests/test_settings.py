@@ -151,7 +151,7 @@ def test_near_names_are_those_with_few_other_letters() -> None:
         ("SERVICES += (Service('a', ('x',), publishes={'a': 1}),)", 'publishes is a dict; write a tuple: ("wifi/#",)'),
         ("SERVICES += (Service('a', ('x',), publishes=(1,)),)", "publishes 1 is not a pattern of topics, such as wifi/#"),
         ("SERVICES += (Service('a', ('x',), after=('no',) * 501),)", "after has 501 words; at most 500 are taken"),
-        ("MODES = tuple(Mode(f'm{i}', ('a', 'b')) for i in range(2001))", "MODES has 2001 rows; at most 2000 are taken"),
+        ("MODES = tuple(Mode(f'm{i}', ('a', 'b')) for i in range(4097))", "MODES has 4097 rows; at most 4096 are taken"),
         ("PYTHONPATH = '{PYTHONPAHT}/x'", "PYTHONPATH has {PYTHONPAHT} in it, which is no setting; did you mean PYTHONPATH"),
         ("PYTHONPATH = '{PYTHONPATH}{PYTHONPATH}'", "PYTHONPATH has {PYTHONPATH} in it again and again; the default stays"),
         ("RESCUE = RESCUE._replace(when=lambda b: b.online)", "RESCUE when cannot be set for it: it is the last resort; the built-in row"),
