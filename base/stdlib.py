@@ -82,6 +82,10 @@ else:
                 value, end = _json.make_scanner(cls)(text, 0)
             except StopIteration as stop:
                 raise ValueError(f"Expecting value at {stop.value}") from None
+            except SystemError:  # it looks for JSONDecodeError in `json.decoder`, which is not loaded, and raises nothing
+                raise ValueError("malformed JSON") from None
+            except RecursionError:
+                raise ValueError("lists in lists without an end") from None
             if end != len(text):
                 raise ValueError(f"Extra data at {end}")
             return value

@@ -33,6 +33,23 @@ def test_what_is_not_json_is_a_value_error(bad: str) -> None:
         stdlib.json.loads(bad)
 
 
+def test_what_is_not_json_is_a_value_error_in_pid_1_too() -> None:
+    """Where the real package is not loaded, which has the exception that the C scanner looks for, half a file is
+    SystemError: nobody expects that of a file in /run that is not yet whole."""
+    code = """
+text = '{"a": [1, {"b": "x", "c": null}], "d": 1.5}'
+for bad in [*(text[:end] for end in range(len(text))), '[1,]', '{1: 2}', '{"a": 1,}', '"\\q"', '[' * 30000, '1' * 5000]:
+    try:
+        print(json.loads(bad), bad)
+    except ValueError:
+        pass
+assert "json.decoder" not in sys.modules or sys.version_info >= (3, 13)
+"""
+    begin = f"import sys; sys.path[0] = {str(ROOT)!r}; from base.stdlib import json"
+    done = subprocess.run([sys.executable, "-ESB", "-c", begin + code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
+
+
 def test_what_json_cannot_say_is_a_type_error() -> None:
     with pytest.raises(TypeError):
         stdlib.json.dumps({"a": object()})
