@@ -165,8 +165,14 @@ class Control:
         """Send the answer that a handler has put off, and end the connection. Nothing happens where it is gone."""
         if client := self._later.pop(fd, None):
             self._clients[fd] = client
-            self._loop.guard("answer", lambda now: _send(client.socket, reply), client.since)
+            self._loop.guard("answer", lambda now: self._send_late(client, reply), client.since)
             self._drop(fd)
+
+    def _send_late(self, client: Client, reply: dict[str, Any]) -> None:
+        try:
+            _send(client.socket, reply)
+        except OSError as error:  # it has not waited
+            _log.debug(f"control client: {error}")
 
     def _readable(self, client: Client, now: float) -> bool:
         """Whether the answer comes later."""

@@ -26,6 +26,7 @@ class Server:
     def __init__(self, path: str) -> None:
         self.path = path
         self.loop = Loop()
+        self.later = control.Later()
         self.control = Control(self.loop, path, self.handle)
 
     def handle(self, request: dict[str, Any], uid: int, now: float) -> Any:
@@ -33,6 +34,8 @@ class Server:
             raise RuntimeError("on purpose")
         if request["op"] == "refuse":
             raise SVError("no")
+        if request["op"] == "later":
+            return self.later
         if request["op"] == "big":
             return "x" * int(request["size"])
         return {"uid": uid}
@@ -146,3 +149,14 @@ def test_fuzz(server: Server, messages: list[bytes]) -> None:
 def test_ask_explains_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(SVError, match=r"cannot reach PID 1 at .*; is this the board"):
         to_pid1.ask(str(tmp_path / "nobody"), {"op": "board"})
+
+
+def test_who_does_not_wait_for_a_late_answer_is_no_error_of_pid_1(tmp_path: Path) -> None:
+    server = Server(str(tmp_path / "control"))
+    client = server.client()
+    client.send(b'{"op": "later"}')
+    server.turns()
+    client.close()
+    server.control.answer(server.later.fd, {"ok": 1})
+    assert server.loop.errors == 0
+    assert server.ask(b'{"op": "x"}') == {"ok": {"uid": os.getuid()}}
