@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 
 FOLDER = "/run/stack/notify"
+LONGEST = 4096  # bytes of a message: a longer one has been cut, and half of a number is another number
 MOST = 64  # messages of one service that are taken in one turn
 
 
@@ -78,8 +79,9 @@ class NotifySockets:
         messages: list[Message] = []
         try:
             while len(messages) < most:
-                messages.append(receive(listener, 4096))
-                self._closer.close(messages[-1].fds)
+                message = receive(listener, LONGEST + 1)
+                self._closer.close(message.fds)
+                messages.append(message._replace(data=message.data if len(message.data) <= LONGEST else b""))
         except BlockingIOError:
             pass
         return messages
@@ -111,7 +113,7 @@ def secret() -> str:
 
 def parse_notification(message: bytes) -> dict[str, str]:
     """`KEY=value` lines; what is not one is left out."""
-    pairs = (line.partition("=") for line in message.decode("utf-8", "replace").splitlines())
+    pairs = (line.partition("=") for line in message.decode("utf-8", "replace").split("\n"))
     return {key: value for key, equals, value in pairs if equals}
 
 

@@ -171,6 +171,14 @@ def test_the_kernel_says_who_sent_a_message(heard: Any) -> None:
     assert os.stat(os.path.dirname(path)).st_mode & 0o777 == 0o711
 
 
+def test_a_line_ends_with_a_newline_alone_and_a_message_that_was_cut_says_nothing(heard: Any) -> None:
+    _, _, path, turn = heard
+    sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    for data in ("STATUS=a\u2028READY=1\x0bMAINPID=2\r".encode(), b"X=" + b"x" * 4083 + b"\nMAINPID=12345", b"STATUS=next"):
+        sender.sendto(data, path)
+    assert [one.words for one in turn()] == [{"STATUS": "a\u2028READY=1\x0bMAINPID=2\r"}, {}, {"STATUS": "next"}]
+
+
 def test_words_of_a_predecessor_do_not_count_and_the_name_stays(heard: Any) -> None:
     sockets, process, path, turn = heard
     socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b"READY=1", path)
