@@ -147,7 +147,7 @@ class Relatives:
             owner, group = os.stat(f"/proc/{pid}").st_uid, os.getpgid(pid)
         except OSError:
             owner = group = -1
-        foreign = account.mapped and owner != account.uid
+        foreign = (account.mapped and owner != account.uid) or self._is_of_another(process, pid, group)
         # The pidfd was opened first: if it is alive still, what we have looked at was this process.
         alive = fd < 0 or send(signal.pidfd_send_signal, fd, 0)
         if pid <= 1 or process.pid is None or pid in self.by_pid or foreign or not alive or not is_process(pid):
@@ -160,8 +160,18 @@ class Relatives:
         if fd >= 0:
             self.pidfds[pid] = fd
             self._loop.watch(fd, lambda now: died(process, pid, now))
-        if group > 1 and not any(group in groups for name, groups in self.groups.items() if name != process.row.name):
+        if group > 1:
             self.groups[process.row.name].add(group)
+
+    def _is_of_another(self, process: Process, pid: int, group: int) -> bool:
+        """Whether a process belongs to another service: a stop of this one would end it."""
+        name = process.row.name
+        if any(group in groups for other, groups in self.groups.items() if other != name):
+            return True
+        if not self.cgroups.folder(name):
+            return False
+        where = read_file(f"/proc/{pid}/cgroup").rpartition("::/")[2].strip().split("/")[0]
+        return where != name and where in self.groups
 
     def forget(self, name: str) -> None:
         """A service that has gone."""

@@ -136,6 +136,19 @@ def test_the_death_of_a_main_process_that_is_not_our_child_is_noticed(
     assert relatives.pidfds == {}
 
 
+def test_a_process_of_another_service_is_no_main_process(family: tuple[subprocess.Popen[str], list[int]]) -> None:
+    """Root's services may all name each other's processes, and so may those of one user: a stop would end a stranger."""
+    main, (session, _, _) = family
+    loop = Loop()
+    relatives = Relatives(Cgroups(loop), loop)
+    process = Process(Service("one", ("x",)), World(), load({}).delays())
+    process.pid = main.pid
+    relatives.born(process, main.pid)
+    relatives.groups["two"] = {os.getpgid(session)}
+    relatives.adopt(process, str(session), ROOT._replace(uid=os.getuid()), lambda *_: None)
+    assert (process.pid, relatives.pidfds, relatives.groups["one"]) == (main.pid, {}, {main.pid})
+
+
 @pytest.mark.parametrize("main", ["1", "0", "-1", "x", "", "9" * 12, "4194303"])
 def test_a_main_process_that_is_none(main: str) -> None:
     relatives, process = relatives_of(subprocess.Popen(["true"], text=True))
