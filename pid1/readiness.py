@@ -48,6 +48,8 @@ class NotifySockets:
     def prepare(self, process: Process, deliver: Callable[[Process, Notification, float], None]) -> str:
         """Make (or empty, for a new start of the service) its socket, and return its path for $NOTIFY_SOCKET."""
         name = process.row.name
+        if name in self._sockets and not os.path.exists(self._sockets[name][1]):  # somebody has emptied /run
+            self.forget(name)
         if name in self._sockets:
             listener, path = self._sockets[name]
             self._take(listener, most=1000)  # words of the predecessor
@@ -92,7 +94,10 @@ class NotifySockets:
         if listener:
             self._loop.unwatch(listener.fileno())
             self._closer.close_socket(listener)
-            os.unlink(path)
+            try:
+                os.unlink(path)
+            except OSError as error:  # it has gone
+                _log.debug(f"{name}: {error}")
 
 
 class Notification(NamedTuple):
@@ -153,7 +158,10 @@ class PathWatch:
         except BlockingIOError:
             pass
         for process, before in list(self._waiting.values()):
-            self._arm(process.row.ready)
+            try:
+                self._arm(process.row.ready)
+            except OSError as error:  # a folder has gone meanwhile, or there are too many watches; the others go on
+                _log.debug(f"{process.row.name}: cannot watch {process.row.ready}, {error}")
             if _identity(process.row.ready) not in (None, before):
                 self.cancel(process)
                 self._appeared(process, now)

@@ -22,7 +22,7 @@ from pid1 import control
 from pid1.closer import Closer, peek
 from pid1.loop import Loop
 from pid1.process import Process, State
-from pid1.readiness import Notification, NotifySockets
+from pid1.readiness import Notification, NotifySockets, PathWatch
 
 Boot = Callable[..., Board]
 
@@ -179,6 +179,17 @@ def test_a_line_ends_with_a_newline_alone_and_a_message_that_was_cut_says_nothin
     assert [one.words for one in turn()] == [{"STATUS": "a\u2028READY=1\x0bMAINPID=2\r"}, {}, {"STATUS": "next"}]
 
 
+def test_a_socket_that_somebody_has_deleted_is_made_again_and_is_no_error_when_it_is_forgotten(heard: Any) -> None:
+    sockets, process, path, turn = heard
+    os.unlink(path)
+    again = sockets.prepare(process, lambda process, message, now: None)
+    assert again != path
+    assert os.path.exists(again)
+    os.unlink(again)
+    sockets.forget("one")
+    sockets.forget("one")
+
+
 def test_words_of_a_predecessor_do_not_count_and_the_name_stays(heard: Any) -> None:
     sockets, process, path, turn = heard
     socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b"READY=1", path)
@@ -286,3 +297,25 @@ def test_the_name_of_a_socket_is_for_its_service_alone(boot: Boot) -> None:
         pytest.skip("a user namespace with one user has nobody to refuse")
     eventually(lambda: "Permission denied" in board.log("b"))
     assert "a." not in board.log("b")
+
+
+def test_a_path_that_cannot_be_watched_keeps_nobody_else_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, appeared = Loop(), list[str]()
+    watch = PathWatch(loop, lambda process, now: appeared.append(process.row.name))
+    bad, good = (make(World(), ready=f"{tmp_path}/{name}/x") for name in ("bad", "good"))
+    bad.row, good.row = bad.row._replace(name="bad"), good.row._replace(name="good")
+    for process in (bad, good):
+        watch.expect(process)
+    arm = watch._arm
+
+    def no_room(path: str) -> None:
+        if "bad" in path:
+            raise OSError(28, "No space left on device")
+        arm(path)
+
+    monkeypatch.setattr(watch, "_arm", no_room)
+    (tmp_path / "good").mkdir()
+    (tmp_path / "good/x").touch()
+    watch.check(1.0)
+    assert appeared == ["good"]
+    watch.cancel(bad)

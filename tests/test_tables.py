@@ -249,7 +249,9 @@ def test_row_types_are_like_named_tuples() -> None:
     row = Mount("a", "/b", "c", required=False)
     assert row == Mount(source="a", target="/b", fstype="c", options="", required=False)
     assert row._replace(target="/d").target == "/d"
-    assert (row[1], row.target, len(row), hash(row)) == ("/b", "/b", 5, hash(tuple(row)))
+    assert row[1] == row.target == "/b"
+    assert len(row) == 5
+    assert hash(row) == hash(tuple(row))
     assert repr(Device("/x", "link", target="/y")).startswith("Device(path='/x', kind='link'")
     for wrong in (lambda: Mount("a"), lambda: Directory("/a", 1, "b", "c", 4), lambda: Mount("a", "b", "c", d=1)):  # type: ignore[call-arg]
         with pytest.raises(TypeError):
