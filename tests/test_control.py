@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -160,3 +161,20 @@ def test_who_does_not_wait_for_a_late_answer_is_no_error_of_pid_1(tmp_path: Path
     server.control.answer(server.later.fd, {"ok": 1})
     assert server.loop.errors == 0
     assert server.ask(b'{"op": "x"}') == {"ok": {"uid": os.getuid()}}
+
+
+def test_the_uid_of_a_client_is_what_the_kernel_says() -> None:
+    """struct ucred is pid, uid, gid (`man 7 unix`): for root the last two are the same, and a mistake would not show."""
+
+    class Kernel:
+        def getsockopt(self, *_: int) -> bytes:
+            return struct.pack("3i", 7, 8, 9)
+
+    assert control.peer(Kernel()) == (7, 8)  # type: ignore[arg-type]
+
+
+def test_no_rule_is_asked_about_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "peer", lambda _: (1234, 0))
+    server = Server(str(tmp_path / "control"))
+    server.control._permits = lambda *_: pytest.fail("asked")
+    assert server.ask(b'{"op": "x"}') == {"ok": {"uid": 0}}

@@ -180,7 +180,7 @@ def test_a_line_ends_with_a_newline_alone_and_a_message_that_was_cut_says_nothin
 
 
 def test_a_socket_that_somebody_has_deleted_is_made_again_and_is_no_error_when_it_is_forgotten(heard: Any) -> None:
-    sockets, process, path, turn = heard
+    sockets, process, path, _ = heard
     os.unlink(path)
     again = sockets.prepare(process, lambda process, message, now: None)
     assert again != path
