@@ -220,6 +220,14 @@ def test_a_receiver_that_speaks_every_six_seconds_is_not_silent(monkeypatch: pyt
     assert one.bauds == [], "where nothing comes, no other rate would help"
 
 
+def test_a_rate_of_the_settings_is_the_only_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Serial(monkeypatch, baud=57600)
+    for _ in range(3):
+        one.hear(b"\x00\xff\x80garbage")
+        one.go_on(6.0)
+    assert set(one.bauds) == {57600}
+
+
 def test_the_rate_is_another_one_where_bytes_make_no_sense(monkeypatch: pytest.MonkeyPatch) -> None:
     one = Serial(monkeypatch)
     for _ in range(4):

@@ -295,6 +295,13 @@ def test_an_acknowledgement_proves_the_interface_that_carries_the_default_route(
     preferred = world.links.preferred()
     assert preferred is not None
     assert preferred.name == "eth0", "ethernet before Wi-Fi"
+    for routes, first in (((("10.0.0.1", 900), ("10.0.0.1", 50)), "wlan0"), ((("10.0.0.1", 900),), "eth0")):
+        link = world.links.links["wlan0"]
+        link.seen = world.look_at("wlan0")._replace(routes=routes)
+        carries = world.links.preferred()
+        assert carries is not None
+        assert carries.name == first, "the lowest of its metrics is what the kernel takes"
+    link.seen = world.seen["wlan0"]
     world.now += 1
     world.do(world.links.acknowledged(world.now, world.now))
     assert (world.state("eth0"), world.state("wlan0")) == (State.ONLINE, State.LOCAL)
