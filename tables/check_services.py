@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from _operator import is_not
+from itertools import compress
+
 from base.files import read_file
 from base.stdlib import TYPE_CHECKING
 from base.syscalls import CAPABILITIES
@@ -57,8 +60,7 @@ OWN_NAMES = ("stack", "rescue")  # PID 1's own log, and its last resort
 
 def given(row: Service) -> set[str]:
     """The columns that a row sets. Only these are checked: most of a table are defaults, and a default is right."""
-    cells = zip(row._fields, row, row._defaults, strict=True)  # type: ignore[attr-defined]
-    return {name for name, cell, usual in cells if cell is not usual}
+    return set(compress(row._fields, map(is_not, row, row._defaults)))  # type: ignore[attr-defined]
 
 
 def column_faults(row: Service) -> Iterator[str]:
@@ -174,7 +176,11 @@ def exec_faults(environment: dict[str, str], argv: tuple[str, ...], env: tuple[t
     for name, _ in env:
         if not name or "=" in name:
             yield f"env has the name {shown_name(name)}; a variable's name is not empty and has no '=' in it"
-    words = [*argv, *(f"{name}={value}" for name, value in (environment | dict(env)).items())]
+    variables = environment | dict(env) if env else environment
+    characters = sum(map(len, (*argv, *variables, *variables.values())))
+    if 4 * characters + 10 * (len(argv) + len(variables)) <= EXEC_SIZE:  # at most four bytes each: no need to count them
+        return
+    words = [*argv, *(f"{name}={value}" for name, value in variables.items())]
     sizes = [len(word.encode("utf-8", "surrogatepass")) for word in words]
     if any(size > LONGEST_WORD for size in sizes):
         yield f"a word of argv or a variable of env has more than {LONGEST_WORD} bytes, and execve(2) refuses it"
@@ -222,7 +228,8 @@ def _rlimit_fault(tables: Tables, pair: Any) -> str:
 
 def _number_faults(row: Service, names: set[str]) -> Iterator[str]:
     try:
-        signal_number(row.stop_signal)
+        if "stop_signal" in names:
+            signal_number(row.stop_signal)
     except ValueError as error:
         yield f"stop_signal {error}"
     try:

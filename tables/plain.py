@@ -25,6 +25,7 @@ ROWS: dict[str, Any] = {
 }
 KINDS = frozenset(ROWS.values())
 SIMPLE = frozenset((str, bool, float, type(None)))  # as they are
+EMPTY = ()  # Python has only one
 DEEPEST = 8  # tuples in tuples
 LARGEST = 1 << 64  # of a number
 LONGEST_FILE, LONGEST_TEXT = 1 << 20, 200  # bytes of a file that has a condition in it, and characters of its text
@@ -47,7 +48,10 @@ def plain(value: Any, depth: int = 0) -> Any:
         if depth > DEEPEST:
             return Foreign("a table in a table in a table")
         if kind in KINDS:
-            return tuple.__new__(kind, [one if type(one) in SIMPLE else plain(one, depth + 1) for one in tuple.__iter__(value)])
+            cells = [one if type(one) in SIMPLE or one is EMPTY else plain(one, depth + 1) for one in tuple.__iter__(value)]
+            return tuple.__new__(kind, cells)
+        if kind is tuple and SIMPLE.issuperset(map(type, value)):
+            return value
         if kind is tuple or kind is list:
             return tuple([one if type(one) in SIMPLE else plain(one, depth + 1) for one in value])
         if kind is bytes or kind is Foreign:
@@ -123,7 +127,8 @@ def pack(value: Any) -> Any:
         return [one if type(one) is str else pack(one) for one in value]
     if kind in KINDS:
         cells = zip(value._fields, value, kind._defaults, strict=True)
-        return {kind.__name__: {name: pack(cell) for name, cell, usual in cells if not _same(cell, usual)}}
+        others = {name: pack(cell) for name, cell, usual in cells if cell is not usual and not _same(cell, usual)}
+        return {kind.__name__: others}
     if kind is bytes:
         return {"bytes": value.hex()}
     if kind is float and (value != value or value in (float("inf"), float("-inf"))):
@@ -132,7 +137,7 @@ def pack(value: Any) -> Any:
 
 
 def _same(cell: Any, usual: Any) -> bool:
-    return cell is usual or (type(cell) is type(usual) and bool(cell == usual))
+    return type(cell) is type(usual) and bool(cell == usual)
 
 
 def unpack(value: Any) -> Any:

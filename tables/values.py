@@ -22,7 +22,10 @@ MOST = 1e6  # seconds: some twelve days
 
 def is_text(*values: object) -> bool:
     """Whether they are texts that a system call takes."""
-    return all(type(value) is str and "\0" not in value and is_utf8(value) for value in values)
+    for value in values:  # noqa: SIM110  # a generator would take twice as long, six times for each row
+        if type(value) is not str or "\0" in value or not is_utf8(value):
+            return False
+    return True
 
 
 def is_utf8(text: str) -> bool:

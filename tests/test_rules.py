@@ -49,7 +49,7 @@ THIRD_PARTY = {"paho": "onboard.mqtt", "amqtt": "laptop.broker", "pyroute2": "ne
                "pyudev": "services.uevents", "psycopg": "mothership.postgres"}  # fmt: skip
 # What PID 1's own files may take from the standard library, besides __future__.
 AFFORDABLE = {"gc", "faulthandler", "os", "sys", "time", "select", "errno", "fcntl", "_ctypes", "graphlib", "resource", "_signal", "_socket", "_json", "marshal",
-              "_collections", "_frozen_importlib_external"}  # fmt: skip
+              "_collections", "_operator", "itertools", "_frozen_importlib_external"}  # fmt: skip
 # Files that are longer than one sitting, and by how much; the list only gets shorter.
 LONGEST: dict[str, int] = {}
 
