@@ -68,7 +68,7 @@ def device_fault(_: Tables, row: Any) -> str:
 def sysctl_fault(_: Tables, row: Any) -> str:
     """Faults of one row of SYSCTLS."""
     if not is_pair(row):
-        return f'is {kind_of(row)}, not a pair of texts such as ("kernel.panic", "10")'
+        return f'is {kind_of(row)}, not a pair of texts; write (("kernel.panic", "10"),) with both commas'
     name, value = row
     if not name or set(name) - SYSCTL_NAME or ".." in name or name[0] in "./" or len(name) > 255:
         return f"{shown(name)} is not a name as sysctl(8) writes it, such as kernel.panic"

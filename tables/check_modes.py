@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from base.stdlib import TYPE_CHECKING
-from tables.rows import Mode
-from tables.values import is_text, kind_of, shown, tuple_fault
+from tables.rows import Condition, Mode
+from tables.values import is_text, kind_of, one_pair, shown, tuple_fault
 
 if TYPE_CHECKING:
     from typing import Any
@@ -45,7 +45,8 @@ def mode_fault(tables: Any, row: Any) -> str:
 
 
 def _enter_fault(tables: Any, row: Mode) -> str:
-    if fault := tuple_fault(row.enter, '(("failing", lambda b: b.voltage < 11.5),)', quote=False):
+    example = '(("failing", lambda b: b.voltage < 11.5),)'
+    if fault := tuple_fault(row.enter, example, quote=False) or one_pair(row.enter, (Condition,), example):
         return f"enter {fault}"
     for pair in row.enter:
         if type(pair) is not tuple or len(pair) != 2:
@@ -72,7 +73,10 @@ def twice(tables: Any) -> list[str]:
     faults = []
     for row in tables.values["MODES"]:
         if row.name in found:
-            faults.append(f"MODES {row.name}: there is a mode of this name already; the first one counts")
+            faults.append(
+                f"MODES {row.name}: there is a mode of this name already; the first one counts; "
+                "MODES = replaced(MODES, Mode(...)) puts a row in the place of the one of its name"
+            )
         found.setdefault(row.name, row)
     tables.values["MODES"] = tuple(found.values())
     return faults

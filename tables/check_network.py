@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 NOT_IN_A_NAME = frozenset("/: \n\t%{}")
 
 
-def interface_fault(_: object, row: Any) -> str:
+def interface_fault(tables: Any, row: Any) -> str:
     """Faults of one row of INTERFACES."""
     if type(row) is not Interface:
         return "is not an Interface(...) row"
+    if is_text(row.name) and (fault := tables.unknown_name(row.name)):
+        return f"name {fault}"
     good = is_text(row.name, row.module) and 0 < len(row.name.encode()) < 16
     if not good or set(row.name) & NOT_IN_A_NAME or row.name[0] == ".":
         return f"name {shown(row.name)} is not an interface's name such as eth0, of at most 15 characters"
@@ -50,7 +52,7 @@ def clash(row: Interface, others: Iterable[Interface]) -> str:
     """What a row has taken from those before it."""
     for other in others:
         if other.name == row.name:
-            return "the name is taken"
+            return "the name is taken; INTERFACES = replaced(INTERFACES, Interface(...)) puts a row in the place of that one"
         if other.metric == row.metric:  # its default route would replace the other's
             return f"metric {row.metric} is {other.name}'s; each interface has its own"
     return ""
@@ -72,7 +74,7 @@ def wifi_fault(_: object, row: Any) -> str:
     if not is_number(row.priority, -1000, 1000):
         return "priority is not a whole number from -1000 to 1000"
     if type(row.frequencies) is not tuple or not all(is_number(one, 2000, 8000) for one in row.frequencies):
-        return "frequencies is not a tuple of MHz such as (2412, 5180)"
+        return f"frequencies, {kind_of(row.frequencies)}, is not a tuple of MHz from 2000 to 8000, such as (2412,)"
     digits = len(row.psk) == 64 and not row.psk.strip("0123456789abcdefABCDEF")
     if row.security == "open" or not (row.security or row.psk):
         return "an open network has no psk" if row.psk else ""

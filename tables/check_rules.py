@@ -44,7 +44,7 @@ def rule_fault(tables: Any, row: Any) -> str:
 def command_fault(_: Any, row: Any) -> str:
     """Faults of one row of COMMANDS."""
     if not is_pair(row):
-        return f"is {kind_of(row)}, not a pair such as ('restart', 'gps@*')"
+        return f"is {kind_of(row)}, not a pair of texts; write (('restart', 'gps@*'),) with both commas"
     operation, pattern = row
     if operation not in OF_SERVICES + OF_ADDRESSES + OF_BOARD:
         return f"{shown(operation)} is not one of {', '.join(OF_SERVICES + OF_ADDRESSES + OF_BOARD)}"

@@ -19,6 +19,7 @@ from tables.values import (
     is_text,
     kind_of,
     memory_bytes,
+    one_pair,
     pairs_fault,
     path_fault,
     shown,
@@ -86,7 +87,8 @@ def column_faults(row: Service) -> Iterator[str]:
         yield f"when is {kind_of(row.when)}, not a function such as lambda b: b.online"
     if "env" in names and (fault := pairs_fault(row.env, PAIR)):
         yield f"env{'' if fault.startswith('[') else ' '}{fault}"
-    if fault := tuple_fault(row.rlimits, '(("nofile", 1024),)'):
+    limits = '(("nofile", 1024),)'
+    if fault := tuple_fault(row.rlimits, limits) or one_pair(row.rlimits, (int,), limits):
         yield f"rlimits {fault}"
 
 

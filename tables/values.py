@@ -118,12 +118,18 @@ def tuple_fault(value: Any, example: str, *, quote: bool = True) -> str:
     return f"is {kind_of(value)}; write a tuple: {example}"
 
 
+def one_pair(value: Any, kinds: tuple[type, ...], example: str) -> str:
+    """Why it is one pair in place of a tuple of pairs: a comma is missing."""
+    one = type(value) is tuple and len(value) == 2 and type(value[0]) is str and type(value[1]) in kinds
+    return f"is one pair; a comma more makes a tuple of pairs of it: {example}" if one else ""
+
+
 def pairs_fault(value: Any, example: str) -> str:
     """Why it is not a tuple of pairs of texts; nothing of it is quoted."""
     if fault := tuple_fault(value, example, quote=False):
         return fault
-    if is_pair(value):
-        return f"is one pair; a comma more makes a tuple of pairs of it: {example}"
+    if fault := one_pair(value, (str,), example):
+        return fault
     wrong = [index for index, pair in enumerate(value) if not is_pair(pair)]
     return f"[{wrong[0]}] is {kind_of(value[wrong[0]])}, not a pair of texts; write pairs: {example}" if wrong else ""
 

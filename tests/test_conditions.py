@@ -235,7 +235,7 @@ def test_two_modes_of_one_name(tmp_path: Path) -> None:
     path.write_text("MODES = (Mode('power', ('good', 'bad')), Mode('power', ('a', 'b')))\n")
     board = load({"stack.profile": str(path)})
     assert [row.states for row in board.MODES] == [("good", "bad")]
-    assert "MODES power: there is a mode of this name already; the first one counts" in board.rejected
+    assert "MODES power: there is a mode of this name already; the first one counts; MODES = replaced(" in board.rejected[0]
 
 
 def test_the_plan_shows_conditions_and_modes(tmp_path: Path) -> None:

@@ -190,7 +190,9 @@ def test_interfaces_share_neither_name_nor_metric(tmp_path: Path) -> None:
     rows = "Interface('eth0'), Interface('eth0', metric=7), Interface('eth0'), Interface('eth1', metric=100), Interface('{WIFI_INTERFACE}', metric=8)"
     board = load(tmp_path, f"from rows import Interface\nWIFI_INTERFACE = 'wlan7'\nINTERFACES = ({rows})")
     assert [row.name for row in board.INTERFACES] == ["eth0", "wlan7"]
-    assert board.rejected == ["INTERFACES eth0: the name is taken", "INTERFACES eth0: the name is taken",
+    taken = ("INTERFACES eth0: the name is taken; INTERFACES = replaced(INTERFACES, Interface(...)) puts a row in the place of "
+             "that one")  # fmt: skip
+    assert board.rejected == [taken, taken,
                               "INTERFACES eth1: metric 100 is eth0's; each interface has its own"]  # fmt: skip
 
 
