@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -584,14 +585,20 @@ def test_somebody_at_the_console(terminal: Terminal) -> None:
 
 
 @pytest.mark.skipif(sys.version_info < (3, 14), reason="`python -m pdb -p` needs Python 3.14 (sys.remote_exec)")
-def test_python_attaches_its_debugger(board: Board) -> None:
-    done = subprocess.run(
-        [PYTHON, "-m", "pdb", "-p", str(board.pid)],
-        input="p __name__\nq\n",
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert "(Pdb)" in done.stdout
+def test_python_attaches_its_debugger(board: Board, tmp_path: Path) -> None:
+    """On the board: it reaches PID 1 by a file in /tmp and over the loopback interface. A question wakes PID 1 for it."""
+    enter = ["nsenter", f"--target={board.pid}", "--user", "--pid", "--mount", "--net", "--setuid=0", "--setgid=0"]
+    (tmp_path / "typed").write_text("p __name__\nq\n")
+    with (tmp_path / "typed").open() as typed, (tmp_path / "said").open("wb") as said:
+        words = [*enter, "/python/bin/python", "-m", "pdb", "-p", "1"]
+        process = subprocess.Popen(words, stdin=typed, stdout=said, stderr=said)
+    try:
+        eventually(lambda: (board.ask("board"), time.sleep(0.2), process.poll() == 0)[-1], 40)
+    finally:
+        if process.poll() is None:
+            for inside in [pid for pid, name in board.processes().items() if "pdb" in name]:
+                os.kill(board.outside(inside), signal.SIGKILL)
+            process.kill()
+    text = (tmp_path / "said").read_text()
+    assert "(Pdb) 'pid1.loop'" in text, text
     alive(board)
