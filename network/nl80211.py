@@ -5,6 +5,7 @@ A program of its own: a scan may never return, and importing pyroute2's part for
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -27,7 +28,10 @@ def scan(interface: str) -> list[dict[str, Any]]:
 
     bssid, ssid_hex, frequency (MHz), signal (dBm), security as wifi_scan.py names it. It needs CAP_NET_ADMIN.
     """
-    index = socket.if_nametoindex(interface)
+    try:
+        index = socket.if_nametoindex(interface)
+    except OSError:  # in words of our own: Python's depend on its version
+        raise OSError(errno.ENODEV, "no interface with this name") from None
     with IPRoute() as route:
         route.link("set", index=index, state="up")
     started = time.monotonic()

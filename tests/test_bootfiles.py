@@ -39,6 +39,7 @@ def look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., bootf
     monkeypatch.setattr(bootfiles, "told", tell)
     monkeypatch.setattr(bootfiles, "FORCE", str(tmp_path / "force"))
     monkeypatch.setattr(storage, "find", lambda sources, seconds, anywhere: ("/dev/fat1", sources[0]))
+    monkeypatch.setenv("STACK_CONTROL", str(tmp_path / "nobody/control"))  # a board of this machine is none of ours
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
     (tmp_path / "home/.ssh").symlink_to(tmp_path / "force")
