@@ -53,7 +53,7 @@ ELF = {"arm64": ("aarch64", rb"\x7fELF\x02\x01\x01" + rb"\x00" * 9 + rb"\x02\x00
        "armhf": ("arm", rb"\x7fELF\x01\x01\x01" + rb"\x00" * 9 + rb"\x02\x00\x28\x00")}  # fmt: skip
 MASK = rb"\xff" * 7 + rb"\x00" + rb"\xff" * 8 + rb"\xfe\xff\xff\xff"
 SESSIONS = {  # side by side: boards mostly wait
-    "pure tests": ("emulated", *(f"tests/test_{name}.py" for name in "apps control lean logd process stack tables".split())),
+    "pure tests": ("emulated", *(f"tests/test_{name}.py" for name in "apps control stdlib logd process stack tables".split())),
     "boards' parts": ("tests/test_init.py",),
     "whole boards": ("tests/test_board.py", "tests/test_hardware.py"),
 }

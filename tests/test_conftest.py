@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -28,3 +29,10 @@ def test_skips_are_counted_by_their_reason(tmp_path: Path) -> None:
     text = "@pytest.mark.parametrize('n', range(3))\ndef test_a(n): pytest.skip('no radio here')"
     done = run(tmp_path, text)
     assert "3 tests were skipped, so this run does not show all:\n  3: no radio here" in done.stdout, done.stdout
+
+
+def test_what_runs_on_arm_is_there() -> None:
+    """`make test-arm` named a file that had got another name, and ended before its first test."""
+    named = re.search(r'"([a-z0-9 ]+)"\.split\(\)\)\),', (ROOT / "lab/arm.py").read_text())
+    assert named is not None
+    assert [name for name in named[1].split() if not (ROOT / f"tests/test_{name}.py").exists()] == []

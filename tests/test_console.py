@@ -592,8 +592,13 @@ def test_python_attaches_its_debugger(board: Board, tmp_path: Path) -> None:
     with (tmp_path / "typed").open() as typed, (tmp_path / "said").open("wb") as said:
         words = [*enter, "/python/bin/python", "-m", "pdb", "-p", "1"]
         process = subprocess.Popen(words, stdin=typed, stdout=said, stderr=said)
+
+    def over() -> bool:
+        board.ask("board")
+        return process.poll() == 0
+
     try:
-        eventually(lambda: (board.ask("board"), time.sleep(0.2), process.poll() == 0)[-1], 40)
+        eventually(over, 40)
     finally:
         if process.poll() is None:
             for inside in [pid for pid, name in board.processes().items() if "pdb" in name]:
