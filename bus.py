@@ -93,7 +93,12 @@ class Bus:
             self._waiting.append((topic, payload, retain))
 
     def subscribe(self, pattern: str, handler: Handler) -> None:
-        """Call `handler(topic, message)` for what matches, instead of an earlier handler of the same pattern."""
+        """Call `handler(topic, message)` for what matches, instead of an earlier handler of the same pattern.
+
+        ValueError for what is no pattern of topics.
+        """
+        if fault := mqtt.topic_fault(pattern, wild=True):
+            raise ValueError(f"{pattern[:100]!r} cannot be subscribed to: {fault}")
         self._handlers[pattern] = handler
         if self._connected:
             self._client.subscribe(pattern)
@@ -204,14 +209,14 @@ class Bus:
 
     def _may_publish(self, topic: str, size: int) -> bool:
         """Whether a message may be published. The broker drops others silently, so we log the reason once a topic."""
-        why = ""
-        if len(topic.encode()) + size > LARGEST:
+        why = mqtt.topic_fault(topic)
+        if not why and len(topic.encode()) + size > LARGEST:
             why = f"{size} bytes are too many for one message"
-        elif self._rights and not any(mqtt.matches(one, topic) for one in self._rights["publishes"]):
+        elif not why and self._rights and not any(mqtt.matches(one, topic) for one in self._rights["publishes"]):
             why = f"the row of {self._rights['user']!r} in the settings does not name it in `publishes`"
         if why and topic not in self._refused and len(self._refused) < BACKLOG:
             self._refused.add(topic)
-            self.log.warning("bus: %s is not published: %s", topic, why)
+            self.log.warning("bus: %s is not published: %s", printable(topic[:200]), why)
         return not why
 
     def _log_in(self) -> None:

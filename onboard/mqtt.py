@@ -17,6 +17,7 @@ BACKLOG = 1000  # messages that wait for whoever is to take them
 # Bytes of a packet that comes in: paho would make room for whatever its header says, up to 268 MB. The board's broker takes
 # 256 KiB from an app (data/mosquitto.conf), and a batch to the mothership has 512 KiB at most (uplink/wire.py).
 LARGEST = 1024 * 1024
+LONGEST_TOPIC = 65_535  # bytes
 _PUBLISH, _QOS_2 = 0x30, 0x04  # in the first byte of a packet (MQTT 3.1.1, 3.3.1)
 PROTOCOLS = {"3.1.1": MQTTv311, "5": MQTTv5}
 
@@ -79,6 +80,21 @@ class BoundedClient(Client):
             self.dropped.add("the broker sends a message whose topic is no UTF-8")
 
 
+def topic_fault(topic: str, *, wild: bool = False) -> str:
+    """Why nothing can be published on a topic (with `wild`: subscribed to); "" where it can (MQTT 3.1.1, 1.5.3 and 4.7).
+
+    A broker ends the connection of whoever sends a topic with control characters, at each try again.
+    """
+    if not topic or not topic.isprintable() or len(topic.encode()) > LONGEST_TOPIC:
+        return "a topic is printable text of 1 to 65,535 bytes"
+    *before, last = topic.split("/")
+    levels = [level for level in (*before, last) if {"+", "#"} & {*level}]
+    if not wild:
+        return "a topic that is published on has no + and no #" if levels else ""
+    fine = all(level == "+" or (level == "#" and "#" not in before) for level in levels)
+    return "" if fine else "+ stands for a whole level, # for all levels at the end"
+
+
 def make_client(name: str, dropped: Dropped, *, unix: bool = False, protocol: str = "3.1.1") -> Client:
     """A client that connects when it is told to, never by itself: who waits how long before the next try is its owner's."""
     client = BoundedClient(
@@ -92,4 +108,16 @@ def make_client(name: str, dropped: Dropped, *, unix: bool = False, protocol: st
     return client
 
 
-__all__ = ["BACKLOG", "KEEPALIVE", "LARGEST", "PROTOCOLS", "SENT", "Client", "Dropped", "MQTTMessage", "make_client", "matches"]
+__all__ = [
+    "BACKLOG",
+    "KEEPALIVE",
+    "LARGEST",
+    "PROTOCOLS",
+    "SENT",
+    "Client",
+    "Dropped",
+    "MQTTMessage",
+    "make_client",
+    "matches",
+    "topic_fault",
+]

@@ -417,6 +417,41 @@ def test_what_is_too_large_for_the_broker_is_said_and_costs_no_connection(broker
     one._client.disconnect()
 
 
+@pytest.mark.parametrize("topic", ["", "a/\x01", "a/+", "a/#", "a/\ud800", "a/\0", "a/\u202e", "a/" + "x" * 70_000, "\x7fa"])
+def test_a_topic_that_is_none_costs_no_connection(broker: Broker, monkeypatch: pytest.MonkeyPatch, topic: str) -> None:
+    """The broker ends the connection of who sends one; a retained one would be sent again after each reconnect."""
+    broker.start()
+    one = bus.Bus("odd", broker.path)
+    heard: list[str] = []
+    said: list[str] = []
+    monkeypatch.setattr(one.log, "warning", lambda text, *words: said.append(text % words))
+    one.subscribe("odd/#", lambda on, _: heard.append(on))
+    for _ in range(3):
+        one.publish(topic, 1, retain=True)
+    one.publish("odd/1", 1)
+    deadline = time.monotonic() + 10
+    for _ in one.every(0.02):
+        one.publish("odd/2", 1)
+        if "odd/2" in heard or time.monotonic() > deadline:
+            break
+    assert "odd/2" in heard
+    assert topic not in one._retained
+    one._client.disconnect()
+    said = [text for text in said if " is not published: " in text]
+    assert (len(said), said[0].isprintable()) == (1, True), said
+
+
+@pytest.mark.parametrize("pattern", ["", "a#", "a/#/b", "a+", "+a/b", "##", "a/\x01", "a\ud800", "x" * 70_000])
+def test_what_is_no_pattern_is_an_error_at_once(broker: Broker, pattern: str) -> None:
+    """Later, it would be one at each connect, and keep the patterns behind it from the broker."""
+    one = bus.Bus("odd", broker.path)
+    with pytest.raises(ValueError, match="cannot be subscribed to"):
+        one.subscribe(pattern, print)
+    assert not one._handlers
+    for fine in ("#", "+", "a/+/b", "a/#", "/", "a//b", "$SYS/#", "a b", "é/⚓"):
+        one.subscribe(fine, print)
+
+
 def test_nobody_knows_how_a_neighbour_is_called_at_the_broker() -> None:
     """A second client of the same id ends the first one's connection (MQTT 3.1.1, 3.1.4-2)."""
     one, two = (bus.Bus("same", "/nowhere")._client._client_id for _ in range(2))
