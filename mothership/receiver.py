@@ -218,7 +218,7 @@ def log_of(name: str) -> logging.Logger:
 def remote_of(options: argparse.Namespace, name: str, patterns: tuple[str, ...]) -> Remote:
     """A connection with a name of its own: of two clients with the same a broker keeps the younger (MQTT 3.1.1, 3.1.4-2)."""
     host, _, port = options.broker.rpartition(":")
-    if not host or not port.isdecimal():
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:  # the resolver would take it modulo 65,536
         raise SystemExit(f"{options.broker!r} is not HOST:PORT, such as localhost:1883")
     remote = Remote(f"{name}-{os.uname().nodename}-{os.getpid()}", (options.broker,), patterns, tls=tls_of(options.tls))
     remote.longest, remote.log = LONGEST, log_of(name)

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import hypothesis
 import pytest
@@ -26,6 +26,10 @@ sys.path.insert(0, str(ROOT))
 from laptop import namespaces  # noqa: E402
 from onboard import to_pid1  # noqa: E402
 from prompt import functions as prompt  # noqa: E402
+
+if TYPE_CHECKING:
+    from servers import Postgres
+    from test_board import Terminal
 
 PYTHON = str(ROOT / ".venv" / "bin" / "python")
 MOSQUITTO = shutil.which("mosquitto", path=os.environ["PATH"] + ":/usr/sbin:/usr/local/sbin")
@@ -283,6 +287,39 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
     one = Broker(tmp_path)
     yield one
     one.kill()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Postgres]:
+    """A PostgreSQL of the test module's own."""
+    from servers import Postgres, why_no_postgres  # here: not each test needs one
+
+    if why := why_no_postgres():
+        pytest.skip(why)
+    running = Postgres()
+    yield running
+    running.end()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """What DATABASE may be."""
+    if request.param == "sqlite":
+        return str(tmp_path / "m.db")
+    found: Postgres = request.getfixturevalue("server")
+    return found.database()
+
+
+@pytest.fixture
+def terminal() -> Iterator[Terminal]:
+    """Somebody at the prompt of a board of `make run`."""
+    from test_board import Terminal  # here: it imports this file
+
+    one = Terminal([PYTHON, str(ROOT / "laptop" / "launcher.py")])
+    one.expect(">>> ", 30)
+    yield one
+    one.type("\x1d")
+    one.wait()
 
 
 PYTEST = os.getpid()

@@ -542,15 +542,6 @@ def test_lines_from_a_pipe(boot: Callable[..., Board]) -> None:
     assert not log.splitlines()[-1].endswith(" 2"), "exit() leaves"
 
 
-@pytest.fixture
-def terminal() -> Iterator[Terminal]:
-    one = Terminal([PYTHON, str(ROOT / "laptop" / "launcher.py")])
-    one.expect(">>> ", 30)
-    yield one
-    one.type("\x1d")
-    one.wait()
-
-
 @pytest.mark.skipif(bool(NO_NAMESPACES), reason=NO_NAMESPACES)
 def test_somebody_at_the_console(terminal: Terminal) -> None:
     terminal.type("console(limit=30)\n")

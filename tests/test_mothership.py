@@ -44,24 +44,6 @@ needs_mosquitto = pytest.mark.skipif(MOSQUITTO is None, reason="no mosquitto her
 BOOT = "2f1b2c1e-3a5c-4a9f-8f3e-0123456789ab"
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Postgres]:
-    if NO_POSTGRES:
-        pytest.skip(NO_POSTGRES)
-    running = Postgres()
-    yield running
-    running.end()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """What DATABASE may be."""
-    if request.param == "sqlite":
-        return str(tmp_path / "m.db")
-    found: Postgres = request.getfixturevalue("server")
-    return found.database()
-
-
 def record(mono: float, *, clock: str = "synchronised", wall: float | None = None, **data: Any) -> dict[str, Any]:
     return {"topic": "evt", "boot": BOOT, "mono": mono, "time": wall, "clock": clock, "kind": "evt", "data": data}
 
@@ -597,6 +579,8 @@ def test_counts_are_said_when_asked_and_at_the_end(broker: str, run: Callable[..
         (("export", "m.db", "--format", "wigle", "--fake"), "WiGLE takes no invented positions"),
         (("receive", "localhost:1", "/nowhere/m.db"), "/nowhere/m.db: SQLite cannot use it as a database"),
         (("boards", "postgresql://me:secret@localhost:1/x"), "postgresql://me@localhost:1/x: PostgreSQL cannot be used"),
+        (("watch", "localhost:67419"), "'localhost:67419' is not HOST:PORT"),  # port 1883, modulo 65,536
+        (("watch", "localhost:0"), "'localhost:0' is not HOST:PORT"),
         (("watch", "localhost:1", "a/b"), "'a/b' is not a board's name"),
         (("export", "m.db", "--format", "kml", "--since", "soon"), "'soon' is no time"),
     ],

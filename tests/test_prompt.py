@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -505,15 +505,6 @@ def test_tab_knows_names(pid1: dict[str, Any], tmp_path: Path, monkeypatch: pyte
 
 
 # --- at a terminal ------------------------------------------------------------------------------------------------------
-@pytest.fixture
-def terminal() -> Iterator[Terminal]:
-    one = Terminal([PYTHON, str(ROOT / "laptop" / "launcher.py")])
-    one.expect(">>> ", 30)
-    yield one
-    one.type("\x1d")
-    one.wait()
-
-
 @needs_namespaces
 def test_somebody_at_the_prompt(terminal: Terminal) -> None:
     terminal.type('stop_process("fak\t)\n')

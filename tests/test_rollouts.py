@@ -8,13 +8,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import MOSQUITTO, PYTHON, ROOT, eventually
-from servers import Postgres, plain, why_no_postgres
+from servers import plain, why_no_postgres
 
 sys.path.insert(0, str(ROOT / "mothership"))
 
@@ -33,24 +32,6 @@ WAVES = ("1", "5%", "25%", "100%")
 HOUR = 3600.0
 SHA = "0" * 64
 NO_POSTGRES = why_no_postgres()
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Postgres]:
-    if NO_POSTGRES:
-        pytest.skip(NO_POSTGRES)
-    running = Postgres()
-    yield running
-    running.end()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """What DATABASE may be."""
-    if request.param == "sqlite":
-        return str(tmp_path / "m.db")
-    found: Postgres = request.getfixturevalue("server")
-    return found.database()
 
 
 class Fleet:
