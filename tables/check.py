@@ -95,11 +95,15 @@ def _check_health(tables: Tables) -> None:
 
 def _good_rows(tables: Tables, table: str, check: Callable[[Tables, Any], str]) -> Iterator[Any]:
     faults: list[tuple[int, str, str]] = []
+    usual = tables.names.get(table, ()) if table == "MOUNTS" else ()
     for index, row in enumerate(tables.values[table]):
         try:
             fault = check(tables, row)
         except Exception as error:
             fault = f"cannot be judged ({type(error).__name__})"
+        if fault and (mounts := [one for one in usual if one.target == getattr(row, "target", "")]):
+            fault += "; the usual one is mounted"  # a board without /run or /proc cannot be helped
+            yield mounts[0]
         if fault:
             faults.append((index, _label(row) if table in TABLES or table in SECRET else shown(row), fault))
         else:
@@ -222,7 +226,9 @@ def _check_rescue(tables: Tables) -> None:
     if fault or not row.argv:
         tables.rejected.append(f"RESCUE {fault or 'has no program'}; the built-in row is used")
         tables.values["RESCUE"] = FALLBACK["RESCUE"]
-    tables.values["RESCUE"] = tables.values["RESCUE"]._replace(name="rescue")  # its log's name is PID 1's choice
+    if (name := tables.values["RESCUE"].name) != "rescue":  # its log's name is PID 1's choice
+        tables.rejected.append(f"RESCUE name {shown(name)} is not taken: it is called rescue")
+        tables.values["RESCUE"] = tables.values["RESCUE"]._replace(name="rescue")
 
 
 def service_names(rows: Any) -> set[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from base.stdlib import TYPE_CHECKING
 from tables.check_services import user_fault
 from tables.rows import Device, Directory, Mount
-from tables.values import is_number, is_ours, is_pair, is_text, kind_of, path_fault, shown, shown_name, truth_fault
+from tables.values import holds_ours, is_number, is_ours, is_pair, is_text, kind_of, path_fault, shown, shown_name, truth_fault
 
 if TYPE_CHECKING:
     from typing import Any
@@ -34,6 +34,11 @@ def mount_fault(_: Tables, row: Any) -> str:
     return f"required {fault}" if fault else ""
 
 
+def is_open(mode: Any) -> bool:
+    """Whether others than its owner may rename what is in a folder of this mode (`man 7 inode`)."""
+    return type(mode) is int and bool(mode & 0o022) and not mode & 0o1000
+
+
 def directory_fault(tables: Tables, row: Any) -> str:
     """Faults of one row of DIRECTORIES."""
     if type(row) is not Directory:
@@ -42,6 +47,8 @@ def directory_fault(tables: Tables, row: Any) -> str:
         return f"path {shown(row.path)} is not absolute, or user or group is not text"
     if is_ours(row.path):
         return f"path {shown(row.path)} {PID_1S}"
+    if holds_ours(row.path) and (tables.expand(row.user) not in ("", "root", "0") or is_open(row.mode)):
+        return f"path {shown(row.path)} has PID 1's own folder in it: it stays root's, and only root writes to it"
     if not is_number(row.mode, 0, 0o7777):
         return f"mode {shown(row.mode)} is not a mode such as 0o755"
     if row.group and row.group not in tables.owners and tables.expand(row.group) not in tables.group_ids:

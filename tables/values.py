@@ -68,10 +68,19 @@ def path_fault(value: Any, *, writes: bool = False) -> str:
 
 def is_ours(path: str) -> bool:
     """Whether a path leads to PID 1's own files; /var/run is a bind of /run."""
+    path = _plain_path(path)
+    return path == OURS or path.startswith(OURS + "/")
+
+
+def holds_ours(path: str) -> bool:
+    """Whether it is a folder above PID 1's own: whoever may write there may put another one in its place."""
+    return OURS.startswith(_plain_path(path).rstrip("/") + "/")
+
+
+def _plain_path(path: str) -> str:
     while "//" in path:
         path = path.replace("//", "/")
-    path = os.path.normpath(path).removeprefix("/var")
-    return path == OURS or path.startswith(OURS + "/")
+    return os.path.normpath(path).removeprefix("/var") or "/var"
 
 
 def kind_of(value: object) -> str:

@@ -154,6 +154,9 @@ def test_near_names_are_those_with_few_other_letters() -> None:
         ("WIFI_NETWORKS = (WifiNetwork('a', frequencies=(2412)),)", "frequencies, a number, is not a tuple of MHz from 2000"),
         ("COMMANDS = (('restart', '*'), 'reload')", "COMMANDS[1] 'reload': is text, not a pair of texts; write (('restart'"),
         ("SYSCTLS = (('a', '1'), ('b', 1))", 'SYSCTLS[1] (\'b\', 1): is a tuple, not a pair of texts; write (("kernel.panic", "10"),)'),
+        ("DIRECTORIES = (Directory('/run', 0o777),)", "has PID 1's own folder in it: it stays root's, and only root writes"),
+        ("DIRECTORIES = (Directory('/var/run/', 0o755, 'nobody'),)", "has PID 1's own folder in it: it stays root's"),
+        ("MOUNTS = changed(MOUNTS, '/run', options=5)", "MOUNTS[6] /run: source, target, fstype and options must be text; the usual"),
         ("SERVICES += (Service('a', ('x',), user='²'),)", "user '²' is not in /etc/passwd"),
         ("SERVICES += (Service('a', ('x',), user='nobody', hears='wifi/#'),)", "hears is text; a comma makes a tuple of it: ('wifi/#',)"),
         ("SERVICES += (Service('a', ('x',), publishes={'a': 1}),)", 'publishes is a dict; write a tuple: ("wifi/#",)'),
@@ -171,6 +174,16 @@ def test_a_mistake_gets_a_sentence_with_the_remedy(tmp_path: Path, text: str, se
     assert [line for line in board.rejected if sentence in line], board.rejected
     assert len(board.rejected) == 1 + text.startswith("ENVIRONMENT = ('TZ") + text.startswith("ENVIRONMENT += ('TZ")
     assert board.environment["PATH"] == defaults.PATH
+
+
+def test_a_board_has_its_run_folder_whatever_a_row_of_it_says(tmp_path: Path) -> None:
+    """Without /run on a root that is read-only there is no control socket, no log, and nothing to ask for help."""
+    board = load(tmp_path, "MOUNTS = changed(changed(MOUNTS, '/run', options=5), '/tmp', required='no')")
+    assert len(board.rejected) == 2
+    assert board.MOUNTS == defaults.MOUNTS
+    board = load(tmp_path, "MOUNTS = tuple(row for row in MOUNTS if row.target != '/run') + (Mount('x', '/run/log', 5),)")
+    assert [row.target for row in board.MOUNTS].count("/run/log") == 2
+    assert "/run" not in [row.target for row in board.MOUNTS], "a profile may leave it out"
 
 
 def test_a_row_is_replaced_or_changed_in_its_place(tmp_path: Path) -> None:
