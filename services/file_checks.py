@@ -25,7 +25,8 @@ OPTIONS = {  # of a key, and whether it is set to something
 }  # fmt: skip
 RSA_BITS = range(1024, 8241)  # dropbear's MIN_RSA_KEYLEN, and BUF_MAX_MPINT in its bignum.c
 POINT = {"nistp256": 65, "nistp384": 97, "nistp521": 133}  # bytes of an uncompressed point (SEC 1, 2.3.3)
-WORD = re.compile(r'(?:[^\s"]|"(?:[^"\\]|\\.)*")+')  # what stands between spaces, but for those in quotes
+WORD = re.compile(r'(?:[^\s"]|"(?:[^"\\]|\\.)*")+', re.ASCII)  # what stands between spaces, but for those in quotes
+CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 PEM = re.compile(r"^-----BEGIN ([A-Z0-9 ]+)-----[ \t]*\n(.*?)^-----END ([A-Z0-9 ]+)-----[ \t]*$", re.M | re.S)
 
 
@@ -71,6 +72,8 @@ def key_fault(line: str) -> str:
         return f"it has more than {LONGEST_KEY} characters, which dropbear does not read"
     if line[0] in " \t" and line.split()[0] in KEY_TYPES:
         return "it begins with a space, which dropbear takes for the end of options"
+    if CONTROL.search(line.rstrip("\r")):
+        return "it holds a control character, perhaps the end of a line as old Macintoshes had it: what follows is not read"
     line = line.lstrip(" \t")
     found = WORD.match(line)
     first = found[0] if found else ""
@@ -92,10 +95,19 @@ def key_fault(line: str) -> str:
         return "the key itself is missing"
     if "\t" in word:
         return "behind the key stands a space, not a tab"
+    if KEY_TYPES.keys() & {*rest[1:].split()[1:]}:
+        return "a second key stands on the same line, where it is only a comment"
+    return blob_fault(first, word)
+
+
+def blob_fault(first: str, word: str) -> str:
+    """What is wrong with the base64 of a key of this type."""
     try:
         blob = binascii.a2b_base64(word, strict_mode=True)
     except (binascii.Error, ValueError):
         return "the key is not base64: perhaps it was broken into lines, or cut off"
+    if binascii.b2a_base64(blob, newline=False) != word.encode():
+        return "behind the key stands more than belongs to it"
     fields = key_fields(blob)
     if fields is None or not fields:
         return "the key is cut off"
@@ -177,7 +189,8 @@ def _field_fault(line: str, *, inside: bool) -> str:
     value = value.strip()
     if value.startswith('"') and (len(value) < 2 or '"' not in value[1:]):
         return f"{name.strip()}: a quote is not closed"
-    if name.strip() == "psk" and value.startswith('"') and not 8 <= len(value.rpartition('"')[0]) - 1 <= 63:
+    quoted = value.rpartition('"')[0][1:].encode("utf-8", "surrogateescape")
+    if name.strip() == "psk" and value.startswith('"') and not 8 <= len(quoted) <= 63:
         return "psk: a passphrase has 8 to 63 characters"
     return ""
 

@@ -92,6 +92,27 @@ def test_bad_keys(text: str, fault: str) -> None:
     assert authorized_keys(text.encode()).startswith(fault), authorized_keys(text.encode())
 
 
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (key() + "\r" + key(), "a control character"),
+        (key().replace(" ", "\v", 1), "a control character"),
+        ("\f" + key(), "a control character"),
+        (key().replace(" ", "\u00a0", 1), "no type of key"),
+        (key().replace(" ", "\u2003", 1), "no type of key"),
+        (key() + "====", "behind the key stands more"),
+        (f"{key()} me@host {key()}", "a second key stands on the same line"),
+    ],
+)
+def test_what_looks_like_a_key_to_a_person_alone_is_refused(text: str, fault: str) -> None:
+    """Blanks of Unicode, lines of old Macintoshes: dropbear reads no key there, or the first one alone."""
+    assert fault in authorized_keys(f"{text}\n".encode())
+
+
+def test_a_comment_may_hold_what_it_likes_at_its_end() -> None:
+    assert authorized_keys(f"{key()} bücher \u00a0 # x\r\n{key()} caf\xe9\n".encode("latin-1", "replace")) == ""
+
+
 @given(st.integers(0, len(GOOD) - 1), st.characters(max_codepoint=126, min_codepoint=33))
 def test_a_changed_key_is_refused_or_still_one(at: int, char: str) -> None:
     """Of one changed character only what lies in the key's own 32 bytes can pass unseen."""
@@ -124,6 +145,12 @@ NETWORK = 'country=DE\n# home\nnetwork={\n    ssid="a}b{"\n    psk="long enough"
 ])  # fmt: skip
 def test_good_networks(text: str) -> None:
     assert wpa_supplicant(text.encode()) == ""
+
+
+def test_a_passphrase_is_as_long_as_its_bytes() -> None:
+    block = 'network={\n ssid="a"\n psk="%s"\n}\n'
+    assert wpa_supplicant((block % "äöüß").encode()) == ""
+    assert "psk" in wpa_supplicant((block % ("ä" * 32)).encode())
 
 
 @pytest.mark.parametrize(("text", "fault"), [
