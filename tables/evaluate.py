@@ -36,10 +36,12 @@ class Fault(Exception):
     """Why a profile has made nothing; the text is a sentence for people."""
 
 
-def evaluate(path: str, names: dict[str, Any], seconds: float, meanwhile: Callable[[], object]) -> dict[str, Any]:
+def evaluate(
+    path: str, names: dict[str, Any], seconds: float, meanwhile: Callable[[], object], notes: list[str] | None = None
+) -> dict[str, Any]:
     """The settings that a file makes on top of `names`; Fault where it fails or takes more than `seconds`.
 
-    `meanwhile` is called a few times a second: PID 1 has a watchdog to feed.
+    `meanwhile` is called a few times a second: PID 1 has a watchdog to feed. `notes` takes what was left out of its rows.
     """
     reader, writer = os.pipe2(os.O_CLOEXEC)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # as in pid1/spawn.py: no handler of ours there
@@ -61,7 +63,7 @@ def evaluate(path: str, names: dict[str, Any], seconds: float, meanwhile: Callab
         status = _end(pid, GRACE if answer == b"" else 0.0)
     if answer is None:
         raise Fault(f"took more than {seconds:g} s")
-    return _settings(answer, status)
+    return _settings(answer, status, notes)
 
 
 def _receive(reader: int, deadline: float, meanwhile: Callable[[], object]) -> bytes | None:
@@ -101,11 +103,13 @@ def _wait(pid: int, seconds: float) -> int | None:
         time.sleep(0.0005)
 
 
-def _settings(answer: bytes, status: int | None) -> dict[str, Any]:
+def _settings(answer: bytes, status: int | None, notes: list[str] | None) -> dict[str, Any]:
     try:
         facts = json.loads(answer)
         if "fault" in facts:
             raise Fault(str(facts["fault"]))
+        if notes is not None:
+            notes += [str(note) for note in facts["notes"]]
         return {str(name): unpack(value) for name, value in facts["settings"].items()}
     except Fault:
         raise
@@ -126,7 +130,8 @@ def _child(path: str, names: dict[str, Any], writer: int) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         writer = _alone(writer)
         _limit_memory()
-        answer = json.dumps({"settings": _run(path, names)})
+        notes: list[str] = []
+        answer = json.dumps({"settings": _run(path, names, notes), "notes": notes})
         if len(answer) > LARGEST:
             answer = json.dumps({"fault": f"it makes more than {LARGEST} bytes of settings"})
     except BaseException as error:
@@ -166,8 +171,13 @@ def _limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def _run(path: str, names: dict[str, Any]) -> dict[str, Any]:
+def _run(path: str, names: dict[str, Any], notes: list[str]) -> dict[str, Any]:
     """The settings that differ after running a file on top of `names`. Its byte code is used where it is up to date."""
+    import builtins
+
+    from tables import newer
+
+    newer.forgive(notes)
     code = SourceFileLoader("profile", path).get_code("profile")
     if code and "rows" in code.co_names:  # files of owners from before there were folders import it so
         sys.modules["rows"] = sys.modules["tables.rows"]
@@ -175,7 +185,8 @@ def _run(path: str, names: dict[str, Any]) -> dict[str, Any]:
         import profiles.debian
 
         sys.modules["settings_debian"] = profiles.debian
-    there = {**names, "__name__": "profile", "__file__": path, "__builtins__": __builtins__}
+    made = {"app": newer.forgiving(names["app"], notes)} if "app" in names else {}
+    there = newer.Names({**names, **made, "__name__": "profile", "__file__": path, "__builtins__": builtins}, vars(builtins))
     exec(code or "", there)
     return {
         name: pack(plain(value))

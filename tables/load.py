@@ -125,7 +125,7 @@ class _Alarm:
 def _overlay(tables: Tables, name: str, meanwhile: Callable[[], object]) -> None:
     """Take a profile's values; what is no setting, or cannot be one, is refused."""
     try:
-        made = evaluate(_path(name), {**tables.names, **tables.values}, PROFILE_SECONDS, meanwhile)
+        made = evaluate(_path(name), {**tables.names, **tables.values}, PROFILE_SECONDS, meanwhile, tables.rejected)
     except Fault as fault:
         return _leave_out(tables, f"profile {name}", str(fault))
     for setting, value in made.items():

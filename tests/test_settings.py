@@ -109,9 +109,9 @@ def test_near_names_are_those_with_few_other_letters() -> None:
     ("text", "sentence"),
     [
         ("HOSTNAM = 'x'", "HOSTNAM is not a setting; did you mean HOSTNAME?; left out"),
-        ("SERVICES = (Service('a', ('x',), critcal=True),)", "TypeError: Service: critcal is not a column; did you mean critical?"),
+        ("SERVICES = (Service('a', ('x',), critcal=True),)", "Service a: critcal is not a column; did you mean critical?"),
         ("SERVICES = changed(SERVICES, 'netwrk', nice=0)", "ValueError: there is no row 'netwrk'; did you mean network?"),
-        ("SERVICES = changed(SERVICES, 'network', nic=0)", "TypeError: Service: nic is not a column; did you mean nice?"),
+        ("SERVICES = changed(SERVICES, 'network', nic=0)", "Service network: nic is not a column; did you mean nice?"),
         ("SERVICES += Service('a', ('x',))", "are no rows; was one row added without its tuple? A comma makes one: SERVICES +="),
         ("SERVICES = Service('a', ('x',))", "SERVICES is one Service(...) row; a comma makes a table of it: (Service(...),)"),
         ("SERVICES = (Service('a', ('x',), after=('broker')),)", "after is text; a comma makes a tuple of it: ('broker',)"),

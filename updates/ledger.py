@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from updates.slots import Slots
 
 LEDGER = "slots.json"  # in KEEP/update
+OURS = ("A", "B", "trial", "last", "word")  # another version may have more in it, which stays
 
 
 def ledger(folder: str) -> dict[str, Any]:
@@ -25,7 +26,9 @@ def ledger(folder: str) -> dict[str, Any]:
         found = json.loads(read_file(f"{folder}/{LEDGER}"))
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        return {}
+    return {name: value for name, value in found.items() if name not in OURS or isinstance(value, (dict, type(None)))}
 
 
 def note(folder: str, **facts: Any) -> None:

@@ -30,7 +30,6 @@ from uplink.outbox_file import (
     numbering_of,
     oldest_of,
     open_database,
-    open_disk,
     put_behind,
     save,
     size_of,
@@ -38,6 +37,7 @@ from uplink.outbox_file import (
     stamped,
     transaction,
 )  # fmt: skip
+from uplink.outbox_format import open_disk
 
 BATCH = 20  # records of one commit...
 DELAY = 0.2  # ...or what has come in so many seconds

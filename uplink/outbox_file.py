@@ -12,6 +12,7 @@ from errno import ELOOP
 from base.files import open_folder
 from uplink.numbering import LEGACY, Numbering, Stream, new_identity
 
+FORMAT = 1  # of these tables (outbox_format.py)
 PAGE = 2048  # bytes: a commit writes each page that it has touched
 # Pages of the write-ahead log, then it begins anew: a file that does not grow costs the card no entry in ext4's journal.
 LOG_PAGES = 256
@@ -73,6 +74,9 @@ def open_database(path: str) -> sqlite3.Connection:
         database.execute("PRAGMA journal_mode=WAL")
         database.execute(f"PRAGMA wal_autocheckpoint={LOG_PAGES}")
         database.executescript(SCHEMA)
+        if not database.execute("PRAGMA user_version").fetchone()[0]:
+            with contextlib.suppress(sqlite3.OperationalError):  # a disk that takes nothing can be read all the same
+                database.execute(f"PRAGMA user_version={FORMAT}")
     except sqlite3.Error:
         database.close()
         raise

@@ -24,6 +24,7 @@ from onboard.to_pid1 import notify
 from uplink import certificates, wire
 from uplink.commands import Commands
 from uplink.outbox import Outbox
+from uplink.outbox_format import forget_copies
 from uplink.remote import Remote, Tls
 from uplink.sender import Sender
 from uplink.updates import Updates, waits_for
@@ -134,6 +135,8 @@ class Uplink:
             self.tell_info()
         for ended in self.updates.ended():
             self.take("update", "update", self.bus.envelope("update", ended), {"update of": ended["id"]})
+            if ended.get("result") == "committed":
+                forget_copies(self.outbox.folder)
         if self.state and self.updates.changed():
             self.tell_info()
 
