@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections import Counter
 from typing import Any
@@ -27,7 +28,7 @@ def boards(store: Store, now: float) -> list[dict[str, Any]]:
 
     `seen` is when records last came, `lag` how old the youngest of them was then: so much is this board behind.
     """
-    found = []
+    found, updating = [], of_roll_outs(store)
     query = "SELECT name, seq, seen, state, state_since, boot, info, rival, rival_since FROM board ORDER BY name"
     for name, seq, seen, state, since, boot, info, rival, rival_since in store.database.execute(query).fetchall():
         last = store.database.execute(
@@ -36,6 +37,7 @@ def boards(store: Store, now: float) -> list[dict[str, Any]]:
         told = a_dictionary(info) or boot_of_record(store, name)
         silent = now - max(seen if last else 0.0, since or 0.0)
         notes = [f"{one} fails" for one in failing(store, name, now)] if state == "ready" else []
+        notes += updating.get(name, [])
         notes += [f"silent for {ago(silent)}"] if state == "ready" and silent > PROMISE else []
         notes += [f"a second board of this name ({rival})"] if rival and now - rival_since < RECENT else []
         end = told.get("certificate_until") or 0.0
@@ -50,6 +52,23 @@ def boards(store: Store, now: float) -> list[dict[str, Any]]:
             "model": told.get("model"), "kernel": told.get("kernel"),
         })  # fmt: skip
     return found
+
+
+def of_roll_outs(store: Store) -> dict[str, list[str]]:
+    """What roll-outs that are not aborted say of boards which have not updated: why they are bad, or what they wait for."""
+    query = """SELECT target.board, rollout.id, target.bad, target.waits FROM target JOIN rollout ON rollout.id = target.rollout
+               WHERE rollout.state <> 'aborted' AND (target.bad <> '' OR (target.waits <> '' AND target.updated IS NULL))
+               ORDER BY rollout.started"""
+    found: dict[str, list[str]] = {}
+    for board, rollout, bad, waits in store.database.execute(query).fetchall():
+        found[board] = [f"{rollout}: {bad or f'waits: {waits}'}"]  # the newest roll-out's word counts
+    return found
+
+
+def stopped(store: Store) -> list[str]:
+    """A sentence for each roll-out that has stopped by itself: it waits for somebody."""
+    query = "SELECT id, why FROM rollout WHERE state = 'stopped' ORDER BY started"
+    return [f"roll-out {name} has {why}" for name, why in store.database.execute(query).fetchall()]
 
 
 def failing(store: Store, board: str, now: float) -> list[str]:
@@ -118,13 +137,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    found = boards(Store(options.database, make=False), time.time())
+    store = Store(options.database, make=False)
+    found = boards(store, time.time())
     if missing := set(options.boards) - {board["name"] for board in found}:
         known = ", ".join(board["name"] for board in found[:20]) or "none"
         raise SystemExit(visible(f"no board {', '.join(sorted(missing))} is known here; known are {known}"))
     found = [board for board in found if not options.boards or board["name"] in options.boards]
     found = [board for board in found if not options.state or has_state(board, options.state)]
     print(json.dumps(found, indent=2) if options.json else table(found))
+    for text in stopped(store):
+        print(visible(text), file=sys.stderr)
 
 
 def has_state(board: dict[str, Any], wanted: list[str]) -> bool:

@@ -17,7 +17,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from boards import boards
+from boards import boards, stopped
 from columns import choices, differences, numbers
 from export import write
 from locate import Located, distance
@@ -123,7 +123,7 @@ def data(store: Store, now: float, *, fake: bool = False) -> dict[str, Any]:
         here = way.last and [round(way.last[0], 6), round(way.last[1], 6)]
         parts = [differences(part) for part in way.parts]
         rows.append({**board, **times, "way": parts, "here": here, "sources": sorted(way.sources)})
-    return {"made": stamp(now), "boards": rows, "points": packed(points.values())}
+    return {"made": stamp(now), "boards": rows, "points": packed(points.values()), "rollouts": stopped(store)}
 
 
 def html(found: dict[str, Any]) -> str:

@@ -173,8 +173,6 @@ def _limit_memory() -> None:
 
 def _run(path: str, names: dict[str, Any], notes: list[str]) -> dict[str, Any]:
     """The settings that differ after running a file on top of `names`. Its byte code is used where it is up to date."""
-    import builtins
-
     from tables import newer
 
     newer.forgive(notes)
@@ -185,8 +183,10 @@ def _run(path: str, names: dict[str, Any], notes: list[str]) -> dict[str, Any]:
         import profiles.debian
 
         sys.modules["settings_debian"] = profiles.debian
+    known: Any = __builtins__
+    known = known if type(known) is dict else vars(known)
     made = {"app": newer.forgiving(names["app"], notes)} if "app" in names else {}
-    there = newer.Names({**names, **made, "__name__": "profile", "__file__": path, "__builtins__": builtins}, vars(builtins))
+    there = newer.Names({**names, **made, "__name__": "profile", "__file__": path, "__builtins__": __builtins__}, known)
     exec(code or "", there)
     return {
         name: pack(plain(value))

@@ -8,18 +8,21 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import MOSQUITTO, PYTHON, ROOT, eventually
-from servers import plain, why_no_postgres
+from servers import plain
 
 sys.path.insert(0, str(ROOT / "mothership"))
 
+import page
 import rollout_store
 import rollouts
 from boards import PROMISE
+from boards import boards as boards_table
 from rollouts import ABORTED, DONE, PAUSED, RUNNING, STOPPED, Board, Rollout, Target, parse_waves, sizes
 from store import News, Store
 
@@ -31,7 +34,6 @@ NOW = 1_800_000_000.0
 WAVES = ("1", "5%", "25%", "100%")
 HOUR = 3600.0
 SHA = "0" * 64
-NO_POSTGRES = why_no_postgres()
 
 
 class Fleet:
@@ -184,6 +186,27 @@ def test_it_stops_for_each_kind_of_bad_board(what: str, why: str, tmp_path: Path
     assert boards.state().state == STOPPED
     assert f"stopped in wave 1: 1 board is bad, more than 0: {first} {why}" in boards.state().why
     assert sum(boards.words.values()) == 1
+
+
+def test_a_roll_out_that_stopped_is_said_wherever_somebody_looks(database: str) -> None:
+    boards = Fleet(database, names(4))
+    boards.start(waves=("2", "100%"))
+    first, second = (target.board for target in rollout_store.targets_of(boards.store, "r")[:2])
+    boards.ends[first] = ("fell back", "<no> ssh")
+    boards.waits[second] = ["its hours 02:00-05:00"]
+    why = boards.run(hours=1, until=STOPPED)[-1].removeprefix("r: ")
+    assert f"{first} fell back: <no> ssh" in why
+    notes = {row["name"]: row["note"] for row in boards_table(boards.store, boards.now)}
+    assert notes.pop(first) == "r: fell back: <no> ssh"
+    assert notes.pop(second) == "r: waits: its hours 02:00-05:00"
+    assert set(notes.values()) == {None}
+    code, _, said = mothership("boards", database)
+    assert (code, said) == (0, f"roll-out r has {why}")
+    assert why in mothership("rollout", "status", database)[1]
+    assert page.data(boards.store, boards.now)["rollouts"] == [said]
+    rollout_store.set_state(boards.store, "r", ABORTED)
+    assert mothership("boards", database)[2] == ""
+    assert not any(row["note"] for row in boards_table(boards.store, boards.now))
 
 
 def test_a_board_that_falls_back_after_it_was_good_stops_it_too(tmp_path: Path) -> None:
@@ -502,25 +525,33 @@ def test_a_word_is_carried_out_once_also_long_after_it_expired(tmp_path: Path) -
 # --- the driver --------------------------------------------------------------------------------------------------------
 # A board's end of the broker: PID 1 is a list of what it was asked. Its first answer is lost.
 BOARD = """
-import json, select, sys, time
+import json, os, select, sys, time
 sys.path.insert(0, sys.argv[1])
-from uplink import wire
+from uplink import commands as module, wire
 from uplink.remote import Remote
 from uplink.commands import Commands
 from uplink.outbox import Outbox
 
 def ask(request):
     if "waits_for" in request:
-        return {"waits_for": []}
+        return {"waits_for": request["waits_for"]}
     print("ASKED", json.dumps(request), flush=True)
     return "the update to 2 has begun"
 
-commands = Commands(Outbox(sys.argv[2], 1 << 20, 0, (), print), "boot 1", ask, lambda data: None)
+def waits():
+    return ["its hours"] if os.path.exists(sys.argv[2] + ".waits") else []
+
+module.LOOK_LATER = module.ASK_LATER = 0.1
+module.ASKS = 1 << 30
+commands = Commands(Outbox(sys.argv[2], 1 << 20, 0, (), print), "boot 1", ask, lambda data: None, waits)
 remote = Remote("b1", (sys.argv[3],), (wire.topic("b1", "cmd"),))
 remote.start()
 heard = 0
 while True:
     select.select([remote.fd], [], [], 0.05)
+    for result in commands.look(time.monotonic(), time.time()):
+        print("MAY IT BEGIN", flush=True)
+        remote.publish(wire.topic("b1", f"res/{result['id']}"), json.dumps(result).encode(), qos=1)
     for topic, payload in remote.take():
         if not topic:
             print("CONNECTED", flush=True)
@@ -533,37 +564,66 @@ while True:
 """
 
 
-@pytest.mark.skipif(MOSQUITTO is None, reason="no mosquitto here, and only root can install it")
-def test_the_word_reaches_a_board_once_although_the_driver_is_killed(tmp_path: Path) -> None:
-    """The board is a stub around the real commands; broker, driver and database are real."""
-    with contextlib.ExitStack() as stack:
-        broker, address = plain(tmp_path)
+class Live:
+    """A real broker, a stub of a board around the real commands, and the roll-out's real process."""
+
+    def __init__(self, folder: Path, stack: contextlib.ExitStack) -> None:
+        self.stack = stack
+        broker, self.address = plain(folder)
         stack.callback(broker.end)
-        database, output = str(tmp_path / "m.db"), tmp_path / "said"
-        with output.open("wb") as file:
-            board = subprocess.Popen([PYTHON, "-c", BOARD, str(ROOT), str(tmp_path / "box"), address], stdout=file)
+        self.database, self.output, self.waits = str(folder / "m.db"), folder / "said", folder / "box.waits"
+        with self.output.open("wb") as file:
+            words = [PYTHON, "-c", BOARD, str(ROOT), str(folder / "box"), self.address]
+            board = subprocess.Popen(words, stdout=file)
         stack.callback(board.wait)
         stack.callback(board.kill)
-        eventually(lambda: "CONNECTED" in output.read_text(), 20)
-        boards = Fleet(database, ["b1"])
-        boards.now = time.time()
-        boards.speak()
-        boards.start(waves=("100%",))
+        eventually(lambda: "CONNECTED" in self.said(), 20)
+        self.boards = Fleet(self.database, ["b1"])
+        self.boards.now = time.time()
+        self.boards.speak()
+        self.boards.start(waves=("100%",))
 
-        def driver() -> subprocess.Popen[bytes]:
-            words = [PYTHON, str(ROOT / "mothership"), "rollout", "run", database, address, "--repeat", "1s"]
-            process = subprocess.Popen(words, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONUNBUFFERED": "1"})
-            stack.callback(process.wait)
-            stack.callback(process.kill)
-            return process
+    def said(self) -> str:
+        return self.output.read_text()
 
-        first = driver()
-        eventually(lambda: "HEARD 1" in output.read_text(), 20)
-        first.kill()
-        first.wait()
-        assert boards.target("b1").told, "the word was in the database before it was sent"
-        driver()
-        eventually(lambda: boards.target("b1").accepted, 20)
-        assert boards.target("b1").answer == "the update to 2 has begun"
-        assert "HEARD 2" in output.read_text(), "it was told again"
-        assert output.read_text().count("ASKED") == 1, "and has carried it out once"
+    def driver(self) -> subprocess.Popen[bytes]:
+        words = [PYTHON, str(ROOT / "mothership"), "rollout", "run", self.database, self.address, "--repeat", "1s"]
+        process = subprocess.Popen(words, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+        self.stack.callback(process.wait)
+        self.stack.callback(process.kill)
+        return process
+
+
+@pytest.fixture
+def live(tmp_path: Path) -> Iterator[Live]:
+    if MOSQUITTO is None:
+        pytest.skip("no mosquitto here, and only root can install it")
+    with contextlib.ExitStack() as stack:
+        yield Live(tmp_path, stack)
+
+
+def test_the_word_reaches_a_board_once_although_the_driver_is_killed(live: Live) -> None:
+    first = live.driver()
+    eventually(lambda: "HEARD 1" in live.said(), 20)
+    first.kill()
+    first.wait()
+    assert live.boards.target("b1").told, "the word was in the database before it was sent"
+    live.driver()
+    eventually(lambda: live.boards.target("b1").accepted, 20)
+    assert live.boards.target("b1").answer == "the update to 2 has begun"
+    assert "HEARD 2" in live.said(), "it was told again"
+    assert live.said().count("ASKED") == 1, "and has carried it out once"
+
+
+def test_a_pause_reaches_a_board_that_waits_for_its_hours(live: Live) -> None:
+    """So do an abort and a stop: whoever asks is told while the roll-out runs alone."""
+    live.waits.touch()
+    live.driver()
+    eventually(lambda: live.boards.target("b1").waits == "its hours", 20)
+    rollout_store.set_state(live.boards.store, "r", PAUSED)
+    live.waits.unlink()
+    eventually(lambda: live.said().count("MAY IT BEGIN") >= 20, 20)
+    assert "ASKED" not in live.said(), "it asks, and nobody answers"
+    rollout_store.set_state(live.boards.store, "r", RUNNING)
+    eventually(lambda: live.boards.target("b1").accepted, 20)
+    assert live.said().count("ASKED") == 1

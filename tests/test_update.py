@@ -23,7 +23,7 @@ from test_slots import Firmware, card
 from onboard import boot_ends, suits, to_pid1
 from tables.rows import Interface
 from tables.tables import Tables
-from updates import fetch, install, trial, word
+from updates import engine, fetch, install, trial, word
 from updates import ledger as ledgers
 from updates.engine import Refused
 from updates.install import Where, begin
@@ -382,3 +382,49 @@ def test_one_that_was_written_and_not_tried_is_begun_again(place: Place, server:
     assert (board.told()["state"], "verdict" in board.told()) == ("not tried", False)
     trial.go_on(str(place.data))
     assert board.asked == [{"op": "update", "url": server, "version": NEW}]
+
+
+# --- power cuts ----------------------------------------------------------------------------------------------------------
+@only_fat12
+@pytest.mark.parametrize("step", ["first note", "write", "written", "sync", "second note", "try_next", "arm"])
+def test_a_power_cut_at_each_step_leaves_the_old_slot_and_the_next_update_works(
+    place: Place, step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the commit are in tests/test_slots.py and tests/test_trial.py; the download's are above."""
+    for name in ("UPDATE", "RECORD"):
+        monkeypatch.setattr(boot_ends, name, str(tmp_path / name))
+    path, real, notes = place.bundle(), engine.install, [0]
+
+    def cut(*words: Any, **more: Any) -> None:
+        raise KeyboardInterrupt
+
+    def note(folder: str, **facts: Any) -> None:
+        notes[0] += 1
+        if notes[0] == (1 if step == "first note" else 2):
+            raise KeyboardInterrupt
+        ledgers.note(folder, **facts)
+
+    def written(*words: Any) -> None:
+        real(*words)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if step in ("first note", "second note"):
+            patch.setattr(install, "note", note)
+        elif step in ("write", "written"):
+            patch.setattr(engine, "install", cut if step == "write" else written)
+        elif step == "sync":
+            patch.setattr("os.sync", cut)
+        else:
+            patch.setattr(place.slots, "try_next" if step == "try_next" else "_arm", cut)
+        with pytest.raises(KeyboardInterrupt):
+            place.update(path)
+    place.slots = place.firmware.start()
+    assert (place.slots.current(), place.slots.default(), place.slots.on_trial()) == ("A", "A", False)
+    trial.report(str(place.data), "A", "A")
+    known = ledger(str(place.data))
+    assert known.get("trial") is None
+    assert known.get("B", {}).get("state") in (None, "writing", "written", "bad")
+    place.update(path)
+    assert ledger(str(place.data))["B"] == {"state": "written", "version": NEW}
+    assert place.firmware.reboot().current() == "B"
