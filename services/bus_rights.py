@@ -18,6 +18,7 @@ from base.files import read_file, write_atomically
 from onboard.to_pid1 import SOCKET, SVError, ask
 
 FOLDER = "/run/bus-rights"
+PASSWORDS, ACCESS = "+passwd", "+acl"  # the broker's two files; a service's name has no "+" in it
 ROOT = ("root", 0, ["#"], ["#"])
 Row = tuple[str, int, list[str], list[str]]  # name, uid, what it publishes, what it hears
 
@@ -60,7 +61,7 @@ def make(rows: list[Row], broker: str, folder: str = FOLDER) -> bool:
     rows = [ROOT, *(row for row in rows if row[0] != "root")]
     rows = [(name, uid, [*publishes, f"log/{name}"], hears) for name, uid, publishes, hears in rows]
     its = next((uid for name, uid, *_ in rows if name == broker), 0)
-    old = dict(line.split(":", 1) for line in read_file(f"{folder}/passwd").splitlines())
+    old = dict(line.split(":", 1) for line in read_file(f"{folder}/{PASSWORDS}").splitlines())
     lines = []
     for name, uid, publishes, _ in rows:
         password = password_of(name, folder)
@@ -69,10 +70,10 @@ def make(rows: list[Row], broker: str, folder: str = FOLDER) -> bool:
         parts = old.get(name, "").split("$")
         same = len(parts) == 5 and hashed(password, base64.b64decode(parts[3])) == old[name]
         lines.append(f"{name}:{old[name] if same else hashed(password, os.urandom(12))}")
-    for name in set(os.listdir(folder)) - {name for name, *_ in rows} - {"passwd", "acl"}:
+    for name in set(os.listdir(folder)) - {name for name, *_ in rows} - {PASSWORDS, ACCESS}:
         os.unlink(f"{folder}/{name}")
-    changed = write(f"{folder}/passwd", "\n".join(lines) + "\n", its)
-    return write(f"{folder}/acl", access_list(rows), its) or changed
+    changed = write(f"{folder}/{PASSWORDS}", "\n".join(lines) + "\n", its)
+    return write(f"{folder}/{ACCESS}", access_list(rows), its) or changed
 
 
 def tell(broker: str) -> None:

@@ -335,7 +335,7 @@ def test_secrets_are_read_by_their_one_reader(board: Any) -> None:
     secrets = (
         "/run/stack/secrets.json", f"{folder}/settings_prod.py", f"{folder}/board.key", f"{folder}/authorized_keys",
         "/var/lib/stack/boot/settings_prod.py", "/var/lib/stack/boot/board.key", "/var/lib/outbox/outbox.db",
-        "/run/bus-rights/uplink", "/run/bus-rights/root", "/run/bus-rights/passwd", "/var/lib/dropbear/dropbear_ed25519_host_key",
+        "/run/bus-rights/uplink", "/run/bus-rights/root", "/run/bus-rights/+passwd", "/var/lib/dropbear/dropbear_ed25519_host_key",
         "/dev/vda", "/dev/vdb", "/dev/mem", "/dev/kmsg", "/dev/watchdog", "/proc/kcore", "/proc/sysrq-trigger",
     )  # fmt: skip
     there = board.python(f"result = [path for path in {secrets!r} if os.path.exists(path)]")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 import bus
 from onboard import board_table
 from onboard.mounts import make_directory, write_sysctl
+from services import bus_rights
 from tables import load as tables_module
 from tables.accounts import COUNT, FIRST, own_number
 from tables.rows import Directory
@@ -194,7 +196,7 @@ FAKES = (
     HOSTILE
     + """
 facts = json.load(open("/run/bus-rights/hostile"))
-for name in ("uplink", "broker", "root", "passwd", "acl"):
+for name in ("uplink", "broker", "root", "+passwd", "+acl"):
     tried(f"read {name}", lambda: open(f"/run/bus-rights/{name}").read())
 tried("unlink", lambda: os.unlink("/run/bus/mqtt.sock"))
 tried("rename", lambda: os.rename("/run/bus/mqtt.sock", "/run/bus/other"))
@@ -246,7 +248,7 @@ def test_a_hostile_app_publishes_in_nobodys_name(boot: Boot) -> None:
         pytest.skip("one user alone in this user namespace: apps can read each other's files")
     said = board.log("hostile")
     assert "as uplink Not authorized" in said
-    for name in ("uplink", "broker", "root", "passwd", "acl"):
+    for name in ("uplink", "broker", "root", "+passwd", "+acl"):
         assert f"read {name} PermissionError" in said or f"read {name} FileNotFoundError" in said, said
     for what in ("unlink", "rename", "place", "outbox"):
         assert f"{what} PermissionError" in said, said
@@ -305,6 +307,20 @@ def test_a_table_that_needs_no_access_list_gets_none(tmp_path: Path, text: str) 
     board = load(tmp_path, f"from settings import BROKER, LOGD\n{text}")
     assert "bus_rights" not in board.services
     assert "logd" in board.services
+
+
+def test_a_service_may_be_called_as_a_file_of_the_broker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would have no bus, or the broker no passwords."""
+    uid = os.getuid()
+    monkeypatch.setattr(bus_rights, "ROOT", ("root", uid, ["#"], ["#"]))  # an ordinary user gives no file away
+    rows = [(name, uid, [f"{name}/#"], ["#"]) for name in ("passwd", "acl", "broker")]
+    assert bus_rights.make(rows, "broker", str(tmp_path))
+    assert json.loads((tmp_path / "passwd").read_text())["user"] == "passwd"
+    assert json.loads((tmp_path / "acl").read_text())["user"] == "acl"
+    users = [line.split(":")[0] for line in (tmp_path / "+passwd").read_text().splitlines()]
+    assert users == ["root", "passwd", "acl", "broker"]
+    assert "user acl\n" in (tmp_path / "+acl").read_text()
+    assert not bus_rights.make(rows, "broker", str(tmp_path)), "nothing has changed"
 
 
 @needs_mosquitto
