@@ -689,8 +689,8 @@ def test_buildroot_takes_every_line_and_saves_the_same(configured: Any, board: s
 
 
 RUNTIME = (
-    "busybox chrony dropbear e2fsprogs eudev kmod mosquitto python-paho-mqtt python-pyroute2 python-pyudev python3 readline "
-    "skeleton-init-none sqlite util-linux"
+    "busybox ca-certificates chrony dropbear e2fsprogs eudev kmod mosquitto python-paho-mqtt python-pyroute2 python-pyudev python3 readline "
+    "skeleton-init-none sqlite swupdate util-linux"
 ).split()
 
 

@@ -26,6 +26,7 @@ from tables.tables import Tables
 from updates import engine, fetch, install, trial, word
 from updates import ledger as ledgers
 from updates.engine import Refused
+from updates.health import Seen
 from updates.install import Where, begin
 from updates.ledger import ledger
 from updates.slots import SlotError
@@ -240,6 +241,32 @@ def test_a_server_that_nobody_knows_is_refused(place: Place, server: str, monkey
     monkeypatch.delenv("SSL_CERT_FILE")
     with pytest.raises(Refused, match="certificate is not trusted"):
         place.update(server)
+    missing = place.where._replace(authority=str(place.bench.folder / "nobody.pem"))
+    with pytest.raises(Refused, match="certificate is not trusted"):
+        begin(server, missing, place.slots, lambda *_: None)
+    known = place.where._replace(authority=str(place.bench.folder / "server.pem"))
+    assert begin(server, known, place.slots, lambda *_: None)["version"] == NEW, "the mothership's own authority vouches for it"
+
+
+def test_the_authority_of_the_uplink_is_trusted_for_bundles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A board's profile names it once, in UPLINK_TLS."""
+    seen: list[Where] = []
+
+    def stop(source: str, where: Where, *_: object) -> None:
+        seen.append(where)
+        raise Refused("seen")
+
+    monkeypatch.setattr("onboard.boot_ends.read", lambda path: {"mounted": True})
+    monkeypatch.setattr("updates.slots.partitions", dict)
+    monkeypatch.setattr("updates.slots.slots", lambda options: None)
+    monkeypatch.setattr("updates.health.look", lambda *_: Seen({"options": {}}, [], {}))
+    monkeypatch.setattr("updates.health.before", lambda *_: {})
+    monkeypatch.setattr(install, "begin", stop)
+    for row, path in (((), ""), (("/ca.pem", "/board.pem", "/board.key"), "/ca.pem")):
+        values = {"KEEP": "/k", "UPDATE_CERTIFICATE": "/c", "NETWORK_STATE": "/n", "UPLINK_TLS": row}
+        with pytest.raises(Refused, match="seen"):
+            install.update("x", values, "/control", lambda *_: None)
+        assert seen[-1].authority == path
 
 
 # --- the mothership's word -----------------------------------------------------------------------------------------------

@@ -66,6 +66,7 @@ class Where(NamedTuple):
     devices: dict[int, str]  # partitions of the card by number
     place: str = engine.PLACE
     release: str = RELEASE
+    authority: str = ""  # a file: whoever it vouches for may serve bundles too
 
 
 def update(source: str, values: dict[str, Any], control: str, say: Say, version: str = "") -> dict[str, Any]:
@@ -75,7 +76,9 @@ def update(source: str, values: dict[str, Any], control: str, say: Say, version:
     """
     if not boot_ends.read(STORAGE).get("mounted"):
         raise Refused("there is no data partition: a bundle, and what is known of the slots, has no place")
-    where = Where(f"{values['KEEP']}/update", values["UPDATE_CERTIFICATE"], slots.partitions())
+    where = Where(
+        f"{values['KEEP']}/update", values["UPDATE_CERTIFICATE"], slots.partitions(), authority=(*values["UPLINK_TLS"], "")[0]
+    )
     seen = health.look(control, values["NETWORK_STATE"])
     if not seen.board:
         raise SVError("PID 1 does not answer")
@@ -104,7 +107,7 @@ def begin(
     if fault := suits.power_fault():
         raise Refused(fault)
     with alone(folder):
-        path = fetched(source, folder, say)
+        path = fetched(source, folder, say, where.authority)
         try:
             new = engine.version_of(engine.described(path))
             if wanted and new != wanted:
@@ -130,12 +133,12 @@ def begin(
     }
 
 
-def fetched(source: str, folder: str, say: Say) -> str:
+def fetched(source: str, folder: str, say: Say, authority: str) -> str:
     """The path of the bundle."""
     if source == "-":
         return fetch.from_stdin(sys.stdin.buffer, folder, lambda done, size: say("receiving", done, size))
     if "://" in source:
-        return fetch.download(source, folder, lambda done, size: say("loading", done, size))
+        return fetch.download(source, folder, lambda done, size: say("loading", done, size), authority)
     if not os.path.isfile(source):
         raise Refused(f"there is no file {source[:200]!r}")
     return source
