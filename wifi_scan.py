@@ -247,7 +247,8 @@ class Nl80211:
 
             folder = os.path.dirname(os.path.abspath(__file__))
             command = [sys.executable, "-P", f"{folder}/network/nl80211.py", self.interface]
-            self.child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+            said = subprocess.DEVNULL if self.pause > PERIOD else None  # why it fails is in the log: each line wakes others
+            self.child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said)
             self.bus.watch(self._output(), self._on_output)
             self.deadline, self.printed = now + SCAN_LIMIT, b""
         elif self.child is not None and now >= self.deadline:
@@ -263,8 +264,7 @@ class Nl80211:
 
     def _on_output(self) -> None:
         """More of what it prints; at its end, the access points."""
-        data = os.read(self._output(), 65536)
-        self.printed += data
+        self.printed += (data := os.read(self._output(), 65536))
         if data and len(self.printed) <= LONGEST:
             return
         if data:

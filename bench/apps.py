@@ -35,11 +35,11 @@ for _ in bus.every(0.002):
 
 
 @contextmanager
-def board(build: Path, venv: Path, profile: str, seconds: float) -> Iterator[int]:
-    """PID 1's pid of a board with these lines on top of the laptop's profile, after so many seconds."""
+def board(build: Path, venv: Path, profile: str, seconds: float, script: str = FIRST) -> Iterator[int]:
+    """PID 1's pid of a board with these lines on top of the laptop's profile, after so many seconds; `script` is first.py."""
     files = build / "files"
     files.mkdir(parents=True, exist_ok=True)
-    (files / "first.py").write_text(FIRST)
+    (files / "first.py").write_text(script)
     (build / "apps.py").write_text(profile)
     pid_file = build / "pid"
     pid_file.unlink(missing_ok=True)

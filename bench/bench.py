@@ -23,6 +23,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))  # and this folder, from where it is run
 import apps  # noqa: E402
 import costs  # noqa: E402
+import scale  # noqa: E402
 from costs import memory, namespace, row  # noqa: E402
 
 from base.syscalls import PR_SET_PDEATHSIG, mount, prctl  # noqa: E402
@@ -322,10 +323,20 @@ def reaping() -> None:
     print(f"\n1,000 orphans dying at once: {ours:.1f} ms until the last is reaped; in C {theirs:.1f} ms ({ours / theirs:.2f}x)")
 
 
+def at_scale() -> None:
+    def start(count: int) -> tuple[Run, Path]:
+        argv, folder = prepare(PEERS[0], count)
+        return Run(argv, folder), folder
+
+    scale.many(start, switches)
+    scale.again(start)
+    scale.at_once(lambda profile, script, seconds: apps.board(BUILD, VENV, profile, seconds, script))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", choices=("compare", "linear", "reaping", "imports", "board"))
+    parser.add_argument("--only", choices=("compare", "linear", "reaping", "imports", "board", "scale"))
     parser.add_argument("--before", default=costs.BEFORE, help="the commit whose import is measured beside ours")
     options = parser.parse_args()
     BUILD.mkdir(parents=True, exist_ok=True)
@@ -334,7 +345,7 @@ def main() -> None:
     parts: dict[str, Callable[[], None]] = {
         "imports": lambda: costs.imports(BUILD, 8 * options.rounds, options.before), "compare": lambda: compare(options.rounds),
         "linear": lambda: linear(max(1, options.rounds // 2)), "reaping": reaping,
-        "board": lambda: apps.measure(BUILD, VENV),
+        "board": lambda: apps.measure(BUILD, VENV), "scale": at_scale,
     }  # fmt: skip
     for name, part in parts.items():
         if options.only in (None, name):

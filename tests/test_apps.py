@@ -391,7 +391,9 @@ def test_an_air_without_end_is_cut_counted_and_told_once(tmp_path: Path, caplog:
     assert list(wifi_scan.parts([])) == [[]], "an empty air is told too"
 
 
-def test_where_no_supplicant_runs_the_kernel_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_no_supplicant_runs_the_kernel_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """In a child with a time limit; a program of the test's own takes the place of the radio that this kernel has not."""
     told: list[tuple[str, list[dict[str, Any]]]] = []
     script = tmp_path / "python"
@@ -407,13 +409,14 @@ def test_where_no_supplicant_runs_the_kernel_is_asked(tmp_path: Path, monkeypatc
     assert child is not None
     radio.turn(200.0)
     assert child.poll() == -signal.SIGKILL, "it took too long"
-    script.write_text("#!/bin/sh\nexit 1")
+    script.write_text("#!/bin/sh\necho no such interface >&2\nexit 1")
     pauses = []
     for turn in range(6):  # there is no radio at all
         radio.turn(1e6 * (turn + 1))
         eventually(lambda: bus.serve() and radio.kernel.child is None)
         pauses.append(round(radio.kernel.due - time.monotonic()))
     assert pauses == [10, 20, 40, 60, 60, 60]
+    assert capfd.readouterr().err == "no such interface\n", "once, not with each try: it would wake PID 1 and logd"
     point = {k: v for k, v in AP.items() if k != "ssid"}
     many = [{**point, "bssid": f"02:00:00:00:{n // 256:02x}:{n % 256:02x}"} for n in range(1000)]  # more than a pipe holds
     (tmp_path / "points").write_text(json.dumps(many))
