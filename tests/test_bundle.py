@@ -12,7 +12,7 @@ from conftest import ROOT
 
 from laptop.update_bundle import make_bundle, make_key
 from updates import engine
-from updates.engine import Refused, described, install, meaning, version_of
+from updates.engine import Refused, described, install, meaning, successful, version_of
 
 MISSING = [name for name in ("swupdate", "openssl", "cpio") if not shutil.which(name)]
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"no {', '.join(MISSING)} here, and only root can install it")
@@ -161,10 +161,18 @@ def test_what_is_no_bundle_says_so(tmp_path: Path, data: bytes) -> None:
         described(str(tmp_path / "some"))
 
 
+def test_the_engines_word_counts_and_not_its_exit_status() -> None:
+    """As it was seen on a busy machine: status 1, and nothing wrong."""
+    text = "[INFO ] : SWUPDATE started :  Software Update started !\n[INFO ] : SWUPDATE successful ! SWUPDATE successful !\n"
+    assert successful(text)
+    assert not successful(text + "[ERROR] : SWUPDATE failed [0] ERROR : HASH mismatch\n")
+    assert not successful(text.replace("successful", "running"))
+
+
 def test_a_complaint_that_we_do_not_know_is_passed_on() -> None:
     text = "[ERROR] : SWUPDATE failed [0] ERROR : Something new\n"
     assert meaning(text, "b", "1") == "swupdate: Something new"
-    assert meaning("", "b", "1") == "swupdate: it says nothing"
+    assert meaning("", "b", "1", 3) == "swupdate: it ended with status 3 and names no error"
 
 
 @pytest.mark.parametrize(("board", "version"), [("a b", "1"), ("a", "1.2.3.4.5"), ("a", "70000"), ("a", '1"; x'), ("", "1")])

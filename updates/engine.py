@@ -21,6 +21,7 @@ PARTS = ("boot", "root")
 LONGEST = 64 * 1024  # bytes of a sw-description, and of what the engine says that are read
 HEADER = 110  # bytes of a member's header (cpio "newc" and "crc", `man 5 cpio`)
 LOOK = 0.2  # seconds between two looks at how far the engine is
+SUCCESS = "SWUPDATE successful"
 FOREIGN = "its signature is not by this board's key"
 # What SWUpdate says, and what it means; the first that fits.
 MEANS = (
@@ -89,18 +90,30 @@ def install(
         text = os.pread(said, LONGEST, max(0, size - LONGEST)).decode(errors="replace")
     finally:
         os.close(said)
-    if process.returncode or "SWUPDATE successful" not in text:
-        why = meaning(text, board, version)
+    if not successful(text):
+        why = meaning(text, board, version, process.returncode)
         raise Refused(out_of_date(certificate, time.time()) or why if why == FOREIGN else why)
 
 
-def meaning(text: str, board: str, version: str) -> str:
+def successful(text: str) -> bool:
+    """Whether the engine says that all is written, and no error.
+
+    Its exit status does not tell: version 2022.12 asks itself for its result, now and then too late, and ends with 1 then.
+    """
+    return SUCCESS in text and "ERROR" not in text
+
+
+def meaning(text: str, board: str, version: str, status: int = 1) -> str:
     """The engine's complaint as a sentence: ours where we know it, else its own words."""
     errors = [line.partition(" : ")[2] or line for line in text.splitlines() if "ERROR" in line]
     for sign, sentence in MEANS:
         if any(sign in line for line in errors):
             return sentence.format(board=board, version=version)
-    first = re.sub(r"SWUPDATE \w+\s*(\[\d\])?\s*(ERROR : )?", "", errors[0]).strip() if errors else "it says nothing"
+    first = (
+        re.sub(r"SWUPDATE \w+\s*(\[\d\])?\s*(ERROR : )?", "", errors[0]).strip()
+        if errors
+        else f"it ended with status {status} and names no error"
+    )
     return f"swupdate: {first[:300]}"
 
 
