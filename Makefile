@@ -18,7 +18,7 @@ MACHINE ?= x86_64
 MACHINES = x86_64 virt-arm64 raspi3b
 
 .PHONY: help run prompt boot test test-qemu test-arm test-pythons chaos fleet lint bench bench-boot microvm image install install-board uninstall-board
-.PHONY: soak setup clean install-files docs demo mothership pins push mutants update-key bundle update
+.PHONY: fleet-updates update-cuts soak setup clean install-files docs demo mothership pins push mutants update-key bundle update
 
 help:
 	@echo "make run [SECONDS=n] [PROFILE=FILE] [MOTHERSHIP=HOST:PORT] [OPTIONS='stack.debug ...']   boot the board in namespaces"
@@ -35,6 +35,8 @@ help:
 	@echo "make chaos [HOURS=n] [SEED=n]         board, broker and receiver killed, cut, slowed, filled up: nothing is lost"
 	@echo "make bench-boot [ROUNDS=n] [MACHINE=...]   boots beside busybox init and systemd, in QEMU"
 	@echo "make fleet [BOARDS='200 2000'] [SECONDS=n] [RATE=n] [PERIOD=n] [BROKER=mosquitto|nats|both]   many boards, one mothership"
+	@echo "make fleet-updates [BOARDS=n] [SEED=n]   a bad release and a good one in waves, over simulated boards"
+	@echo "make update-cuts [CUTS=n] [SEED=n]    power cuts while a board in QEMU updates itself again and again"
 	@echo "make image BOARD=name BUILDROOT=path   a card for a board, by a checkout of Buildroot 2026.05.1"
 	@echo "make mutants [MODULES='sv.py ...'] [MUTANTS=n] [SEED=n]   which small mistakes the pure tests notice"
 	@echo "make push BOARD=root@host             this tree's modules on a board, until its next boot or keep()"
@@ -113,6 +115,11 @@ test-qemu: setup
 	@$(AS_ROOT) $(PYTHON) lab/image.py $(MACHINES)
 	@$(AS_ROOT) $(PYTHON) -m pytest -q -rs -p no:cacheprovider -n 2 --dist loadfile --no-loadscope-reorder --timeout 400 $(or $(TESTS),$(QEMU_TESTS))
 
+update-cuts: NEEDS = requirements-dev.txt
+update-cuts: export PROGRAMS = $(LAB) $(CARD) $(UPDATE) qemu-system-x86_64:qemu-system-x86
+update-cuts: setup
+	@$(AS_ROOT) env STACK_CUTS=$(or $(CUTS),30) $(if $(SEED),STACK_SEED=$(SEED)) $(PYTHON) -m pytest -q -s -p no:cacheprovider tests/qemu_update_cuts.py
+
 ARCH ?= arm64 armhf
 test-arm: NEEDS = requirements-dev.txt
 test-arm: export PROGRAMS = mmdebstrap:mmdebstrap qemu-aarch64-static:qemu-user-static
@@ -144,6 +151,11 @@ BOARDS ?= 2000
 fleet: NEEDS = requirements.txt requirements-fleet.txt
 fleet: setup
 	@$(PYTHON) lab/fleet.py $(BOARDS) $(foreach name,SECONDS RATE PERIOD BROKER,$(if $($(name)),--$(shell echo $(name) | tr A-Z a-z) $($(name)))) $(FLEET)
+
+fleet-updates: NEEDS = requirements.txt requirements-fleet.txt
+fleet-updates: export PROGRAMS = $(UPDATE) $(CARD)
+fleet-updates: setup
+	@$(PYTHON) lab/fleet_updates.py $(if $(filter command line,$(origin BOARDS)),$(BOARDS)) $(if $(SEED),--seed $(SEED))
 
 BOARD ?=
 BUILDROOT ?=

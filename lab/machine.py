@@ -142,7 +142,7 @@ class Machine:
         self.started = time.monotonic()
         with (self.folder / "qemu.txt").open("wb") as output:
             self.process = subprocess.Popen(
-                [*command(name, disk, words, data=data), *network(name, self.port), *serial, *extra],
+                [*self.argv(disk, words, data), *network(name, self.port), *serial, *extra],
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output,
             )  # fmt: skip
         try:
@@ -151,6 +151,10 @@ class Machine:
         except Exception as error:
             self.process.kill()
             raise RuntimeError((self.folder / "qemu.txt").read_text()) from error
+
+    def argv(self, disk: Path, words: tuple[str, ...], data: Path | None) -> list[str]:
+        """QEMU's command line, as command() has it."""
+        return command(self.name, disk, words, data=data)
 
     # --- its outside ------------------------------------------------------------------------------------------------
     def console(self) -> str:

@@ -30,7 +30,7 @@ MAY = {
     "uplink": "base tables onboard bus _log",
     "laptop": "base tables onboard",
     "mothership": "base uplink _log",
-    "lab": "base tables onboard bus uplink settings laptop _log",
+    "lab": "base tables onboard bus uplink updates settings laptop _log",
     "bench": "base tables laptop",
     "buildroot": "settings tables",
 }

@@ -40,7 +40,8 @@ listed() { # the files of these that are there, as genimage lists them
     done
 }
 # The ROM of a Raspberry Pi before the 4 loads bootcode.bin from the first partition, which then reads autoboot.txt there.
-owner=$(listed "$images/README.txt" "$images/autoboot.txt" "$boot/bootcode.bin")
+# tryboot.flg is the flag where no firmware keeps one (docs/updates.md).
+owner=$(listed "$images/README.txt" "$images/autoboot.txt" "$images/tryboot.flg" "$boot/bootcode.bin")
 files=$(listed "$images/$kernel" "$images"/*.dtb "$boot"/*)
 sed "s|#OWNER_FILES#|$owner|; s|#BOOT_FILES#|$files|" "$here/genimage.cfg.in" >"$images/genimage.cfg"
 
