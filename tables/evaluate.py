@@ -160,6 +160,7 @@ def _alone(writer: int) -> int:
                 os.kill(os.getpid(), -code)
             _exit(code % 256)
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        os.setsid()  # kill(0, SIGKILL) of a profile shall not reach the process that waits for it
     return 3
 
 

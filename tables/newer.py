@@ -6,7 +6,7 @@ reads a profile (tables/evaluate.py), and nowhere else: it changes the classes o
 
 from __future__ import annotations
 
-from base.near import did_you_mean
+from base.near import did_you_mean, near
 from base.stdlib import TYPE_CHECKING
 from tables import plain, rows
 
@@ -18,6 +18,8 @@ else:
     Dictionary = dict
 
 MOST = 40  # notes of one profile
+# Without one of these a program may do more than its row wants: a misspelt one is a mistake in any version.
+RIGHTS = ("user", "groups", "capabilities", "no_new_privs", "rlimits", "umask", "publishes", "hears", "enabled", "when")
 
 
 class Unknown:
@@ -82,8 +84,10 @@ def forgiving(function: Any, notes: list[str]) -> Any:
 
 
 def _known(kind: str, fields: tuple[str, ...], name: Any, columns: dict[str, Any], notes: list[str]) -> dict[str, Any]:
-    """The columns that a kind of row has; what is noted of the others quotes no value."""
+    """The columns that a kind of row has; what is noted of the others quotes no value. TypeError: a misspelt right."""
     for column in [column for column in columns if column not in fields]:
+        if kind in ("Service", "app") and (meant := near(column[:40], RIGHTS)):
+            raise TypeError(f"{kind}: {column[:40]} is not a column; did you mean {' or '.join(meant)}?")
         what = f"{kind} {name[:60]}" if type(name) is str and name.isprintable() else kind
         note = f"{what}: {column[:40]} is not a column{did_you_mean(column, fields)}; left out"
         if note not in notes and len(notes) < MOST:

@@ -67,6 +67,9 @@ def test_a_table_of_a_newer_version_keeps_the_board_as_its_owner_wants_it(tmp_pa
         ("SERVICES += (Service(),)", "TypeError"),
         ("x = len(7)", "TypeError"),
         ("import nowhere", "ModuleNotFoundError"),
+        ("SERVICES += (Service('a', ('b',), usr='nobody'),)", "TypeError: Service: usr is not a column; did you mean user?"),
+        ("SERVICES += (app('a', capabilitys=()),)", "TypeError: app: capabilitys is not a column; did you mean capabilities?"),
+        ("SERVICES = changed(SERVICES, 'broker', wen=None)", "TypeError: Service: wen is not a column; did you mean when?"),
     ],
 )
 def test_what_is_a_mistake_in_any_version_is_one(text: str, says: str, tmp_path: Path) -> None:
