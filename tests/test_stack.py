@@ -281,7 +281,7 @@ def test_what_stays_writable_is_said_and_unmounted_lazily(
         "sync\numount /stick\nmount - /stick - ro,remount\numount /stick lazily\nmount - / - ro,remount\nsync\n"
     )
     assert [line.partition(" ")[0] for line in said] == ["/stick"]
-    assert said[0].endswith("remount read-only: Device or resource busy")
+    assert said[0].endswith(f"remount read-only: {os.strerror(16)}")
 
 
 def test_swap_and_loop_devices_are_let_go_and_what_they_held_is_unmounted(
@@ -346,7 +346,7 @@ def test_a_child_that_the_kernel_kills_has_not_done_it() -> None:
 
 
 def test_a_child_says_what_the_kernel_refused() -> None:
-    assert teardown.bounded(time.monotonic() + 5, "rmdir", os.rmdir, "/proc") == 16
+    assert teardown.bounded(time.monotonic() + 5, "rmdir", os.rmdir, "/proc") in (16, 30)  # 30: the root is read-only
 
 
 def test_the_least_that_is_done_at_an_end(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
