@@ -31,7 +31,7 @@ help:
 	@echo "make test-arm [ARCH=arm64|armhf]      the tests on ARM's Debian, under qemu-user"
 	@echo "make test-pythons [PYTHONS='3.12 3.13']   the tests without real kernels, under each Python that is here"
 	@echo "make test | lint | bench              tests, ruff and mypy, figures beside the peers"
-	@echo "make soak [UPGRADES=n] [SECONDS=n]    PID 1 upgraded again and again while services die: nothing is lost, nothing grows"
+	@echo "make soak [STARTS=n] [CONNECTIONS=n] [RELOADS=n] [UPGRADES=n]   again and again, while services die: nothing is lost or left"
 	@echo "make chaos [HOURS=n] [SEED=n]         board, broker and receiver killed, cut, slowed, filled up: nothing is lost"
 	@echo "make bench-boot [ROUNDS=n] [MACHINE=...]   boots beside busybox init and systemd, in QEMU"
 	@echo "make fleet [BOARDS='200 2000'] [SECONDS=n] [RATE=n] [PERIOD=n] [BROKER=mosquitto|nats|both]   many boards, one mothership"
@@ -128,7 +128,7 @@ test-arm: setup
 
 soak: NEEDS = requirements-dev.txt
 soak: setup
-	@STACK_UPGRADES=$(or $(UPGRADES),200) STACK_UPGRADE_SECONDS=$(or $(SECONDS),60) $(PYTHON) -m pytest -q -s -p no:cacheprovider tests/soak_upgrade.py
+	@STACK_SOAK="$(or $(STARTS),20000) $(or $(CONNECTIONS),5000) $(or $(RELOADS),500) $(or $(UPGRADES),200)" $(PYTHON) -m pytest -q -s -p no:cacheprovider tests/test_soak.py
 
 chaos: NEEDS = requirements-dev.txt
 chaos: export PROGRAMS = ip:iproute2 $(CHAOS)

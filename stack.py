@@ -278,6 +278,8 @@ class Init(Life):
         changes = self.sv.reload(now, everything=self.sv.world.spawner.environment != before)
         self.timeline.note(now, "board", "", "reload")
         _log.info("reload: " + "; ".join(f"{what} {', '.join(names)}" for what, names in changes.items() if names))
+        del old
+        gc.collect()  # modules refer to themselves: the settings before would stay until the collector comes by itself
         return changes
 
     def execute_anew(self, command: int) -> None:

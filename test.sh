@@ -4,7 +4,7 @@
 set -eu
 cd "$(dirname "$0")"
 python=$PWD/.venv/bin/python
-ALONE="tests/test_console.py tests/test_board.py tests/test_laptop.py tests/test_logd.py tests/test_demo.py tests/test_map_drawn.py tests/test_map.py tests/test_fleet.py tests/test_fleet_updates.py tests/test_chaos.py tests/test_upgrade.py"
+ALONE="tests/test_console.py tests/test_board.py tests/test_laptop.py tests/test_logd.py tests/test_demo.py tests/test_map_drawn.py tests/test_map.py tests/test_fleet.py tests/test_fleet_updates.py tests/test_chaos.py tests/test_upgrade.py tests/test_soak.py"
 status=0
 
 tests() { "$python" -m pytest -q -rs -p no:cacheprovider "$@" || status=1; }
