@@ -252,8 +252,8 @@ def test_what_an_app_says_on_the_bus_holds_as_long_as_the_app_lives(boot: Boot) 
     board.ask("stop", name="doors")
     board.wait_state("light", "unmet", seconds=20)
     assert doors() == (None, "doors", "doors has ended, which told it")
-    board.kill("diagnostic")
     before = board.stats("diagnostic")["pid"]
+    board.kill("diagnostic")
     eventually(lambda: board.stats("diagnostic")["pid"] not in (None, before), 20)
     eventually(lambda: [one for one in board.ask("facts") if one["name"] == "clock" and one["note"] == ""], 20)
     time.sleep(1)  # it has subscribed before it looks at the clock: this is for the broker's answer
