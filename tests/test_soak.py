@@ -253,6 +253,6 @@ def test_many_upgrades_under_load(boot: Callable[..., Board], record_property: C
     )
     assert not WHOLE or min(windows) < WINDOW, "another process may have had the processor in any of them, but not in all"
     assert answered == len(windows) + late
-    assert watched.growth() < GROWTH / 4, "KiB"
+    assert watched.growth() < GROWTH / (4 if WHOLE else 2), "KiB: of ten upgrades each is a step"
     assert len(board.ask("board")["faults"]) == min(late, 50)
     assert board.end() == 0
