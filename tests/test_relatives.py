@@ -113,15 +113,21 @@ def turn(loop: Loop) -> None:
     loop.timers.pop()
 
 
-def test_the_death_of_a_main_process_that_is_not_our_child_is_noticed(
-    family: tuple[subprocess.Popen[str], list[int]],
-) -> None:
-    main, (session, _, _) = family
+def service_of(main: subprocess.Popen[str]) -> tuple[Loop, Relatives, Process]:
+    """A service whose main process this is, as PID 1 knows it."""
     loop = Loop()
     relatives = Relatives(Cgroups(loop), loop)
     process = Process(Service("one", ("x",)), World(), load({}).delays())
     process.pid = main.pid
     relatives.born(process, main.pid)
+    return loop, relatives, process
+
+
+def test_the_death_of_a_main_process_that_is_not_our_child_is_noticed(
+    family: tuple[subprocess.Popen[str], list[int]],
+) -> None:
+    main, (session, _, _) = family
+    loop, relatives, process = service_of(main)
     died: list[int] = []
     relatives.adopt(process, str(session), ROOT._replace(uid=os.getuid()), lambda process, pid, now: died.append(pid))
     assert process.pid == session
@@ -139,11 +145,7 @@ def test_the_death_of_a_main_process_that_is_not_our_child_is_noticed(
 def test_a_process_of_another_service_is_no_main_process(family: tuple[subprocess.Popen[str], list[int]]) -> None:
     """Root's services may all name each other's processes, and so may those of one user: a stop would end a stranger."""
     main, (session, _, _) = family
-    loop = Loop()
-    relatives = Relatives(Cgroups(loop), loop)
-    process = Process(Service("one", ("x",)), World(), load({}).delays())
-    process.pid = main.pid
-    relatives.born(process, main.pid)
+    _, relatives, process = service_of(main)
     relatives.groups["two"] = {os.getpgid(session)}
     relatives.adopt(process, str(session), ROOT._replace(uid=os.getuid()), lambda *_: None)
     assert (process.pid, relatives.pidfds, relatives.groups["one"]) == (main.pid, {}, {main.pid})
