@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import multiprocessing
 import os
 import resource
 import signal
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fleet_figures import histogram, most_in_a_second, percentile, table
-from fleet_programs import Program, find, free_port, make_broker, query
+from fleet_programs import Program, Workers, find, free_port, make_broker, query
 
 ROOT = Path(__file__).resolve().parent.parent
 MEMORY = "/dev/shm"  # for the boards' disks: those of 2,000 boards are not one disk
@@ -60,24 +59,13 @@ class Fleet:
         self.receiver = Program("receiver", argv, folder / "receiver.log")
         self.port = port
         names = [f"board-{number:05}" for number in range(boards)]
-        self.pipes: list[Any] = []
-        self.processes: list[Any] = []
-        context = multiprocessing.get_context("spawn")
-        for number in range(chosen.workers):
-            ours, theirs = context.Pipe()
-            arguments = (theirs, names[number :: chosen.workers], f"127.0.0.1:{port}", str(disks))
-            self.processes.append(context.Process(target=_serve, args=arguments, daemon=True))
-            self.pipes.append(ours)
+        parts = [names[number :: chosen.workers] for number in range(chosen.workers)]
+        self.workers = Workers(_serve, [(part, f"127.0.0.1:{port}", str(disks)) for part in parts])
+        self.order = self.workers.order
         self.lags: list[float] = []
         self.connects: list[float] = []
         self.answers: list[float] = []
         self.row: dict[str, str] = {"boards": str(boards), "broker": kind}
-
-    def order(self, order: str, *arguments: Any) -> list[Any]:
-        """Send an order to all processes; returns their answers."""
-        for pipe in self.pipes:
-            pipe.send((order, *arguments))
-        return [pipe.recv() for pipe in self.pipes]
 
     def figures(self) -> Counter[str]:
         """The boards' figures: numbers are added, lists are joined."""
@@ -236,16 +224,11 @@ class Fleet:
     def __enter__(self) -> Fleet:
         self.broker.start()
         self.receiver.start()
-        for process in self.processes:
-            process.start()
+        self.workers.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for pipe, process in zip(self.pipes, self.processes, strict=True):
-            with contextlib.suppress(OSError):
-                pipe.send(("end",))
-            process.join(10)
-            process.kill()
+        self.workers.end()
         self.receiver.kill()
         self.broker.kill()
 

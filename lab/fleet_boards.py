@@ -296,7 +296,11 @@ def serve(orders: Connection, names: list[str], address: str, folder: str) -> No
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
     uplink.pid_1 = lambda: {"complete": True}  # nobody answers at the control socket
     os.makedirs(folder, exist_ok=True)
-    loop = Loop(names, address, folder)
+    obey(Loop(names, address, folder), orders)
+
+
+def obey(loop: Loop, orders: Connection) -> None:
+    """Turn the loop, and carry out what fleet_programs.Workers orders, until that is "end"."""
     loop.poll.register(orders.fileno(), select.EPOLLIN)
     while True:
         loop.turn(1.0)

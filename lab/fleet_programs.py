@@ -6,11 +6,13 @@ The brokers are mosquitto and nats-server. What the latter's MQTT, which is JetS
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import shutil
 import socket
 import sqlite3
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,36 @@ listen: 127.0.0.1:-1
 jetstream {{ store_dir: "{folder}/nats", limits {{ default_max_consumers: -1 }} }}
 mqtt {{ listen: "127.0.0.1:{port}", consumer_memory_storage: true }}
 """
+
+
+class Workers:
+    """The processes that serve the boards: fleet_boards.obey() has the other end of each one's pipe."""
+
+    def __init__(self, target: Callable[..., None], arguments: list[tuple[Any, ...]]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipes: list[Any] = []
+        self.processes: list[Any] = []
+        for its in arguments:
+            ours, theirs = context.Pipe()
+            self.processes.append(context.Process(target=target, args=(theirs, *its), daemon=True))
+            self.pipes.append(ours)
+
+    def start(self) -> None:
+        for process in self.processes:
+            process.start()
+
+    def order(self, order: str, *arguments: Any) -> list[Any]:
+        """Send an order to all processes; returns their answers."""
+        for pipe in self.pipes:
+            pipe.send((order, *arguments))
+        return [pipe.recv() for pipe in self.pipes]
+
+    def end(self) -> None:
+        for pipe, process in zip(self.pipes, self.processes, strict=True):
+            with contextlib.suppress(OSError):
+                pipe.send(("end",))
+            process.join(10)
+            process.kill()
 
 
 class Program:

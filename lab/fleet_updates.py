@@ -9,10 +9,8 @@ and updated once. Boards are fleet_updating.py's; a wrong end is exit status 1.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import json
-import multiprocessing
 import random
 import shutil
 import subprocess
@@ -27,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from firmware import fat
 from fleet import folders
-from fleet_programs import PATH, Program, free_port, make_broker, query
+from fleet_programs import PATH, Program, Workers, free_port, make_broker, query
 from update_server import Server
 
 from laptop import update_bundle
@@ -72,21 +70,11 @@ class Fleet:
         self.place = str(folder / "place")
         self.names = [f"mast-{number:03}" for number in range(chosen.boards)]
         shared = (f"127.0.0.1:{port}", str(disks), str(card), str(folder / "keys/update.pem"), self.place)
-        context = multiprocessing.get_context("spawn")
-        self.pipes: list[Any] = []
-        self.processes: list[Any] = []
-        for number in range(chosen.workers):
-            ours, theirs = context.Pipe()
-            arguments = (theirs, self.names[number :: chosen.workers], shared, str(self.server.trusted))
-            self.processes.append(context.Process(target=_serve, args=arguments, daemon=True))
-            self.pipes.append(ours)
+        parts = [self.names[number :: chosen.workers] for number in range(chosen.workers)]
+        self.workers = Workers(_serve, [(part, shared, str(self.server.trusted)) for part in parts])
+        self.order = self.workers.order
         self.wrong: list[str] = []
         self.kills: Counter[str] = Counter()
-
-    def order(self, order: str, *arguments: Any) -> list[Any]:
-        for pipe in self.pipes:
-            pipe.send((order, *arguments))
-        return [pipe.recv() for pipe in self.pipes]
 
     def look(self) -> dict[str, dict[str, Any]]:
         return {name: row for part in self.order("look") for name, row in part.items()}
@@ -250,16 +238,11 @@ class Fleet:
     def __enter__(self) -> Fleet:
         self.broker.start()
         self.receiver.start()
-        for process in self.processes:
-            process.start()
+        self.workers.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for pipe, process in zip(self.pipes, self.processes, strict=True):
-            with contextlib.suppress(OSError):
-                pipe.send(("end",))
-            process.join(10)
-            process.kill()
+        self.workers.end()
         for program in (self.driver, self.receiver, self.broker):
             program.kill()
         self.server.close()

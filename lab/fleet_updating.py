@@ -12,7 +12,6 @@ import fcntl
 import json
 import os
 import random
-import select
 import signal
 import time
 from collections import Counter
@@ -21,7 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-from fleet_boards import CHOSEN, NEVER, OUTBOX_SIZE, LocalBus, Loop, SimulatedBoard, Uplink
+from fleet_boards import CHOSEN, NEVER, OUTBOX_SIZE, LocalBus, Loop, SimulatedBoard, Uplink, obey
 
 from base.files import read_file
 from onboard import boot_ends, events
@@ -309,12 +308,4 @@ def serve(orders: Connection, names: list[str], shared: Shared, trusted: str) ->
     # One kernel runs them all, and a boot is known by its id.
     vars(trial)["read_file"] = lambda path: CURRENT[0] if path == BOOT_ID else read_file(path)
     uplink.pid_1 = lambda: {"complete": True}
-    loop = UpdatingLoop(names, shared)
-    loop.poll.register(orders.fileno(), select.EPOLLIN)
-    while True:
-        loop.turn(1.0)
-        if orders.poll():
-            order, *arguments = orders.recv()
-            if order == "end":
-                return
-            orders.send(getattr(loop, order)(*arguments))
+    obey(UpdatingLoop(names, shared), orders)
